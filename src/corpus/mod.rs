@@ -1,0 +1,1 @@
+//! Documents in, passages out: one file a format, and the splitter.

@@ -1,0 +1,1 @@
+//! The bi-encoder: text to unit vector.

@@ -1,0 +1,1 @@
+//! BERT-family graphs: encoders and cross-encoders.

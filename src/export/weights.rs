@@ -1,0 +1,1 @@
+//! Named tensors from safetensors folders or GGUF files.

@@ -1,0 +1,1 @@
+//! The best passages into the language model's token budget.

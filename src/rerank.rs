@@ -1,0 +1,1 @@
+//! The cross-encoder: question and passage read together, one score.

@@ -1,0 +1,9 @@
+//! The only code that knows ONNX Runtime: sessions, devices, batches, tokenizers, model folders, and how
+//! all of them get onto the machine.
+
+pub mod batch;
+pub mod device;
+pub mod model_dir;
+pub mod session;
+pub mod setup;
+pub mod tokenizer;

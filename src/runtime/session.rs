@@ -1,0 +1,169 @@
+//! One ONNX graph, loaded and ready to run: the narrow door through which the rest of the crate meets
+//! ONNX Runtime.
+//!
+//! A session's `run` needs `&mut self` (ONNX Runtime may reuse memory between runs), so a session has one
+//! owner; who needs two graphs at once opens two sessions.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use half::f16;
+use ort::environment::Environment;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{Session as OrtSession, SessionInputValue};
+use ort::value::{DynValue, TensorElementType, TensorRef};
+
+use crate::error::{Error, Result};
+use crate::runtime::{device, setup};
+
+/// How a model is run.
+#[derive(Debug, Clone, Default)]
+pub struct RuntimeOptions {
+    /// Where it runs.
+    pub device: device::Device,
+    /// Threads inside one run; 0 = all cores this process may use.
+    pub threads: usize,
+    /// Never fetch anything; a missing piece is an error.
+    pub offline: bool,
+}
+
+impl RuntimeOptions {
+    /// The number of threads meant by [`Self::threads`].
+    pub fn thread_count(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        }
+    }
+}
+
+/// A tensor on its way in: its elements and its shape.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32], &'a [usize]),
+    /// 64-bit integers.
+    I64(&'a [i64], &'a [usize]),
+}
+
+/// A tensor on its way out, as 32-bit floats whatever the graph's own float type.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its elements in row-major order.
+    pub data: Vec<f32>,
+}
+
+/// A graph that can be run.
+#[derive(Debug)]
+pub struct Session {
+    inner: OrtSession,
+    path: PathBuf,
+}
+
+/// The process-wide ONNX Runtime, loaded from `library` on the first call.
+fn environment(options: &RuntimeOptions) -> Result<&'static Environment> {
+    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+    if let Some(environment) = ENVIRONMENT.get() {
+        return Ok(environment);
+    }
+    let library = setup::runtime_library(options)?;
+    let load = |library: &Path| -> Result<Environment, String> {
+        ort::init_from(library)
+            .map_err(|e| e.to_string())?
+            .with_name("nunatak")
+            .with_telemetry(false)
+            .build()
+            .map_err(|e| e.to_string())
+    };
+    let environment = load(&library).map_err(|message| Error::Setup {
+        problem: format!("cannot load ONNX Runtime from {}: {message}", library.display()),
+        hint: Some("run `nunatak setup`, or point ORT_DYLIB_PATH at a libonnxruntime of version 1.24 or later".into()),
+    })?;
+    Ok(ENVIRONMENT.get_or_init(|| environment))
+}
+
+impl Session {
+    /// Load the graph at `path` on the device of `options`.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] without a runtime library, [`Error::Device`] when the device cannot be had,
+    /// [`Error::Model`] when the graph is not one.
+    pub fn open(path: &Path, options: &RuntimeOptions) -> Result<Self> {
+        let environment = environment(options)?;
+        let bad = |e: &dyn std::fmt::Display| {
+            Error::model(
+                path.display().to_string(),
+                format!("ONNX Runtime cannot load it: {e}"),
+                "export or import the model again with `nunatak models import`",
+            )
+        };
+        let builder = OrtSession::builder(environment).map_err(|e| bad(&e))?;
+        let builder = builder.with_optimization_level(GraphOptimizationLevel::Level3).map_err(|e| bad(&e))?;
+        let builder = builder.with_intra_threads(options.thread_count()).map_err(|e| bad(&e))?;
+        let mut builder = device::register(builder, options)?;
+        let inner = builder.commit_from_file(path).map_err(|e| bad(&e))?;
+        Ok(Self { inner, path: path.to_path_buf() })
+    }
+
+    /// Names of the graph's inputs.
+    pub fn input_names(&self) -> Vec<&str> {
+        self.inner.inputs().iter().map(|i| i.name()).collect()
+    }
+
+    /// Names of the graph's outputs.
+    pub fn output_names(&self) -> Vec<&str> {
+        self.inner.outputs().iter().map(|o| o.name()).collect()
+    }
+
+    /// The file this session was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// ONNX Runtime's own session, for code in `runtime/` that binds buffers.
+    pub(in crate::runtime) fn ort(&mut self) -> &mut OrtSession {
+        &mut self.inner
+    }
+
+    /// Run the graph once and return the named outputs as floats, in the order asked.
+    pub fn run(&mut self, inputs: &[(&str, Input)], outputs: &[&str]) -> Result<Vec<Output>> {
+        let values = inputs
+            .iter()
+            .map(|(name, input)| Ok(((*name).to_owned(), tensor(input)?)))
+            .collect::<Result<Vec<(String, SessionInputValue)>>>()?;
+        let results = self.inner.run(values).map_err(Error::internal("running a model"))?;
+        outputs
+            .iter()
+            .map(|name| {
+                let value = results.get(*name).ok_or_else(|| Error::Internal {
+                    doing: "running a model",
+                    message: format!("the graph {} has no output {name}", self.path.display()),
+                })?;
+                floats(value)
+            })
+            .collect()
+    }
+}
+
+fn tensor<'a>(input: &Input<'a>) -> Result<SessionInputValue<'a>> {
+    let failed = Error::internal("preparing a tensor");
+    Ok(match *input {
+        Input::F32(data, shape) => TensorRef::from_array_view((shape, data)).map_err(failed)?.into(),
+        Input::I64(data, shape) => TensorRef::from_array_view((shape, data)).map_err(failed)?.into(),
+    })
+}
+
+/// The elements of a float tensor, whatever its float type.
+pub(in crate::runtime) fn floats(value: &DynValue) -> Result<Output> {
+    let is_half = value.dtype().tensor_type() == Some(TensorElementType::Float16);
+    let (shape, data) = if is_half {
+        let (shape, data) = value.try_extract_tensor::<f16>().map_err(Error::internal("reading a tensor"))?;
+        (shape, data.iter().map(|x| x.to_f32()).collect())
+    } else {
+        let (shape, data) = value.try_extract_tensor::<f32>().map_err(Error::internal("reading a tensor"))?;
+        (shape, data.to_vec())
+    };
+    Ok(Output { shape: shape.iter().map(|&d| d as usize).collect(), data })
+}

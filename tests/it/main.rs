@@ -1,0 +1,3 @@
+//! The integration tests, in one binary because linking it is the slow part. One module a subject.
+
+mod common;
