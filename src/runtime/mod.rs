@@ -6,4 +6,5 @@ pub mod device;
 pub mod model_dir;
 pub mod session;
 pub mod setup;
+mod standard_export;
 pub mod tokenizer;
