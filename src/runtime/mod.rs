@@ -3,6 +3,7 @@
 
 pub mod batch;
 pub mod device;
+pub mod kv_session;
 pub mod model_dir;
 pub mod session;
 pub mod setup;
