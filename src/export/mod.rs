@@ -1,7 +1,59 @@
 //! Weights (safetensors, GGUF) to ONNX graphs that we control.
+//!
+//! Common exports take token ids and hide what a frozen model's users need; these graphs have the inputs
+//! and outputs that [`crate::runtime::model_dir::ModelKind`] names, and nothing else.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Error;
 
 pub mod bert;
+mod bert_source;
 pub mod gguf;
 pub mod llama;
 pub mod onnx;
+mod quantize;
 pub mod weights;
+
+/// How the weights stand in the graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// 32-bit floats: the yardstick.
+    Fp32,
+    /// 16-bit floats, for GPUs; a CPU computes such a graph in 32 bits and only saves memory.
+    Fp16,
+    /// 8-bit integers: the fastest on a CPU.
+    #[default]
+    Int8,
+}
+
+impl Precision {
+    /// The name in `nunatak.json` and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "fp32" => Ok(Self::Fp32),
+            "fp16" => Ok(Self::Fp16),
+            "int8" => Ok(Self::Int8),
+            _ => Err(Error::request(format!("unknown precision `{name}`"), "use fp32, fp16 or int8")),
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What a BERT-family model folder says about itself: sizes from `config.json`, pooling and length from
+//! the sentence-transformers files beside it, and the names its tensors go by.
+//!
+//! Graphs are not built here.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+use crate::export::weights::Weights;
+
+/// Longest input where the folder does not say.
+const DEFAULT_MAX_TOKENS: usize = 512;
+
+/// A model of the BERT family, by its naming of tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    Bert,
+    /// RoBERTa and XLM-RoBERTa: positions begin after the padding id, and there are no token types.
+    Roberta,
+    /// DistilBERT: no token types, no pooler.
+    DistilBert,
+}
+
+/// The activation between the two feed-forward layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Activation {
+    /// x Φ(x).
+    Gelu,
+    /// Its approximation by tanh.
+    GeluTanh,
+    Relu,
+}
+
+/// How token vectors become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pooling {
+    Mean,
+    Cls,
+}
+
+impl Pooling {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+        }
+    }
+}
+
+/// Sizes and conventions of a model.
+#[derive(Debug, Clone)]
+pub(super) struct BertSource {
+    pub(super) family: Family,
+    /// `model_type` of `config.json`.
+    pub(super) model_type: String,
+    /// Width of the hidden states.
+    pub(super) hidden: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    /// Width between the two feed-forward layers.
+    pub(super) intermediate: usize,
+    pub(super) vocab: usize,
+    /// Rows of the position table.
+    pub(super) position_rows: usize,
+    /// Row of the first token's position.
+    pub(super) first_position: usize,
+    /// Rows of the token type table; 0 without one.
+    pub(super) token_types: usize,
+    pub(super) activation: Activation,
+    pub(super) layer_norm_eps: f32,
+    pub(super) pooling: Pooling,
+    /// Longest input in tokens.
+    pub(super) max_tokens: usize,
+    /// What all tensor names of the encoder begin with: empty, or `bert.` and the like.
+    pub(super) prefix: String,
+}
+
+/// `config.json`; DistilBERT has names of its own for the same sizes.
+#[derive(Deserialize)]
+struct Config {
+    model_type: String,
+    #[serde(alias = "dim")]
+    hidden_size: usize,
+    #[serde(alias = "n_layers")]
+    num_hidden_layers: usize,
+    #[serde(alias = "n_heads")]
+    num_attention_heads: usize,
+    #[serde(alias = "hidden_dim")]
+    intermediate_size: usize,
+    #[serde(alias = "activation")]
+    hidden_act: String,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    #[serde(default)]
+    type_vocab_size: usize,
+    #[serde(default = "default_eps")]
+    layer_norm_eps: f32,
+    pad_token_id: Option<usize>,
+    position_embedding_type: Option<String>,
+}
+
+/// DistilBERT does not state it: its code has this constant.
+fn default_eps() -> f32 {
+    1e-12
+}
+
+#[derive(Deserialize)]
+struct PoolingConfig {
+    #[serde(default)]
+    pooling_mode_cls_token: bool,
+    #[serde(default)]
+    pooling_mode_mean_tokens: bool,
+    #[serde(default)]
+    pooling_mode_max_tokens: bool,
+    #[serde(default)]
+    pooling_mode_mean_sqrt_len_tokens: bool,
+    #[serde(default)]
+    pooling_mode_weightedmean_tokens: bool,
+    #[serde(default)]
+    pooling_mode_lasttoken: bool,
+}
+
+#[derive(Deserialize)]
+struct SentenceConfig {
+    max_seq_length: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct Module {
+    r#type: String,
+}
+
+impl BertSource {
+    /// Read the folder's configuration; `weights` tell which prefix the names have.
+    ///
+    /// # Errors
+    /// [`Error::File`] without `config.json`, [`Error::Model`] for an architecture, activation, pooling or
+    /// module that the exporter has no graph for.
+    pub(super) fn read(folder: &Path, weights: &Weights) -> Result<Self> {
+        let path = folder.join("config.json");
+        let config: Config = json(&path)?;
+        let refuse = |problem: String, hint: &str| Error::model(folder.display().to_string(), problem, hint);
+        let (family, root) = match config.model_type.as_str() {
+            "bert" => (Family::Bert, "bert."),
+            "roberta" | "xlm-roberta" => (Family::Roberta, "roberta."),
+            "distilbert" => (Family::DistilBert, "distilbert."),
+            other => {
+                return Err(refuse(
+                    format!("its architecture `{other}` is not of the BERT family"),
+                    "use a bert, roberta, xlm-roberta or distilbert model, or bring a finished ONNX export",
+                ));
+            }
+        };
+        let activation = match config.hidden_act.as_str() {
+            "gelu" => Activation::Gelu,
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            other => {
+                return Err(refuse(
+                    format!("its activation `{other}` is not known"),
+                    "models with gelu, gelu_new or relu can be exported",
+                ));
+            }
+        };
+        if config.position_embedding_type.as_deref().is_some_and(|t| t != "absolute") {
+            return Err(refuse("its positions are relative".into(), "models with absolute positions can be exported"));
+        }
+        if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
+            return Err(refuse(
+                format!("its width {} cannot be shared by {} heads", config.hidden_size, config.num_attention_heads),
+                "config.json is damaged: fetch the model again",
+            ));
+        }
+        let first_position = if family == Family::Roberta { config.pad_token_id.unwrap_or(1) + 1 } else { 0 };
+        let positions = config.max_position_embeddings.saturating_sub(first_position);
+        let prefix = if weights.contains(&format!("{root}embeddings.word_embeddings.weight")) { root } else { "" };
+        Ok(Self {
+            family,
+            hidden: config.hidden_size,
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            intermediate: config.intermediate_size,
+            vocab: config.vocab_size,
+            position_rows: config.max_position_embeddings,
+            first_position,
+            token_types: if family == Family::DistilBert { 0 } else { config.type_vocab_size },
+            activation,
+            layer_norm_eps: config.layer_norm_eps,
+            pooling: pooling(folder)?,
+            max_tokens: max_tokens(folder)?.min(positions),
+            prefix: prefix.to_owned(),
+            model_type: config.model_type,
+        })
+    }
+
+    /// Name of a tensor of layer `layer`, by its BERT name without the layer: `attention.self.query`.
+    pub(super) fn layer(&self, layer: usize, part: Part) -> String {
+        let name = match (self.family, part) {
+            (Family::DistilBert, Part::Query) => "attention.q_lin",
+            (Family::DistilBert, Part::Key) => "attention.k_lin",
+            (Family::DistilBert, Part::Value) => "attention.v_lin",
+            (Family::DistilBert, Part::AttentionOut) => "attention.out_lin",
+            (Family::DistilBert, Part::AttentionNorm) => "sa_layer_norm",
+            (Family::DistilBert, Part::FeedForwardIn) => "ffn.lin1",
+            (Family::DistilBert, Part::FeedForwardOut) => "ffn.lin2",
+            (Family::DistilBert, Part::OutputNorm) => "output_layer_norm",
+            (_, Part::Query) => "attention.self.query",
+            (_, Part::Key) => "attention.self.key",
+            (_, Part::Value) => "attention.self.value",
+            (_, Part::AttentionOut) => "attention.output.dense",
+            (_, Part::AttentionNorm) => "attention.output.LayerNorm",
+            (_, Part::FeedForwardIn) => "intermediate.dense",
+            (_, Part::FeedForwardOut) => "output.dense",
+            (_, Part::OutputNorm) => "output.LayerNorm",
+        };
+        let stack = if self.family == Family::DistilBert { "transformer" } else { "encoder" };
+        format!("{}{stack}.layer.{layer}.{name}", self.prefix)
+    }
+}
+
+/// The learned pieces of one layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    Query,
+    Key,
+    Value,
+    AttentionOut,
+    AttentionNorm,
+    FeedForwardIn,
+    FeedForwardOut,
+    OutputNorm,
+}
+
+fn pooling(folder: &Path) -> Result<Pooling> {
+    let refuse = |problem: String| {
+        Error::model(folder.display().to_string(), problem, "encoders with mean or CLS pooling can be exported")
+    };
+    // A projection after pooling would change every vector; leaving it out in silence is worse than a refusal.
+    let modules = folder.join("modules.json");
+    if modules.is_file() {
+        let known = ["Transformer", "Pooling", "Normalize"];
+        let modules: Vec<Module> = json(&modules)?;
+        let unknown = modules.iter().find(|m| !known.iter().any(|k| m.r#type.ends_with(k)));
+        if let Some(module) = unknown {
+            return Err(refuse(format!("its module {} has no counterpart in the graph", module.r#type)));
+        }
+    }
+    let path = folder.join("1_Pooling").join("config.json");
+    if !path.is_file() {
+        return Ok(Pooling::Mean);
+    }
+    let config: PoolingConfig = json(&path)?;
+    let other = config.pooling_mode_max_tokens
+        || config.pooling_mode_mean_sqrt_len_tokens
+        || config.pooling_mode_weightedmean_tokens
+        || config.pooling_mode_lasttoken;
+    match (config.pooling_mode_mean_tokens, config.pooling_mode_cls_token, other) {
+        (true, false, false) => Ok(Pooling::Mean),
+        (false, true, false) => Ok(Pooling::Cls),
+        _ => Err(refuse(format!("{} asks for a pooling that is neither mean nor CLS alone", path.display()))),
+    }
+}
+
+fn max_tokens(folder: &Path) -> Result<usize> {
+    let path = folder.join("sentence_bert_config.json");
+    if !path.is_file() {
+        return Ok(DEFAULT_MAX_TOKENS);
+    }
+    Ok(json::<SentenceConfig>(&path)?.max_seq_length.unwrap_or(DEFAULT_MAX_TOKENS))
+}
+
+fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+    serde_json::from_str(&text)
+        .map_err(|e| Error::bad_file(path, format!("is not as it should be: {e}"), "fetch the model again"))
+}

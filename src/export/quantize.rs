@@ -1,0 +1,104 @@
+//! Weight matrices as a graph holds them: float, half, or 8-bit integers with a scale a column.
+//!
+//! Blockwise quantization of language models is not here.
+
+use crate::export::Precision;
+use crate::export::onnx::{GraphBuilder, Initializer};
+
+/// Largest magnitude of a symmetric 8-bit weight; -128 is left out so that the range is symmetric.
+const INT8_MAX: f32 = 127.0;
+
+/// A float tensor in the float type of `precision`; 8-bit graphs keep 32-bit floats beside the matrices.
+pub(super) fn float(precision: Precision, shape: &[usize], data: &[f32]) -> Initializer {
+    match precision {
+        Precision::Fp16 => Initializer::f16(shape, data),
+        Precision::Fp32 | Precision::Int8 => Initializer::f32(shape, data),
+    }
+}
+
+/// A matrix `[rows, columns]` transposed to `[columns, rows]`: checkpoints store `[out, in]`, ONNX
+/// multiplies by `[in, out]`.
+pub(super) fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(matrix.len());
+    for column in 0..columns {
+        out.extend(matrix.iter().skip(column).step_by(columns).take(rows));
+    }
+    out
+}
+
+/// A matrix `[rows, columns]` as 8-bit integers and a scale for each column:
+/// `w = scale * q`, `scale = max |w| / 127` over the column.
+pub(super) fn int8_per_column(matrix: &[f32], columns: usize) -> (Vec<i8>, Vec<f32>) {
+    let mut scales = vec![0f32; columns];
+    for row in matrix.chunks_exact(columns) {
+        for (scale, w) in scales.iter_mut().zip(row) {
+            *scale = scale.max(w.abs());
+        }
+    }
+    for scale in &mut scales {
+        // A column of zeros has any scale; 1 keeps the division finite.
+        *scale = if *scale > 0.0 { *scale / INT8_MAX } else { 1.0 };
+    }
+    let quantized = matrix
+        .chunks_exact(columns)
+        .flat_map(|row| row.iter().zip(&scales).map(|(w, scale)| (w / scale).round() as i8))
+        .collect();
+    (quantized, scales)
+}
+
+/// The product of `x` and a weight matrix, and the bias that the next operator has yet to add.
+pub(super) struct Product {
+    /// Name of the product.
+    pub(super) value: String,
+    /// Name of the bias, unless it is in the product already; empty then.
+    pub(super) bias: String,
+}
+
+/// `x [.., rows] * matrix [rows, columns]` and its bias `[columns]`.
+///
+/// The 8-bit product quantizes `x` on the fly with one scale for the whole tensor.
+pub(super) fn linear(g: &mut GraphBuilder, precision: Precision, x: &str, matrix: &[f32], bias: &[f32]) -> Product {
+    let columns = bias.len();
+    let rows = matrix.len() / columns.max(1);
+    let bias = g.constant(float(precision, &[columns], bias));
+    if precision == Precision::Int8 {
+        let (quantized, scales) = int8_per_column(matrix, columns);
+        let weight = g.constant(Initializer::i8(&[rows, columns], &quantized));
+        let scale = g.constant(Initializer::f32(&[columns], &scales));
+        let value = g.ms_op("DynamicQuantizeMatMul", &[x, &weight, &scale, "", &bias], &[]);
+        return Product { value, bias: String::new() };
+    }
+    let weight = g.constant(float(precision, &[rows, columns], matrix));
+    Product { value: g.op("MatMul", &[x, &weight], &[]), bias }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_transpose_swaps_the_axes() {
+        assert_eq!(transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    }
+
+    #[test]
+    fn a_column_of_zeros_stays_zero() {
+        let (quantized, scales) = int8_per_column(&[0.0, 2.0, 0.0, -1.0], 2);
+        assert_eq!(quantized, [0, 127, 0, -64]);
+        assert_eq!(scales, [1.0, 2.0 / 127.0]);
+    }
+
+    proptest! {
+        /// Rounding to nearest is off by half a step at most, in every column.
+        #[test]
+        fn quantization_is_off_by_half_a_step(matrix in prop::collection::vec(-8f32..8.0, 12)) {
+            let (quantized, scales) = int8_per_column(&matrix, 3);
+            for (i, (&w, &q)) in matrix.iter().zip(&quantized).enumerate() {
+                let scale = scales[i % 3];
+                prop_assert!((w - f32::from(q) * scale).abs() <= scale * 0.5001, "{w} {q} {scale}");
+            }
+        }
+    }
+}
