@@ -7,4 +7,5 @@ pub mod kv_session;
 pub mod model_dir;
 pub mod session;
 pub mod setup;
+mod standard_export;
 pub mod tokenizer;

@@ -47,7 +47,7 @@ pub enum Input<'a> {
 }
 
 /// A tensor on its way out, as 32-bit floats whatever the graph's own float type.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Output {
     /// Its shape.
     pub shape: Vec<usize>,

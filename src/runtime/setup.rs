@@ -14,3 +14,12 @@ pub fn runtime_library(_options: &RuntimeOptions) -> Result<PathBuf> {
         }
     }
 }
+
+/// The model of this name or in this folder; starter models are fetched and exported on first use.
+pub fn model(
+    name: &str,
+    _options: &RuntimeOptions,
+    _progress: &dyn crate::progress::Progress,
+) -> Result<crate::runtime::model_dir::ModelDir> {
+    crate::runtime::model_dir::ModelDir::open(std::path::Path::new(name))
+}
