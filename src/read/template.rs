@@ -4,6 +4,7 @@
 //! states are computed once), the blocks are what the packer counts, the tail holds the question. Each
 //! part is tokenised by itself, so the sum of the parts is exactly what the model gets.
 
+use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
 
@@ -138,10 +139,10 @@ fn chat_frame(shape: &LmShape, model: &str) -> Result<(String, String)> {
         .chat_template
         .as_deref()
         .ok_or_else(|| Error::model(model, "it has no chat template", hint))?;
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
     let render = || -> std::result::Result<String, minijinja::Error> {
+        let mut environment = Environment::new();
+        // Published chat templates are written for these two settings of Jinja.
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
         environment.template_from_str(source)?.render(context! {
             messages => vec![context! { role => "user", content => MESSAGE }],
             add_generation_prompt => true,

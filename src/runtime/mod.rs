@@ -8,4 +8,5 @@ pub mod model_dir;
 pub mod session;
 pub mod setup;
 mod standard_export;
+mod token_bytes;
 pub mod tokenizer;
