@@ -42,6 +42,8 @@ impl RuntimeOptions {
 pub enum Input<'a> {
     /// 32-bit floats.
     F32(&'a [f32], &'a [usize]),
+    /// 16-bit floats: the KV cache of a graph of that type.
+    F16(&'a [f16], &'a [usize]),
     /// 64-bit integers.
     I64(&'a [i64], &'a [usize]),
 }
@@ -151,6 +153,7 @@ fn tensor<'a>(input: &Input<'a>) -> Result<SessionInputValue<'a>> {
     let failed = Error::internal("preparing a tensor");
     Ok(match *input {
         Input::F32(data, shape) => TensorRef::from_array_view((shape, data)).map_err(failed)?.into(),
+        Input::F16(data, shape) => TensorRef::from_array_view((shape, data)).map_err(failed)?.into(),
         Input::I64(data, shape) => TensorRef::from_array_view((shape, data)).map_err(failed)?.into(),
     })
 }
