@@ -87,6 +87,15 @@ fn environment(options: &RuntimeOptions) -> Result<&'static Environment> {
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
+/// Version of the ONNX Runtime in use, which is loaded for it: `1.32.0`, or what a build of no release says of
+/// itself.
+pub fn runtime_version(options: &RuntimeOptions) -> Result<String> {
+    environment(options)?;
+    let info = ort::info();
+    let release = info.split_once("git-branch=rel-").and_then(|(_, rest)| rest.split(',').next());
+    Ok(release.unwrap_or(info).to_owned())
+}
+
 impl Session {
     /// Load the graph at `path` on the device of `options`.
     ///
