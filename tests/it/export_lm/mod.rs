@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what fails in a test's helper fails the test")]
 
 mod cache;
+mod gguf;
 mod graph;
 mod parity;
 mod tiny;

@@ -3,9 +3,9 @@
 use nunatak::export::Precision;
 use nunatak::export::llama::export_lm;
 
-use super::{assert_close, noise};
 use super::graph::Graphs;
 use super::tiny::{FAMILIES, Family, prompt};
+use super::{assert_close, noise};
 
 /// Longer than Mistral's window.
 const LENGTH: usize = 20;
