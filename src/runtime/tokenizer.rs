@@ -143,6 +143,11 @@ impl TextTokenizer {
         self.plain.decode(ids, true).map_err(Error::internal("decoding tokens"))
     }
 
+    /// The bytes that each token stands for, in id order; none for special tokens.
+    pub fn token_bytes(&self) -> Vec<Vec<u8>> {
+        crate::runtime::token_bytes::of(&self.plain)
+    }
+
     /// The id of a token by its own spelling, such as `<|im_end|>`.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.plain.token_to_id(token)
