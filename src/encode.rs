@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::progress::check_interrupt;
 use crate::runtime::batch::{self, Padded};
+use crate::runtime::device::Device;
 use crate::runtime::model_dir::{ModelDir, ModelKind};
 use crate::runtime::session::{Input, Output, RuntimeOptions, Session};
 use crate::runtime::tokenizer::{Cut, TextTokenizer};
@@ -109,6 +110,11 @@ impl Encoder {
     /// Longest text in tokens, special tokens included.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> Device {
+        self.session.device()
     }
 
     /// What was cut so far.

@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn whole_then_cut_then_left_out() {
-        let candidates = [candidate(0, "One two three."), candidate(1, "Four five. Six seven eight."), candidate(2, "Nine.")];
+        let candidates =
+            [candidate(0, "One two three."), candidate(1, "Four five. Six seven eight."), candidate(2, "Nine.")];
         let packing = pack(&candidates, Dealing::Together, 11, &mut words).unwrap();
         let texts: Vec<&str> = packing.windows[0].iter().map(|p| p.passage.text.as_str()).collect();
         assert_eq!(texts, ["One two three.", "Four five."]);

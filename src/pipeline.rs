@@ -146,8 +146,7 @@ fn assemble(question: &str, found: Found, packing: Packing, reading: Reading, la
     };
     let windows =
         packing.windows.into_iter().map(|window| window.into_iter().map(|packed| packed.passage).collect()).collect();
-    let trace =
-        Trace { retrieved: found.retrieved, reranked: found.reranked, windows, left_out: packing.left_out };
+    let trace = Trace { retrieved: found.retrieved, reranked: found.reranked, windows, left_out: packing.left_out };
     Answer {
         question: question.to_owned(),
         answer: reading.answer,

@@ -97,8 +97,7 @@ impl Sampler {
             ranked.truncate(self.top_k);
         }
         let max = ranked.first().map_or(0.0, |r| r.1);
-        let weights: Vec<f64> =
-            ranked.iter().map(|&(_, x)| f64::from((x - max) / self.temperature).exp()).collect();
+        let weights: Vec<f64> = ranked.iter().map(|&(_, x)| f64::from((x - max) / self.temperature).exp()).collect();
         let total: f64 = weights.iter().sum();
         let mut kept = 0;
         let mut mass = 0.0;

@@ -131,7 +131,8 @@ impl FrozenLm {
         let mut caches = Vec::with_capacity(prompts.len());
         let mut logits = Vec::with_capacity(prompts.len());
         for prompt in prompts {
-            let (cache, last) = self.prefill(prompt, if prompts.len() == 1 { capacity } else { prefix.len() + prompt.len() })?;
+            let (cache, last) =
+                self.prefill(prompt, if prompts.len() == 1 { capacity } else { prefix.len() + prompt.len() })?;
             caches.push(cache);
             logits.push(last);
         }
@@ -186,7 +187,12 @@ impl FrozenLm {
         };
         let mut samplers: Vec<Sampler> = (0..rows).map(|row| Sampler::new(decoding, row)).collect();
         let mut answers: Vec<Generation> = (0..rows)
-            .map(|_| Generation { text: String::new(), tokens: Vec::new(), logprobs: Vec::new(), finish: Finish::Length })
+            .map(|_| Generation {
+                text: String::new(),
+                tokens: Vec::new(),
+                logprobs: Vec::new(),
+                finish: Finish::Length,
+            })
             .collect();
         let mut running = vec![true; rows];
         for step in 0..decoding.max_new_tokens {

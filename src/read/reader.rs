@@ -130,8 +130,7 @@ impl Reader {
         });
         let mut decoding = self.settings.decoding.clone();
         decoding.stop.clone_from(&self.template.stop);
-        let (answers, spans) =
-            self.lm.generate(self.template.prefix(), &prompts, &decoding, constraints, on_text)?;
+        let (answers, spans) = self.lm.generate(self.template.prefix(), &prompts, &decoding, constraints, on_text)?;
         let best = (0..answers.len())
             .map(|row| (row, self.worth(&answers[row], &windows[row])))
             .reduce(|best, next| if next.1 > best.1 { next } else { best })

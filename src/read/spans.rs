@@ -76,9 +76,7 @@ impl<'a> SpanConstraint<'a> {
         let live = passages
             .iter()
             .enumerate()
-            .flat_map(|(passage, text)| {
-                word_starts(text).map(move |start| Span { passage, start, end: start })
-            })
+            .flat_map(|(passage, text)| word_starts(text).map(move |start| Span { passage, start, end: start }))
             .collect();
         Self { vocabulary, passages, live, lead_taken: !lead }
     }

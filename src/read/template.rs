@@ -30,9 +30,7 @@ impl std::str::FromStr for TemplateKind {
         match s {
             "few-shot" => Ok(Self::FewShot),
             "chat" => Ok(Self::Chat),
-            other => {
-                Err(Error::request(format!("there is no template {other:?}"), "templates are: few-shot, chat"))
-            }
+            other => Err(Error::request(format!("there is no template {other:?}"), "templates are: few-shot, chat")),
         }
     }
 }
@@ -135,10 +133,7 @@ fn question_line(question: &str) -> String {
 fn chat_frame(shape: &LmShape, model: &str) -> Result<(String, String)> {
     const MESSAGE: &str = "\u{1}message\u{1}";
     let hint = "use --template few-shot with this model";
-    let source = shape
-        .chat_template
-        .as_deref()
-        .ok_or_else(|| Error::model(model, "it has no chat template", hint))?;
+    let source = shape.chat_template.as_deref().ok_or_else(|| Error::model(model, "it has no chat template", hint))?;
     let render = || -> std::result::Result<String, minijinja::Error> {
         let mut environment = Environment::new();
         // Published chat templates are written for these two settings of Jinja.

@@ -73,13 +73,13 @@ impl KvSession {
     pub fn new_cache(&mut self, batch: usize, capacity: usize) -> Result<KvCache> {
         let failed = Error::internal("allocating the KV cache");
         let dims = [batch, self.shape.kv_heads, capacity, self.shape.head_dim];
-        let element = if self.shape.kv_dtype == "f16" { TensorElementType::Float16 } else { TensorElementType::Float32 };
+        let element =
+            if self.shape.kv_dtype == "f16" { TensorElementType::Float16 } else { TensorElementType::Float32 };
         let allocator = Allocator::default();
         let mut tensors = Vec::with_capacity(2 * self.shape.layers);
         for _ in 0..2 * self.shape.layers {
-            tensors.push(
-                DynTensor::new(&allocator, element, dims).map_err(Error::internal("allocating the KV cache"))?,
-            );
+            tensors
+                .push(DynTensor::new(&allocator, element, dims).map_err(Error::internal("allocating the KV cache"))?);
         }
         let mut binding = self.session.ort().create_binding().map_err(failed)?;
         for (i, tensor) in tensors.iter_mut().enumerate() {

@@ -31,7 +31,7 @@ pub struct Description {
     pub kind: ModelKind,
     /// Architecture family: `bert`, `llama`, `mistral`, `qwen2`, `qwen3`.
     pub family: String,
-    /// Weights in the graph: `fp32`, `fp16`, `int8`.
+    /// Weights in the graph: `fp32`, `fp16`, `int8`; `onnx` for a user's own graph.
     pub precision: String,
     /// Width of the hidden states.
     pub hidden: usize,
@@ -95,6 +95,8 @@ pub struct ModelDir {
     pub path: PathBuf,
     /// What it holds.
     pub description: Description,
+    /// What people call it.
+    name: String,
     /// The main graph, relative to the folder.
     graph: PathBuf,
 }
@@ -130,7 +132,7 @@ impl ModelDir {
         let described = path.join(DESCRIPTION);
         if !described.is_file() {
             let (description, graph) = standard_export::describe(path, &name)?;
-            return Ok(Self { path: path.to_path_buf(), description, graph });
+            return Ok(Self { path: path.to_path_buf(), description, name, graph });
         }
         let text = std::fs::read_to_string(&described).map_err(Error::file("read", &described))?;
         let description: Description = serde_json::from_str(&text).map_err(|e| {
@@ -151,7 +153,7 @@ impl ModelDir {
                 return Err(Error::model(&name, format!("its file {file} is missing"), "import or export it again"));
             }
         }
-        Ok(Self { path: path.to_path_buf(), description, graph: PathBuf::from(GRAPH) })
+        Ok(Self { path: path.to_path_buf(), description, name, graph: PathBuf::from(GRAPH) })
     }
 
     /// A file of this folder.
@@ -164,9 +166,15 @@ impl ModelDir {
         self.path.join(&self.graph)
     }
 
-    /// The folder's name, for messages.
+    /// What people call it: the name it was asked for by, with its precision (`all-MiniLM-L6-v2@int8`), which
+    /// [`setup::model`](crate::runtime::setup::model) takes again; for a folder of the user's, the folder's name.
     pub fn name(&self) -> String {
-        name_of(&self.path)
+        self.name.clone()
+    }
+
+    /// The same model, called so.
+    pub(super) fn called(self, name: String) -> Self {
+        Self { name, ..self }
     }
 
     /// What makes this model's output what it is, as 32 hexadecimal digits: a hash over its files and over

@@ -65,7 +65,7 @@ pub(super) fn describe(dir: &Path, name: &str) -> Result<(Description, PathBuf)>
         format: FORMAT,
         kind,
         family: config.get("model_type").and_then(Value::as_str).unwrap_or("bert").to_owned(),
-        precision: "as exported".to_owned(),
+        precision: "onnx".to_owned(),
         hidden: hidden as usize,
         max_tokens: max_tokens(dir, &config)? as usize,
         source: dir.display().to_string(),
