@@ -105,8 +105,9 @@ fn word_ends(text: &str) -> impl Iterator<Item = usize> {
                 continue;
             }
             length += 1;
-            let ends = chars.peek().is_none_or(|&(_, next)| next.is_whitespace());
-            if ends || length == LONGEST_WORD || is_ideograph(c) {
+            let next = chars.peek().map_or(' ', |&(_, next)| next);
+            let ends = next.is_whitespace() || (is_ideograph(c) || is_wide_mark(c)) && !is_wide_mark(next);
+            if ends || length == LONGEST_WORD {
                 length = 0;
                 return Some(at + c.len_utf8());
             }
@@ -119,6 +120,12 @@ fn word_ends(text: &str) -> impl Iterator<Item = usize> {
 fn is_ideograph(c: char) -> bool {
     matches!(c, '\u{3041}'..='\u{30ff}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}'
         | '\u{20000}'..='\u{323af}')
+}
+
+/// Their punctuation, which belongs to the word before it.
+fn is_wide_mark(c: char) -> bool {
+    matches!(c, '\u{3001}'..='\u{3003}' | '\u{3008}'..='\u{3011}' | '\u{ff01}' | '\u{ff0c}' | '\u{ff0e}' | '\u{ff1f}'
+        | '\u{ff61}'..='\u{ff64}')
 }
 
 #[cfg(test)]
@@ -134,7 +141,7 @@ mod tests {
     fn words_are_counted() {
         assert_eq!(count_words("  one two,  three\n"), 3);
         assert_eq!(count_words(""), 0);
-        assert_eq!(count_words("氷河は"), 3);
+        assert_eq!(count_words("氷河は。"), 3);
         assert_eq!(count_words(&"x".repeat(65)), 3);
     }
 
