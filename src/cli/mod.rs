@@ -1,1 +1,3 @@
 //! Words typed.
+
+pub mod eval;
