@@ -1,6 +1,6 @@
 //! `nunatak eval`: measure a pipeline over a set of questions, and compare two such runs.
 //!
-//! This file knows words and output; what to measure with is opened by the caller ([`run`]'s `open`).
+//! This file knows words and output; what to measure with is opened by the caller ([`run()`]'s `open`).
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -139,27 +139,18 @@ impl Reader {
         Ok(questions)
     }
 
-    /// Judgements by question. Three columns (question, document, grade; BEIR's header is known) or TREC's
-    /// four (question, 0, document, grade). Grades of 0 and below mean "not relevant" and are left out.
+    /// Judgements by question.
     fn judgements(&mut self, path: &Path) -> Result<BTreeMap<String, Gold>> {
         let bytes = self.bytes(path)?;
         let mut all: BTreeMap<String, Gold> = BTreeMap::new();
         for (line, text) in lines(&bytes) {
-            let bad = |problem: &str| Error::BadLine { path: path.to_path_buf(), line, problem: problem.to_owned() };
-            let text = text.map_err(|problem| bad(&problem))?;
-            let columns: Vec<&str> = text.split_whitespace().collect();
-            let (question, document, grade) = match columns.as_slice() {
-                [question, document, grade] | [question, _, document, grade] => (*question, *document, *grade),
-                _ => return Err(bad("a judgement has three columns: question, document, grade")),
-            };
-            match grade.parse::<i64>() {
-                Ok(grade) if grade > 0 => {
-                    let grade = u32::try_from(grade).map_err(|_| bad("the grade is too large"))?;
+            match text.and_then(|text| judgement(text, line)) {
+                Ok(Some((question, document, grade))) => {
                     all.entry(question.to_owned()).or_default().insert(document.to_owned(), grade);
                 }
-                Ok(_) => {}
-                Err(_) if line == 1 => {}
-                Err(_) => return Err(bad(&format!("the grade is no whole number: {grade}"))),
+                Ok(None) => {}
+                Err(_) if self.skipped < self.skip_bad => self.skipped += 1,
+                Err(problem) => return Err(Error::BadLine { path: path.to_path_buf(), line, problem }),
             }
         }
         Ok(all)
@@ -183,6 +174,25 @@ impl Reader {
                 "get the file again; it may be cut short",
             )),
         }
+    }
+}
+
+/// A judgement: three columns (question, document, grade) or TREC's four (question, 0, document, grade). `None`
+/// for BEIR's header and for a grade of 0 or below, which means "not relevant".
+fn judgement(text: &str, line: u64) -> Result<Option<(&str, &str, u32)>, String> {
+    let columns: Vec<&str> = text.split_whitespace().collect();
+    let (question, document, grade) = match columns.as_slice() {
+        [question, document, grade] | [question, _, document, grade] => (*question, *document, *grade),
+        _ => return Err("a judgement has three columns: question, document, grade".to_owned()),
+    };
+    match grade.parse::<i64>() {
+        Ok(grade) if grade > 0 => {
+            let grade = u32::try_from(grade).map_err(|_| format!("the grade is too large: {grade}"))?;
+            Ok(Some((question, document, grade)))
+        }
+        Ok(_) => Ok(None),
+        Err(_) if line == 1 => Ok(None),
+        Err(_) => Err(format!("the grade is no whole number: {grade}")),
     }
 }
 
@@ -289,6 +299,8 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read_text(name: &str, text: &[u8], skip_bad: usize) -> Result<Dataset> {
@@ -373,5 +385,25 @@ mod tests {
         std::fs::write(at("qrels/dev.tsv"), "1\td\t1\n1\te\tyes\n").unwrap();
         let error = read(&at("qrels/dev.tsv"), 0).unwrap_err().to_string();
         assert!(error.ends_with("dev.tsv:2: the grade is no whole number: yes"), "{error}");
+        assert_eq!(read(&at("qrels/dev.tsv"), 1).unwrap().skipped, 1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn no_file_is_too_bad_to_be_refused(bytes: Vec<u8>, broken in "[\\[\\]{}:,\"a-dq0-9 \n\t]{0,60}") {
+            for text in [bytes.as_slice(), broken.as_bytes()] {
+                if let Ok(set) = read_text("q.jsonl", text, 3) {
+                    prop_assert!(!set.questions.is_empty() && set.skipped <= 3);
+                }
+                let folder = tempfile::tempdir().unwrap();
+                std::fs::write(folder.path().join("queries.jsonl"), "{\"id\": \"a\", \"text\": \"q\"}").unwrap();
+                std::fs::write(folder.path().join("qrels.tsv"), text).unwrap();
+                if let Ok(set) = read(folder.path(), 0) {
+                    prop_assert!(set.questions.iter().all(|q| q.gold.as_ref().is_some_and(|g| g.values().all(|v| *v > 0))));
+                }
+            }
+        }
     }
 }

@@ -175,15 +175,17 @@ impl OutDir {
 /// Go through a file of predictions.
 ///
 /// # Errors
-/// [`Error::BadLine`] at the first line that is none.
+/// [`Error::BadFile`] at the first line that is none.
 pub fn read_predictions(path: &Path, mut each: impl FnMut(Prediction) -> Result<()>) -> Result<()> {
     let lines = BufReader::new(File::open(path).map_err(Error::file("read", path))?).lines();
-    for (number, line) in (1..).zip(lines) {
+    for (number, line) in (1u64..).zip(lines) {
         let line = line.map_err(Error::file("read", path))?;
-        let bad = |e: serde_json::Error| Error::BadLine {
-            path: path.to_path_buf(),
-            line: number,
-            problem: format!("not a prediction: {e}"),
+        let bad = |e: serde_json::Error| {
+            Error::bad_file(
+                path,
+                format!("line {number} is not a prediction: {e}"),
+                "make the run again with --overwrite",
+            )
         };
         each(serde_json::from_str(&line).map_err(bad)?)?;
     }

@@ -136,6 +136,15 @@ mod tests {
         }
 
         #[test]
+        fn no_run_is_too_bad_to_be_refused(text in "([a-d0-9.eE+-]{0,4}[ \\t\n]){0,40}", bytes: Vec<u8>) {
+            for bytes in [text.as_bytes(), &bytes] {
+                if let Err(error) = read(bytes, Path::new("run")) {
+                    prop_assert!(error.to_string().starts_with("run:"), "{}", error);
+                }
+            }
+        }
+
+        #[test]
         fn sorting_by_score_gives_the_ranking_back(
             scores in prop::collection::vec(-1e6f32..1e6, 1..30),
         ) {
