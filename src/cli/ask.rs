@@ -4,9 +4,9 @@ use std::io::BufRead;
 
 use clap::Args;
 
+use crate::cli::Globals;
 use crate::cli::engine::{self, Engine, ReadingArgs, RetrievalArgs};
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
-use crate::cli::Globals;
 use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::pipeline::Answer;
@@ -96,7 +96,10 @@ pub fn print(answer: &Answer, index: &Index, explain: bool) -> Result<()> {
     let shown = if answer.answer.is_empty() { "(no answer)" } else { &answer.answer };
     let support =
         if answer.supported { format!("{GOOD}supported{GOOD:#}") } else { format!("{BAD}not supported{BAD:#}") };
-    output::line(format_args!("{GOOD}{shown}{GOOD:#}   {DIM}log-likelihood {:.2} a token,{DIM:#} {support}", answer.score))?;
+    output::line(format_args!(
+        "{GOOD}{shown}{GOOD:#}   {DIM}log-likelihood {:.2} a token,{DIM:#} {support}",
+        answer.score
+    ))?;
     for evidence in &answer.evidence {
         let key = &evidence.passage_id;
         output::line(format_args!(
@@ -130,13 +133,25 @@ fn explain_trace(trace: &crate::pipeline::Trace, index: &Index) -> Result<()> {
         output::line(format_args!("{BOLD}{stage}{BOLD:#} ({}, best {})", hits.len(), SHOWN.min(hits.len())))?;
         for (i, hit) in hits.iter().take(SHOWN).enumerate() {
             let passage = index.passage(hit.passage)?;
-            output::line(format_args!("{:>4}. {:<9.4} {}  {DIM}{}{DIM:#}", i + 1, hit.score, passage.title, passage.key))?;
+            output::line(format_args!(
+                "{:>4}. {:<9.4} {}  {DIM}{}{DIM:#}",
+                i + 1,
+                hit.score,
+                passage.title,
+                passage.key
+            ))?;
         }
     }
     output::line(format_args!("{BOLD}packed{BOLD:#} into {} window(s)", trace.windows.len()))?;
     for (i, window) in trace.windows.iter().enumerate() {
         for passage in window {
-            output::line(format_args!("{:>4}. {:>4} tokens  {}  {DIM}{}{DIM:#}", i + 1, passage.tokens, passage.title, passage.key))?;
+            output::line(format_args!(
+                "{:>4}. {:>4} tokens  {}  {DIM}{}{DIM:#}",
+                i + 1,
+                passage.tokens,
+                passage.title,
+                passage.key
+            ))?;
         }
     }
     for left in &trace.left_out {

@@ -1,6 +1,6 @@
 //! `nunatak eval`: measure a pipeline over a set of questions, and compare two such runs.
 //!
-//! This file knows words and output; what to measure with is opened by the caller ([`run()`]'s `open`).
+//! This file knows words and output; what to measure with is opened by the caller ([`run_with`]'s `open`).
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,14 +8,19 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
+use crate::cli::Globals;
+use crate::cli::engine::{self, Engine, ReadingArgs, RetrievalArgs};
 use crate::error::{Error, Result};
 use crate::eval::compare::compare;
 use crate::eval::dataset::{self, Question};
 use crate::eval::out_dir::Existing;
-use crate::eval::prediction::Outcome;
-use crate::eval::provenance::Setup;
+use crate::eval::prediction::{Outcome, Retrieved};
+use crate::eval::provenance::{IndexIdentity, Setup};
 use crate::eval::run::{self, DEFAULT_KS, RunOptions};
+use crate::pipeline::Found;
 use crate::progress::Progress;
+use crate::retrieve::Mode;
+use crate::runtime::session::runtime_version;
 
 /// Measure over a set of questions: exact match, F1, recall, latency.
 #[derive(Debug, Clone, Args)]
@@ -39,9 +44,12 @@ pub enum EvalCommand {
 /// A run.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    /// Folder of the index
-    #[arg(long, value_name = "DIR")]
-    pub index: PathBuf,
+    /// How passages are found.
+    #[command(flatten)]
+    pub retrieval: RetrievalArgs,
+    /// How the answer is read.
+    #[command(flatten)]
+    pub reading: ReadingArgs,
     /// Questions: JSONL, a DPR JSON file, a BEIR folder or one of its qrels
     #[arg(long, value_name = "FILE")]
     pub questions: PathBuf,
@@ -54,9 +62,6 @@ pub struct RunArgs {
     /// Who answers; `none` measures retrieval only
     #[arg(long, value_enum, default_value_t = ReaderChoice::Lm)]
     pub reader: ReaderChoice,
-    /// First stage
-    #[arg(long, value_enum, default_value_t = ModeChoice::Hybrid)]
-    pub mode: ModeChoice,
     /// Passages to retrieve
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least_one)]
     pub depth: usize,
@@ -75,9 +80,6 @@ pub struct RunArgs {
     /// Replace the run in the --out folder
     #[arg(long)]
     pub overwrite: bool,
-    /// Print report.json instead of a table
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// A comparison.
@@ -92,9 +94,6 @@ pub struct CompareArgs {
     /// Seed of resampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Who answers.
@@ -104,17 +103,6 @@ pub enum ReaderChoice {
     None,
     /// The frozen language model
     Lm,
-}
-
-/// First stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ModeChoice {
-    /// Words
-    Bm25,
-    /// Vectors
-    Dense,
-    /// Both
-    Hybrid,
 }
 
 fn at_least_one(typed: &str) -> Result<usize, String> {
@@ -127,13 +115,18 @@ fn at_least_one(typed: &str) -> Result<usize, String> {
 
 impl RunArgs {
     /// The settings that may move a result, by their names on the command line.
-    pub fn settings(&self) -> Map<String, Value> {
-        let name = |value: Option<clap::builder::PossibleValue>| value.map(|v| Value::from(v.get_name()));
-        Map::from_iter([
-            ("reader".to_owned(), name(self.reader.to_possible_value()).into()),
-            ("mode".to_owned(), name(self.mode.to_possible_value()).into()),
-            ("depth".to_owned(), self.depth.into()),
-        ])
+    pub fn settings(&self) -> Result<Map<String, Value>> {
+        let mut settings = Map::new();
+        settings.insert("depth".into(), self.depth.into());
+        merge(&mut settings, &self.retrieval)?;
+        if self.reader == ReaderChoice::Lm {
+            merge(&mut settings, &self.reading)?;
+        }
+        // Where the index lies does not move a result; what it holds is recorded beside the settings.
+        settings.remove("index");
+        let reader = self.reader.to_possible_value();
+        settings.insert("reader".into(), reader.map(|v| Value::from(v.get_name())).into());
+        Ok(settings)
     }
 
     fn options(&self) -> Result<RunOptions> {
@@ -157,24 +150,84 @@ pub type Ask = Box<dyn FnMut(&Question) -> Result<Outcome>>;
 
 /// What a run is made with: who answers, and where the answers come from.
 pub struct Bench {
-    /// What goes into the report: start from [`RunArgs::settings`].
+    /// What goes into the report: see [`RunArgs::settings`].
     pub setup: Setup,
     /// The pipeline.
     pub answer: Ask,
 }
 
+/// Run `nunatak eval`.
+pub fn run(args: &EvalArgs, globals: &Globals) -> Result<()> {
+    let progress = globals.progress();
+    let mut out = std::io::stdout().lock();
+    run_with(args, |args| open(args, globals, progress.as_ref()), globals.json, progress.as_ref(), &mut out)
+}
+
+/// The pipeline that `ask` would use, as a bench.
+fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -> Result<Bench> {
+    let reads = args.reader == ReaderChoice::Lm;
+    let reading = reads.then_some(&args.reading);
+    let Engine { mut pipeline, mode, models } =
+        engine::build(&args.retrieval, reading, args.depth, args.seed, globals, progress)?;
+    let mut settings = args.settings()?;
+    settings.insert("mode".into(), mode.name().into());
+    let index = pipeline.index();
+    let setup = Setup {
+        settings,
+        seed: args.seed,
+        models: models.into_iter().map(|(role, _, fingerprint)| (role.to_owned(), fingerprint)).collect(),
+        index: Some(IndexIdentity {
+            path: index.path().display().to_string(),
+            manifest_sha256: index.manifest().checksum.clone(),
+            passages: index.manifest().passages,
+        }),
+        onnxruntime: if mode == Mode::Bm25 && !reads { None } else { Some(runtime_version(&globals.runtime())?) },
+    };
+    let answer = move |question: &Question| {
+        let (answer, found) = if reads {
+            let answer = pipeline.answer(&question.question, &mut |_, _| {})?;
+            let trace = answer.trace.clone().unwrap_or_default();
+            let found =
+                Found { retrieved: trace.retrieved, reranked: trace.reranked, latency_ms: answer.usage.latency_ms };
+            (Some(answer), found)
+        } else {
+            (None, pipeline.find(&question.question)?)
+        };
+        let retrieved = found
+            .ranking()
+            .into_iter()
+            .map(|hit| {
+                let passage = pipeline.index().passage(hit.passage)?;
+                Ok(Retrieved { key: passage.key, text: passage.text, score: hit.score })
+            })
+            .collect::<Result<_>>()?;
+        let windows = answer.as_ref().and_then(|a| a.trace.as_ref()).map(|t| t.windows.concat());
+        Ok(Outcome { answer, retrieved, reader_passages: windows.unwrap_or_default(), latency: found.latency_ms })
+    };
+    Ok(Bench { setup, answer: Box::new(answer) })
+}
+
+/// Add the fields of some options to the settings.
+fn merge(settings: &mut Map<String, Value>, options: &impl serde::Serialize) -> Result<()> {
+    if let Value::Object(fields) = serde_json::to_value(options).map_err(Error::internal("recording settings"))? {
+        settings.extend(fields);
+    }
+    Ok(())
+}
+
 /// Do what was typed. `open` opens the index and the models, after the questions were found to be readable;
 /// the result goes to `out`.
-pub fn run(
+pub fn run_with(
     args: &EvalArgs,
     open: impl FnOnce(&RunArgs) -> Result<Bench>,
+    json: bool,
     progress: &dyn Progress,
     out: &mut dyn Write,
 ) -> Result<()> {
     let printed = match (&args.command, &args.run) {
         (Some(EvalCommand::Compare(args)), _) => {
             let comparison = compare(&args.a, &args.b, args.seed)?;
-            if args.json { to_json(&comparison)? } else { comparison.table() }
+            if json { to_json(&comparison)? } else { comparison.table() }
         }
         (None, Some(args)) => {
             let options = args.options()?;
@@ -184,7 +237,7 @@ pub fn run(
             }
             let Bench { setup, mut answer } = open(args)?;
             let report = run::run(&dataset, setup, &args.out, &options, &mut *answer, progress)?;
-            if args.json { to_json(&report)? } else { report.table() }
+            if json { to_json(&report)? } else { report.table() }
         }
         (None, None) => return Err(Error::request("nothing to measure", "say `nunatak eval --help`")),
     };

@@ -15,12 +15,13 @@ pub mod progress;
 pub mod search;
 pub mod setup;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::error::{Error, Result};
-use crate::progress::Progress;
+use crate::error::Result;
+use crate::progress::{Progress, Quiet};
 use crate::runtime::device::Device;
 use crate::runtime::session::RuntimeOptions;
 
@@ -63,7 +64,11 @@ impl Globals {
 
     /// Where progress is shown.
     pub fn progress(&self) -> Box<dyn Progress> {
-        progress::new(self.quiet)
+        match (self.quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Box::new(Quiet),
+            (false, true) => Box::new(progress::Bars::default()),
+            (false, false) => Box::new(progress::Lines::default()),
+        }
     }
 }
 
@@ -102,31 +107,25 @@ pub fn main() -> ExitCode {
     if let Err(error) = ctrlc::set_handler(crate::progress::interrupt) {
         tracing::warn!("Ctrl-C will stop the process at once: {error}");
     }
-    match run(cli) {
-        Ok(code) => code,
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::print_error(&error);
-            ExitCode::from(1)
+            ExitCode::FAILURE
         }
     }
 }
 
-fn run(cli: Cli) -> Result<ExitCode> {
+fn run(cli: &Cli) -> Result<()> {
     let globals = &cli.globals;
-    match cli.command {
-        Command::Demo(args) => demo::run(&args, globals),
-        Command::Setup(args) => setup::run(&args, globals),
-        Command::Doctor(args) => return doctor::run(&args, globals),
-        Command::Models(args) => models::run(&args, globals),
-        Command::Index(args) => index::run(&args, globals),
-        Command::Search(args) => search::run(&args, globals),
-        Command::Ask(args) => ask::run(&args, globals),
-        Command::Eval(args) => eval::run(&args, globals),
-    }?;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// A request error for words that parse but cannot be meant.
-pub fn wrong_words(problem: impl Into<String>, hint: impl Into<String>) -> Error {
-    Error::request(problem, hint)
+    match &cli.command {
+        Command::Demo(args) => demo::run(args, globals),
+        Command::Setup(args) => setup::run(args, globals),
+        Command::Doctor(args) => doctor::run(args, globals),
+        Command::Models(args) => models::run(args, globals),
+        Command::Index(args) => index::run(args, globals),
+        Command::Search(args) => search::run(args, globals),
+        Command::Ask(args) => ask::run(args, globals),
+        Command::Eval(args) => eval::run(args, globals),
+    }
 }

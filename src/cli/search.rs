@@ -3,9 +3,9 @@
 use clap::Args;
 use serde::Serialize;
 
+use crate::cli::Globals;
 use crate::cli::engine::{self, RetrievalArgs};
 use crate::cli::output::{self, BOLD, DIM};
-use crate::cli::Globals;
 use crate::error::Result;
 
 /// Options of `nunatak search`.
@@ -46,7 +46,10 @@ pub fn run(args: &SearchArgs, globals: &Globals) -> Result<()> {
         if globals.json {
             output::json(&Line { rank, passage_id: &passage.key, title: &passage.title, text: &passage.text, score })?;
         } else {
-            output::line(format_args!("{BOLD}{rank:>3}. {}{BOLD:#}  {DIM}{} · {score:.4}{DIM:#}", passage.title, passage.key))?;
+            output::line(format_args!(
+                "{BOLD}{rank:>3}. {}{BOLD:#}  {DIM}{} · {score:.4}{DIM:#}",
+                passage.title, passage.key
+            ))?;
             output::line(format_args!("     {}\n", passage.text))?;
         }
     }

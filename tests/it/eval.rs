@@ -7,7 +7,8 @@ use std::path::Path;
 
 use clap::Parser;
 use insta::assert_snapshot;
-use nunatak::cli::eval::{Bench, EvalArgs, RunArgs, run};
+use nunatak::cli::Globals;
+use nunatak::cli::eval::{Bench, EvalArgs, RunArgs, run_with};
 use nunatak::error::{Error, Result};
 use nunatak::eval::dataset::{self, Question};
 use nunatak::eval::normalise::{exact_match_and_f1, normalise};
@@ -102,6 +103,8 @@ fn a_passage_counts_for_its_document_and_for_itself() {
 #[derive(Debug, Parser)]
 struct Typed {
     #[command(flatten)]
+    globals: Globals,
+    #[command(flatten)]
     eval: EvalArgs,
 }
 
@@ -147,7 +150,7 @@ fn bench(args: &RunArgs, answers: &'static [&'static str], stop_at: Option<&'sta
         })
     };
     let setup = Setup {
-        settings: args.settings(),
+        settings: args.settings().unwrap(),
         seed: args.seed,
         models: [("reader".to_owned(), "f00d".to_owned())].into(),
         ..Setup::default()
@@ -186,7 +189,7 @@ fn act(
 ) -> Result<String, String> {
     let mut printed = Vec::new();
     let open = |args: &RunArgs| Ok(bench(args, answers, stop_at));
-    let result = run(&args.eval, open, &Quiet, &mut printed);
+    let result = run_with(&args.eval, open, args.globals.json, &Quiet, &mut printed);
     let tidy = |text: String| text.replace(&folder.display().to_string(), "DIR");
     match result {
         Ok(()) => Ok(tidy(String::from_utf8(printed).unwrap())),
