@@ -5,12 +5,18 @@
 //! `open.rs` finds out what a file is, each reader gives its records or documents to the [`intake`], and the
 //! intake checks, splits and counts. What becomes of the passages is the caller's business.
 
+mod arrow;
 mod files;
+mod html;
 mod intake;
 mod jsonl;
+mod markdown;
 mod open;
+mod outline;
 pub mod sentences;
 pub mod split;
+mod text;
+mod tsv;
 
 use std::path::PathBuf;
 
