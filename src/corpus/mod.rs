@@ -2,8 +2,8 @@
 //!
 //! [`read`] takes files and folders of any mix of formats and gives passages one at a time, so that the memory it
 //! takes does not grow with the corpus but for one hash a key (10 to 21 bytes, to refuse duplicates).
-//! `open.rs` finds out what a file is, each reader gives its records or documents to the [`intake`], and the
-//! intake checks, splits and counts. What becomes of the passages is the caller's business.
+//! `open.rs` finds out what a file is, each reader gives its records or documents to `intake.rs`, which
+//! checks, splits and counts. What becomes of the passages is the caller's business.
 
 mod arrow;
 mod files;
