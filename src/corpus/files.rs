@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
 use super::intake::Intake;
-use super::jsonl;
 use super::open::{ACCEPTED, Format, open};
+use super::{arrow, jsonl, text, tsv};
 use crate::error::{Error, Result};
 
 /// Give everything in the files and folders `paths` to `intake`.
@@ -67,6 +67,9 @@ fn read_file(path: &Path, file: &str, intake: &mut dyn Intake) -> Result<()> {
     intake.file(true);
     match opened.format {
         Format::Jsonl => jsonl::read(path, file, opened.reader, opened.compressed, intake),
-        _ => Err(Error::bad_file(path, "not read yet", ACCEPTED)),
+        Format::Tsv => tsv::read(path, file, opened.reader, opened.compressed, intake),
+        Format::Parquet => arrow::read_parquet(path, file, opened, intake),
+        Format::Arrow => arrow::read_ipc(path, file, opened, intake),
+        Format::Markdown | Format::Text | Format::Html => text::read(path, file, opened, intake),
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
+use super::outline::Section;
 use super::{CorpusOptions, CorpusReport, KEPT_PROBLEMS, files, split::split};
 use crate::error::{Error, Result};
 use crate::types::{Passage, SourceSpan, document_of};
@@ -17,48 +18,6 @@ pub(super) struct Place<'a> {
     pub file: &'a str,
     /// Line or row.
     pub line: u64,
-}
-
-/// A part of a document: its own title and text, and where each stretch of the text stands in the file.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Section {
-    /// Title of the document with the headings that the section is under.
-    pub title: String,
-    /// Its text.
-    pub text: String,
-    /// Stretches of the text, in order: text start, source start, source end. A stretch reaches to the next one;
-    /// where it is as long as its source it is the same bytes.
-    pub origin: Vec<(usize, usize, usize)>,
-}
-
-impl Section {
-    /// Append `text` that comes from the source bytes `from`.
-    pub fn push(&mut self, text: &str, from: std::ops::Range<usize>) {
-        if !text.is_empty() {
-            self.origin.push((self.text.len(), from.start, from.end));
-            self.text.push_str(text);
-        }
-    }
-
-    /// The source bytes that enclose where `range` of the text came from.
-    fn source(&self, range: &std::ops::Range<usize>) -> (u64, u64) {
-        let first = self.origin.partition_point(|o| o.0 <= range.start).saturating_sub(1);
-        let (mut start, mut end) = (usize::MAX, 0);
-        for (i, &(at, from, to)) in self.origin.iter().enumerate().skip(first) {
-            if at >= range.end {
-                break;
-            }
-            let until = self.origin.get(i + 1).map_or(self.text.len(), |next| next.0);
-            let (mut from, mut to) = (from, to);
-            if to - from == until - at {
-                to = from + range.end.min(until) - at;
-                from += range.start.max(at) - at;
-            }
-            start = start.min(from);
-            end = end.max(to);
-        }
-        (start.min(end) as u64, end as u64)
-    }
 }
 
 /// Takes what readers find.
@@ -181,8 +140,8 @@ impl Intake for Emitter<'_> {
         self.report.documents += 1;
         let only = pieces.len() == 1;
         for (n, (section, piece)) in (1..).zip(pieces) {
-            let (start, end) = section.source(&piece.range);
-            let source = SourceSpan { file: place.file.to_string(), start, end };
+            let span = section.source(&piece.range);
+            let source = SourceSpan { file: place.file.to_string(), start: span.start as u64, end: span.end as u64 };
             let key = if only { id.to_string() } else { format!("{id}#{n}") };
             let text = section.text.get(piece.range).unwrap_or_default().to_string();
             self.give(Passage { key, title: section.title.clone(), text, source }, piece.words)?;

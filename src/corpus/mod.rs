@@ -2,15 +2,21 @@
 //!
 //! [`read`] takes files and folders of any mix of formats and gives passages one at a time, so that the memory it
 //! takes does not grow with the corpus but for one hash a key (10 to 21 bytes, to refuse duplicates).
-//! `open.rs` finds out what a file is, each reader gives its records or documents to the [`intake`], and the
-//! intake checks, splits and counts. What becomes of the passages is the caller's business.
+//! `open.rs` finds out what a file is, each reader gives its records or documents to `intake.rs`, which
+//! checks, splits and counts. What becomes of the passages is the caller's business.
 
+mod arrow;
 mod files;
+mod html;
 mod intake;
 mod jsonl;
+mod markdown;
 mod open;
+mod outline;
 pub mod sentences;
 pub mod split;
+mod text;
+mod tsv;
 
 use std::path::PathBuf;
 

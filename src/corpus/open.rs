@@ -66,7 +66,15 @@ pub(super) struct Opened {
 
 /// Open `path` and find out what it is.
 pub(super) fn open(path: &Path) -> Result<Opened> {
-    let file = File::open(path).map_err(Error::file("read", path))?;
+    let file = File::open(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => {
+            Error::bad_file(path, "there is no such file or folder", "a path counts from the current folder")
+        }
+        ErrorKind::PermissionDenied => {
+            Error::bad_file(path, "you may not read this file", "change its permissions, or copy it as its owner")
+        }
+        _ => Error::file("read", path)(e),
+    })?;
     let (head, reader) = peek(file).map_err(|e| failed(path, e, false))?;
     let (compressed, decoder): (bool, Box<dyn Read>) = if head.starts_with(&[0x1f, 0x8b]) {
         (true, Box::new(flate2::bufread::MultiGzDecoder::new(buffered(reader))))

@@ -6,3 +6,5 @@ mod export_lm; // exported language models against candle's forward pass, and th
 mod index; // building, opening, searching, damaging and killing an index
 // Measurement: official values, whole runs, comparisons.
 mod eval;
+// Corpora of every format, whole and broken, through real files.
+mod corpus;
