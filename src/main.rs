@@ -1,5 +1,5 @@
 //! The command `nunatak`; everything it does is in the library's [`nunatak::cli`].
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    nunatak::cli::main()
 }

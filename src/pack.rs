@@ -1,1 +1,204 @@
-//! The best passages into the language model's token budget.
+//! Filling the language model's window with the best passages, token by token.
+//!
+//! Passages are taken in the order given. One that fits is taken whole; the first that does not is cut at
+//! the last sentence end that fits; what follows is left out. The report says what became of each. The
+//! question is never touched: the budget is what the window has left for passages beside it.
+
+use unicode_segmentation::UnicodeSegmentation;
+
+use crate::error::Result;
+use crate::pipeline::LeftOut;
+use crate::types::{Hit, PackedPassage, Passage};
+
+/// A passage in a window with its tokens.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    /// What it is and what of it is in the window.
+    pub passage: PackedPassage,
+    /// Its tokens, exactly as the model gets them.
+    pub ids: Vec<u32>,
+}
+
+/// One window's passages.
+pub type Window = Vec<Packed>;
+
+/// What packing did.
+#[derive(Debug, Clone, Default)]
+pub struct Packing {
+    /// The windows, each within the budget.
+    pub windows: Vec<Window>,
+    /// Passages that are not in, or not in whole, best first.
+    pub left_out: Vec<LeftOut>,
+}
+
+impl Packing {
+    /// Tokens of passages in all windows.
+    pub fn tokens(&self) -> usize {
+        self.windows.iter().flatten().map(|p| p.ids.len()).sum()
+    }
+}
+
+/// How passages are dealt to windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dealing {
+    /// All into one window, until it is full.
+    Together,
+    /// One passage a window.
+    Apart,
+}
+
+/// Pack `candidates`, best first, into windows that have `budget` tokens for passages.
+///
+/// `tokens_of` gives the tokens of a passage block for a title and a text; it is asked again for a cut
+/// text, so what is counted is what is sent.
+pub fn pack(
+    candidates: &[(Hit, Passage)],
+    dealing: Dealing,
+    budget: usize,
+    tokens_of: &mut dyn FnMut(&str, &str) -> Result<Vec<u32>>,
+) -> Result<Packing> {
+    let mut packing = Packing::default();
+    let mut room = budget;
+    for (hit, passage) in candidates {
+        if dealing == Dealing::Apart {
+            room = budget;
+        }
+        let whole = tokens_of(&passage.title, &passage.text)?;
+        let (text, ids) = if whole.len() <= room {
+            (passage.text.as_str(), whole)
+        } else {
+            let cut = cut_at_sentence(passage, room, tokens_of)?;
+            let kept = cut.as_ref().map_or(0, |(_, ids)| ids.len());
+            packing.left_out.push(LeftOut {
+                key: passage.key.clone(),
+                tokens: whole.len() - kept,
+                reason: match (&cut, room) {
+                    (_, 0) => "the window is full".to_owned(),
+                    (None, _) => format!("its first sentence does not fit the {room} tokens left"),
+                    (Some(_), _) => format!("cut at a sentence end to fit the {room} tokens left"),
+                },
+            });
+            // Worse passages could still squeeze into what is left, but a window is for the best ones:
+            // filling it up with scraps was not worth the noise to the reader.
+            room = 0;
+            match cut {
+                Some(cut) => cut,
+                None => continue,
+            }
+        };
+        room = room.saturating_sub(ids.len());
+        let packed = Packed {
+            passage: PackedPassage {
+                passage: hit.passage,
+                key: passage.key.clone(),
+                title: passage.title.clone(),
+                text: text.to_owned(),
+                score: hit.score,
+                tokens: ids.len(),
+            },
+            ids,
+        };
+        match (dealing, packing.windows.last_mut()) {
+            (Dealing::Together, Some(window)) => window.push(packed),
+            _ => packing.windows.push(vec![packed]),
+        }
+    }
+    Ok(packing)
+}
+
+/// The longest beginning of a passage that ends with a sentence and fits `room` tokens.
+fn cut_at_sentence<'a>(
+    passage: &'a Passage,
+    room: usize,
+    tokens_of: &mut dyn FnMut(&str, &str) -> Result<Vec<u32>>,
+) -> Result<Option<(&'a str, Vec<u32>)>> {
+    let mut ends: Vec<usize> =
+        passage.text.split_sentence_bound_indices().map(|(at, s)| at + s.trim_end().len()).collect();
+    ends.dedup();
+    ends.retain(|&end| end > 0 && end < passage.text.trim_end().len());
+    // Token counts grow with the text (a longer text never has fewer tokens by more than a merge at the
+    // seam), so the search is binary and the result is checked by its own count.
+    let mut best = None;
+    let (mut low, mut high) = (0, ends.len());
+    while low < high {
+        let middle = (low + high) / 2;
+        let text = passage.text.get(..ends[middle]).unwrap_or_default();
+        let ids = tokens_of(&passage.title, text)?;
+        if ids.len() <= room {
+            best = Some((text, ids));
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{PassageId, SourceSpan};
+    use proptest::prelude::*;
+
+    fn candidate(i: u32, text: &str) -> (Hit, Passage) {
+        let hit = Hit { passage: PassageId(i), score: -(i as f32) };
+        let passage =
+            Passage { key: format!("p{i}"), title: "T".into(), text: text.into(), source: SourceSpan::default() };
+        (hit, passage)
+    }
+
+    /// A toy tokenizer: a token a word, two more for the block.
+    fn words(title: &str, text: &str) -> Result<Vec<u32>> {
+        Ok(vec![1; 2 + title.split_whitespace().count() + text.split_whitespace().count()])
+    }
+
+    #[test]
+    fn whole_then_cut_then_left_out() {
+        let candidates =
+            [candidate(0, "One two three."), candidate(1, "Four five. Six seven eight."), candidate(2, "Nine.")];
+        let packing = pack(&candidates, Dealing::Together, 11, &mut words).unwrap();
+        let texts: Vec<&str> = packing.windows[0].iter().map(|p| p.passage.text.as_str()).collect();
+        assert_eq!(texts, ["One two three.", "Four five."]);
+        assert_eq!(packing.tokens(), 11);
+        let left: Vec<(&str, usize)> = packing.left_out.iter().map(|l| (l.key.as_str(), l.tokens)).collect();
+        assert_eq!(left, [("p1", 3), ("p2", 4)]);
+        assert_eq!(packing.left_out[1].reason, "the window is full");
+    }
+
+    #[test]
+    fn apart_gives_each_its_own_window() {
+        let candidates = [candidate(0, "One two three."), candidate(1, "Four five. Six seven eight.")];
+        let packing = pack(&candidates, Dealing::Apart, 6, &mut words).unwrap();
+        assert_eq!(packing.windows.len(), 2);
+        assert_eq!(packing.windows[1][0].passage.text, "Four five.");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn a_window_never_exceeds_its_budget_and_nothing_is_lost_unsaid(
+            texts in prop::collection::vec("([a-z]{1,4}[ .]{1,2}){0,20}", 0..8),
+            budget in 0usize..60,
+            apart in any::<bool>(),
+        ) {
+            let candidates: Vec<_> = (0u32..).zip(&texts).map(|(i, t)| candidate(i, t)).collect();
+            let dealing = if apart { Dealing::Apart } else { Dealing::Together };
+            let packing = pack(&candidates, dealing, budget, &mut words).unwrap();
+            for window in &packing.windows {
+                let recount: usize = window.iter().map(|p| words(&p.passage.title, &p.passage.text).unwrap().len()).sum();
+                prop_assert!(recount <= budget);
+                prop_assert_eq!(recount, window.iter().map(|p| p.passage.tokens).sum::<usize>());
+            }
+            let kept: Vec<&PackedPassage> = packing.windows.iter().flatten().map(|p| &p.passage).collect();
+            for (_, passage) in &candidates {
+                let in_window = kept.iter().find(|p| p.key == passage.key);
+                let said = packing.left_out.iter().find(|l| l.key == passage.key);
+                match (in_window, said) {
+                    (Some(p), None) => prop_assert_eq!(&p.text, &passage.text),
+                    (Some(p), Some(_)) => prop_assert!(passage.text.starts_with(&p.text) && p.text.len() < passage.text.len()),
+                    (None, said) => prop_assert!(said.is_some()),
+                }
+            }
+        }
+    }
+}

@@ -1,8 +1,172 @@
 //! The whole pipeline on one screen: retrieve, re-rank, pack, read.
 
-use serde::Serialize;
+use std::sync::Arc;
+use std::time::Instant;
 
-use crate::types::{Evidence, Hit, PackedPassage};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::index::Index;
+use crate::pack::{self, Dealing, Packing};
+use crate::read::lm::OnText;
+use crate::read::reader::{Reader, Reading};
+use crate::rerank::CrossEncoder;
+use crate::retrieve::Retriever;
+use crate::types::{Evidence, Hit, PackedPassage, Passage, sort_hits};
+
+/// How many passages each stage hands to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Depths {
+    /// Passages that the first stage finds.
+    pub retrieve: usize,
+    /// Of these, how many the cross-encoder reads, when there is one.
+    pub rerank: usize,
+    /// Of these, how many are offered to the reader's windows.
+    pub read: usize,
+    /// Whether each gets a window of its own.
+    pub apart: bool,
+}
+
+impl Default for Depths {
+    fn default() -> Self {
+        Self { retrieve: 100, rerank: 50, read: 5, apart: true }
+    }
+}
+
+/// A question-answering engine over one index.
+pub struct Pipeline {
+    index: Arc<Index>,
+    retriever: Box<dyn Retriever>,
+    reranker: Option<CrossEncoder>,
+    reader: Option<Reader>,
+    depths: Depths,
+}
+
+/// What the first stages found for a question.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// The first stage's list, best first.
+    pub retrieved: Vec<Hit>,
+    /// The cross-encoder's list, best first; empty without one.
+    pub reranked: Vec<Hit>,
+    /// Milliseconds so far.
+    pub latency_ms: Latency,
+}
+
+impl Found {
+    /// The list that counts: the cross-encoder's followed by what it did not read, or the first stage's.
+    pub fn ranking(&self) -> Vec<Hit> {
+        let unread = &self.retrieved[self.reranked.len().min(self.retrieved.len())..];
+        self.reranked.iter().chain(unread).copied().collect()
+    }
+}
+
+impl Pipeline {
+    /// Put the stages together. Without a reader only [`Self::find`] works.
+    pub fn new(
+        index: Arc<Index>,
+        retriever: Box<dyn Retriever>,
+        reranker: Option<CrossEncoder>,
+        reader: Option<Reader>,
+        depths: Depths,
+    ) -> Self {
+        Self { index, retriever, reranker, reader, depths }
+    }
+
+    /// The index it answers from.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The reader, if there is one.
+    pub fn reader(&self) -> Option<&Reader> {
+        self.reader.as_ref()
+    }
+
+    /// Answer a question.
+    pub fn answer(&mut self, question: &str, on_text: OnText) -> Result<Answer> {
+        let begin = Instant::now();
+        let found = self.find(question)?;
+        let (packing, pack_ms) = timed(|| self.pack(question, &found))?;
+        let (reading, read_ms) = timed(|| self.read(question, &packing, on_text))?;
+        let latency_ms = Latency { pack: pack_ms, read: read_ms, total: millis(begin), ..found.latency_ms };
+        Ok(assemble(question, found, packing, reading, latency_ms))
+    }
+
+    /// Retrieve and re-rank.
+    pub fn find(&mut self, question: &str) -> Result<Found> {
+        let (retrieved, retrieve) = timed(|| self.retriever.retrieve(question, self.depths.retrieve))?;
+        let (reranked, rerank) = timed(|| self.rerank(question, &retrieved))?;
+        let latency_ms = Latency { retrieve, rerank, total: retrieve + rerank, ..Latency::default() };
+        Ok(Found { retrieved, reranked, latency_ms })
+    }
+
+    fn rerank(&mut self, question: &str, hits: &[Hit]) -> Result<Vec<Hit>> {
+        let Some(reranker) = &mut self.reranker else { return Ok(Vec::new()) };
+        let candidates = &hits[..hits.len().min(self.depths.rerank)];
+        let texts = candidates
+            .iter()
+            .map(|hit| Ok(self.index.passage(hit.passage)?.titled_text()))
+            .collect::<Result<Vec<String>>>()?;
+        let scores = reranker.score(question, &texts)?;
+        let mut hits: Vec<Hit> =
+            candidates.iter().zip(scores).map(|(hit, score)| Hit { passage: hit.passage, score }).collect();
+        sort_hits(&mut hits);
+        Ok(hits)
+    }
+
+    fn pack(&self, question: &str, found: &Found) -> Result<Packing> {
+        let reader = self.reader.as_ref().ok_or_else(no_reader)?;
+        let budget = reader.budget(question)?;
+        let candidates = found
+            .ranking()
+            .into_iter()
+            .take(self.depths.read)
+            .map(|hit| Ok((hit, self.index.passage(hit.passage)?)))
+            .collect::<Result<Vec<(Hit, Passage)>>>()?;
+        let dealing = if self.depths.apart { Dealing::Apart } else { Dealing::Together };
+        pack::pack(&candidates, dealing, budget, &mut |title, text| reader.block(title, text))
+    }
+
+    fn read(&mut self, question: &str, packing: &Packing, on_text: OnText) -> Result<Reading> {
+        self.reader.as_mut().ok_or_else(no_reader)?.read(question, &packing.windows, on_text)
+    }
+}
+
+fn no_reader() -> Error {
+    Error::request("there is no reader to answer with", "leave --reader none out, or use `nunatak search`")
+}
+
+fn assemble(question: &str, found: Found, packing: Packing, reading: Reading, latency_ms: Latency) -> Answer {
+    let usage = Usage {
+        prompt_tokens: reading.prompt_tokens,
+        answer_tokens: reading.answer_tokens,
+        truncated: !packing.left_out.is_empty(),
+        latency_ms,
+    };
+    let windows =
+        packing.windows.into_iter().map(|window| window.into_iter().map(|packed| packed.passage).collect()).collect();
+    let trace = Trace { retrieved: found.retrieved, reranked: found.reranked, windows, left_out: packing.left_out };
+    Answer {
+        question: question.to_owned(),
+        answer: reading.answer,
+        score: reading.score,
+        supported: !reading.evidence.is_empty(),
+        evidence: reading.evidence,
+        usage,
+        trace: Some(trace),
+    }
+}
+
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    let begin = Instant::now();
+    let result = work()?;
+    Ok((result, millis(begin)))
+}
+
+fn millis(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
+}
 
 /// An answer with what it rests on: the content of `ask --json`.
 #[derive(Debug, Clone, Serialize)]

@@ -1,1 +1,188 @@
 //! The cross-encoder: question and passage read together, one score.
+//!
+//! The question is never cut below half of the model's length, and passages are cut at their end to what
+//! is left; what was cut is counted ([`CrossEncoder::truncation`]). Pairs are sorted by length and run in
+//! batches of a token budget; scores come back in input order.
+
+use rayon::prelude::*;
+
+use crate::encode::Truncation;
+use crate::error::{Error, Result};
+use crate::progress::check_interrupt;
+use crate::runtime::batch;
+use crate::runtime::model_dir::{ModelDir, ModelKind};
+use crate::runtime::session::{Input, RuntimeOptions, Session};
+use crate::runtime::tokenizer::{Cut, TextTokenizer};
+
+/// Padded tokens in a batch.
+const TOKEN_BUDGET: usize = 16 * 1024;
+
+/// A cross-encoder, loaded and ready.
+#[derive(Debug)]
+pub struct CrossEncoder {
+    session: Session,
+    tokenizer: TextTokenizer,
+    name: String,
+    max_tokens: usize,
+    output: String,
+    takes_types: bool,
+    fingerprint: String,
+    truncation: Truncation,
+}
+
+impl CrossEncoder {
+    /// Load a cross-encoder.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the folder holds another kind of model; what [`Session::open`] says.
+    pub fn open(model: &ModelDir, options: &RuntimeOptions) -> Result<Self> {
+        if model.description.kind != ModelKind::CrossEncoder {
+            return Err(Error::model(
+                model.name(),
+                format!("it is of kind {}, and a cross-encoder is needed", model.description.kind.name()),
+                "name a cross-encoder: `nunatak models list` shows which models are",
+            ));
+        }
+        let session = Session::open(&model.graph(), options)?;
+        let outputs = session.output_names();
+        let output = ["score", "logits"].into_iter().find(|o| outputs.contains(o)).or(outputs.first().copied());
+        let output = output.unwrap_or_default().to_owned();
+        let takes_types = session.input_names().contains(&"token_type_ids");
+        Ok(Self {
+            tokenizer: TextTokenizer::open(model)?,
+            name: model.name(),
+            max_tokens: model.description.max_tokens,
+            output,
+            takes_types,
+            fingerprint: model.fingerprint(),
+            truncation: Truncation::default(),
+            session,
+        })
+    }
+
+    /// The model's fingerprint.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// What was cut so far, questions and passages.
+    pub fn truncation(&self) -> Truncation {
+        self.truncation
+    }
+
+    /// One score a passage, in input order; higher is better, and only comparable for one question. A model
+    /// with two classes gives the log-odds of the second, "relevant".
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] on Ctrl-C between two batches; [`Error::Model`] when the graph gives something
+    /// else than scores; what the session says.
+    pub fn score(&mut self, question: &str, passages: &[String]) -> Result<Vec<f32>> {
+        let (question, left_out) = self.tokenizer.prepare_within(question, self.max_tokens / 2)?;
+        self.truncation.count(left_out);
+        let pairs: Vec<Cut> = passages
+            .par_iter()
+            .map(|passage| self.tokenizer.encode_pair_within(&question, passage, self.max_tokens))
+            .collect::<Result<_>>()?;
+        for pair in &pairs {
+            self.truncation.count(pair.left_out);
+        }
+        let lengths: Vec<usize> = pairs.iter().map(|p| p.ids.len()).collect();
+        let mut scores = vec![0.0; passages.len()];
+        for rows in batch::plan(&lengths, TOKEN_BUDGET) {
+            check_interrupt(|| "nothing of the passages being scored is kept".to_owned())?;
+            let batch: Vec<&Cut> = rows.iter().filter_map(|&r| pairs.get(r)).collect();
+            for (row, score) in rows.into_iter().zip(self.run(&batch)?) {
+                if let Some(slot) = scores.get_mut(row) {
+                    *slot = score;
+                }
+            }
+        }
+        Ok(scores)
+    }
+
+    fn run(&mut self, pairs: &[&Cut]) -> Result<Vec<f32>> {
+        let padded = batch::pad(pairs);
+        let shape = [padded.rows, padded.columns];
+        let mut inputs =
+            vec![("input_ids", Input::I64(&padded.ids, &shape)), ("attention_mask", Input::I64(&padded.mask, &shape))];
+        if self.takes_types {
+            inputs.push(("token_type_ids", Input::I64(&padded.types, &shape)));
+        }
+        let output = self.session.run(&inputs, &[&self.output])?.into_iter().next().unwrap_or_default();
+        match *output.shape.as_slice() {
+            [rows] | [rows, 1] if rows == padded.rows => Ok(output.data),
+            [rows, 2] if rows == padded.rows => {
+                Ok(output.data.as_chunks::<2>().0.iter().map(|[other, relevant]| relevant - other).collect())
+            }
+            _ => Err(Error::model(
+                &self.name,
+                format!(
+                    "its output {} has the shape {:?}, and scores are [B], [B,1] or [B,2]",
+                    self.output, output.shape
+                ),
+                "a cross-encoder has one score, or two classes",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::onnx::{Attr, DType, Dim, GraphBuilder, Initializer};
+    use crate::runtime::tokenizer::tests::WORDS;
+
+    /// A cross-encoder folder whose logits are, for each class, the sum of the ids of the passage's tokens (type
+    /// 1) times the class' weight.
+    fn summing(weights: &[f32], max_tokens: usize) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let mut graph = GraphBuilder::new("sum");
+        let axes = [Dim::Free("B"), Dim::Free("S")];
+        let ids = graph.input("input_ids", DType::I64, &axes);
+        let mask = graph.input("attention_mask", DType::I64, &axes);
+        let types = graph.input("token_type_ids", DType::I64, &axes);
+        let kept = graph.op("Mul", &[&ids, &mask], &[]);
+        let kept = graph.op("Mul", &[&kept, &types], &[]);
+        let kept = graph.op("Cast", &[&kept], &[("to", Attr::Int(DType::F32 as i64))]);
+        let axis = graph.constant(Initializer::i64(&[1], &[1]));
+        let sum = graph.op("ReduceSum", &[&kept, &axis], &[("keepdims", Attr::Int(1))]);
+        let weights_name = graph.constant(Initializer::f32(&[1, weights.len()], weights));
+        graph.node("", "MatMul", &[&sum, &weights_name], &["logits"], &[]);
+        graph.output("logits", DType::F32, &[Dim::Free("B"), Dim::Fixed(weights.len())]);
+        graph.save(&dir.path().join("model.onnx")).unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), WORDS).unwrap();
+        let config = format!("{{\"hidden_size\": 8, \"max_position_embeddings\": {max_tokens}}}");
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        dir
+    }
+
+    fn open(dir: &tempfile::TempDir) -> CrossEncoder {
+        CrossEncoder::open(&ModelDir::open(dir.path()).unwrap(), &RuntimeOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn scores_see_the_passage_alone_and_keep_the_order() {
+        let dir = summing(&[1.0], 32);
+        let passages: Vec<String> = ["ice", "rock ice floats", ""].map(String::from).into();
+        // The separator after the passage (2) is of the passage.
+        let expected = [4.0 + 2.0, 8.0 + 4.0 + 7.0 + 2.0, 2.0];
+        assert_eq!(open(&dir).score("rock rock", &passages).unwrap(), expected);
+        assert_eq!(open(&dir).score("rock", &[]).unwrap(), Vec::<f32>::new());
+    }
+
+    #[test]
+    fn two_classes_give_log_odds() {
+        let dir = summing(&[1.0, 3.0], 32);
+        assert_eq!(open(&dir).score("rock", &["ice".into()]).unwrap(), [12.0]);
+    }
+
+    #[test]
+    fn the_question_outlives_a_long_passage_and_cuts_are_counted() {
+        let dir = summing(&[1.0], 8);
+        let mut model = open(&dir);
+        // 8 tokens: [CLS] 4 of the question [SEP] 1 of the passage [SEP].
+        let scores = model.score("ice ice ice ice ice", &["rock rock rock".into()]).unwrap();
+        assert_eq!(scores, [8.0 + 2.0]);
+        assert_eq!(model.truncation(), Truncation { texts: 2, tokens: 1 + 2 });
+    }
+}

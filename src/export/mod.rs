@@ -10,10 +10,16 @@ use crate::error::Error;
 
 pub mod bert;
 mod bert_source;
+mod blockwise;
 pub mod gguf;
+mod gguf_blocks;
+mod gguf_tokenizer;
 pub mod llama;
+mod llama_graph;
+mod llama_source;
 pub mod onnx;
 mod quantize;
+mod rope;
 pub mod weights;
 
 /// How the weights stand in the graph.

@@ -1,5 +1,12 @@
 //! Where a model runs, and never somewhere else without saying so.
+//!
+//! A device that is asked for by name and cannot be had is an error that names what is missing. Only `auto`
+//! may end on the processor, and it says so.
 
+use std::fmt;
+use std::str::FromStr;
+
+use ort::ep::{CUDA, ExecutionProvider, TensorRT};
 use ort::session::builder::SessionBuilder;
 
 use crate::error::{Error, Result};
@@ -15,14 +22,145 @@ pub enum Device {
     Cuda(u32),
     /// An NVIDIA GPU through TensorRT, by its number.
     TensorRt(u32),
-    /// The best that can be had; what was taken is said.
+    /// The best that can be had at once, a GPU through CUDA or the processor; what was taken is said. TensorRT is
+    /// never taken unasked, because it first compiles each graph for minutes.
     Auto,
 }
 
-/// Put the execution provider of the asked device into a session being built.
-pub(in crate::runtime) fn register(builder: SessionBuilder, options: &RuntimeOptions) -> Result<SessionBuilder> {
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Cpu => write!(f, "cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+            Self::TensorRt(n) => write!(f, "tensorrt:{n}"),
+            Self::Auto => write!(f, "auto"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let unknown = || {
+            Error::request(
+                format!("unknown device `{text}`"),
+                "use cpu, cuda, tensorrt or auto; cuda:1 is the second GPU",
+            )
+        };
+        let (name, number) = match text.split_once(':') {
+            Some((name, number)) => (name, Some(number.parse::<u32>().map_err(|_| unknown())?)),
+            None => (text, None),
+        };
+        match (name, number) {
+            ("cpu", None) => Ok(Self::Cpu),
+            ("auto", None) => Ok(Self::Auto),
+            ("cuda", n) => Ok(Self::Cuda(n.unwrap_or(0))),
+            ("tensorrt", n) => Ok(Self::TensorRt(n.unwrap_or(0))),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+/// Put the execution provider of the asked device into a session being built; and the device taken, which is
+/// never [`Device::Auto`].
+///
+/// # Errors
+/// [`Error::Device`], naming what is missing.
+pub(in crate::runtime) fn register(
+    mut builder: SessionBuilder,
+    options: &RuntimeOptions,
+) -> Result<(SessionBuilder, Device)> {
     match options.device {
-        Device::Cpu | Device::Auto => Ok(builder),
-        other => Err(Error::Device { device: format!("{other:?}"), problem: "not yet".into(), hint: None }),
+        Device::Cpu => Ok((builder, Device::Cpu)),
+        Device::Auto => match provide(&mut builder, Device::Cuda(0)) {
+            Ok(()) => Ok((builder, Device::Cuda(0))),
+            Err(message) => {
+                tracing::info!("device auto: running on the processor, because there is no CUDA: {message}");
+                Ok((builder, Device::Cpu))
+            }
+        },
+        asked => match provide(&mut builder, asked) {
+            Ok(()) => Ok((builder, asked)),
+            Err(message) => Err(Error::Device { device: asked.to_string(), problem: message, hint: Some(hint(asked)) }),
+        },
+    }
+}
+
+/// Register the provider, or say in ONNX Runtime's words what it lacks.
+fn provide(builder: &mut SessionBuilder, device: Device) -> Result<(), String> {
+    let id = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    // A build without the provider says so only in a warning; ask it first.
+    let built_in = match device {
+        Device::TensorRt(_) => TensorRT::is_available(),
+        _ => CUDA::is_available(),
+    };
+    if !built_in.map_err(|e| e.to_string())? {
+        return Err(format!(
+            "this ONNX Runtime was built without {}",
+            if matches!(device, Device::TensorRt(_)) { "TensorRT" } else { "CUDA" }
+        ));
+    }
+    let registered = match device {
+        Device::Cpu | Device::Auto => Ok(()),
+        Device::Cuda(n) => CUDA::default().with_device_id(id(n)).register(builder),
+        // What TensorRT cannot take of a graph goes to CUDA before it goes to the processor.
+        Device::TensorRt(n) => TensorRT::default()
+            .with_device_id(id(n))
+            .register(builder)
+            .and_then(|()| CUDA::default().with_device_id(id(n)).register(builder)),
+    };
+    registered.map_err(|e| missing_library(&e.to_string()))
+}
+
+/// The library that the loader did not find, if the message names one; else the message itself.
+fn missing_library(message: &str) -> String {
+    match message.split_once(": cannot open shared object file") {
+        Some((before, _)) => {
+            let name = before.rsplit([' ', '\n']).next().unwrap_or(before);
+            format!("the library {name} is missing")
+        }
+        None => message.trim().to_owned(),
+    }
+}
+
+fn hint(device: Device) -> String {
+    let needs = match device {
+        Device::TensorRt(_) => "an NVIDIA driver, CUDA 13, cuDNN 9 and TensorRT 10",
+        _ => "an NVIDIA driver, CUDA 13 and cuDNN 9",
+    };
+    format!(
+        "it needs {needs} where the loader finds them, and a GPU build of ONNX Runtime: nunatak setup --device cuda"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_and_written() {
+        for (text, device) in [
+            ("cpu", Device::Cpu),
+            ("auto", Device::Auto),
+            ("cuda:0", Device::Cuda(0)),
+            ("cuda:3", Device::Cuda(3)),
+            ("tensorrt:1", Device::TensorRt(1)),
+        ] {
+            assert_eq!(text.parse::<Device>().unwrap(), device);
+            assert_eq!(device.to_string(), text);
+        }
+        assert_eq!("cuda".parse::<Device>().unwrap(), Device::Cuda(0));
+        for text in ["", "gpu", "cpu:1", "cuda:", "cuda:-1", "cuda:1:2"] {
+            assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_missing_library_is_picked_from_the_loader_s_message() {
+        let message = "[ONNXRuntimeError] : 1 : FAIL : Failed to load library /x/libonnxruntime_providers_cuda.so with \
+                       error: libcublasLt.so.13: cannot open shared object file: No such file or directory";
+        assert_eq!(missing_library(message), "the library libcublasLt.so.13 is missing");
+        assert_eq!(missing_library("something else\n"), "something else");
     }
 }

@@ -3,7 +3,10 @@
 
 pub mod batch;
 pub mod device;
+pub mod kv_session;
 pub mod model_dir;
 pub mod session;
 pub mod setup;
+mod standard_export;
+mod token_bytes;
 pub mod tokenizer;

@@ -42,12 +42,14 @@ impl RuntimeOptions {
 pub enum Input<'a> {
     /// 32-bit floats.
     F32(&'a [f32], &'a [usize]),
+    /// 16-bit floats: the KV cache of a graph of that type.
+    F16(&'a [f16], &'a [usize]),
     /// 64-bit integers.
     I64(&'a [i64], &'a [usize]),
 }
 
 /// A tensor on its way out, as 32-bit floats whatever the graph's own float type.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Output {
     /// Its shape.
     pub shape: Vec<usize>,
@@ -60,6 +62,7 @@ pub struct Output {
 pub struct Session {
     inner: OrtSession,
     path: PathBuf,
+    device: device::Device,
 }
 
 /// The process-wide ONNX Runtime, loaded from `library` on the first call.
@@ -84,6 +87,15 @@ fn environment(options: &RuntimeOptions) -> Result<&'static Environment> {
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
+/// Version of the ONNX Runtime in use, which is loaded for it: `1.32.0`, or what a build of no release says of
+/// itself.
+pub fn runtime_version(options: &RuntimeOptions) -> Result<String> {
+    environment(options)?;
+    let info = ort::info();
+    let release = info.split_once("git-branch=rel-").and_then(|(_, rest)| rest.split(',').next());
+    Ok(release.unwrap_or(info).to_owned())
+}
+
 impl Session {
     /// Load the graph at `path` on the device of `options`.
     ///
@@ -102,9 +114,15 @@ impl Session {
         let builder = OrtSession::builder(environment).map_err(|e| bad(&e))?;
         let builder = builder.with_optimization_level(GraphOptimizationLevel::Level3).map_err(|e| bad(&e))?;
         let builder = builder.with_intra_threads(options.thread_count()).map_err(|e| bad(&e))?;
-        let mut builder = device::register(builder, options)?;
+        let (mut builder, device) = device::register(builder, options)?;
         let inner = builder.commit_from_file(path).map_err(|e| bad(&e))?;
-        Ok(Self { inner, path: path.to_path_buf() })
+        tracing::info!(model = %path.display(), %device, "model loaded");
+        Ok(Self { inner, path: path.to_path_buf(), device })
+    }
+
+    /// Where this session runs: the device that was asked for, or the one that `auto` took.
+    pub fn device(&self) -> device::Device {
+        self.device
     }
 
     /// Names of the graph's inputs.
@@ -151,6 +169,7 @@ fn tensor<'a>(input: &Input<'a>) -> Result<SessionInputValue<'a>> {
     let failed = Error::internal("preparing a tensor");
     Ok(match *input {
         Input::F32(data, shape) => TensorRef::from_array_view((shape, data)).map_err(failed)?.into(),
+        Input::F16(data, shape) => TensorRef::from_array_view((shape, data)).map_err(failed)?.into(),
         Input::I64(data, shape) => TensorRef::from_array_view((shape, data)).map_err(failed)?.into(),
     })
 }

@@ -1,0 +1,104 @@
+//! Writing for people: lines on stdout, errors and hints on stderr, colours only where a terminal shows them.
+
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::error::{Error, Result};
+
+/// Headings and names.
+pub const BOLD: Style = Style::new().bold();
+/// What can be skipped over.
+pub const DIM: Style = Style::new().dimmed();
+/// Answers, and what went well.
+pub const GOOD: Style = AnsiColor::Green.on_default().bold();
+/// What went wrong.
+pub const BAD: Style = AnsiColor::Red.on_default().bold();
+/// What to do.
+pub const HINT: Style = AnsiColor::Cyan.on_default();
+
+/// Send the library's log to stderr: warnings, or what `NUNATAK_LOG` asks for.
+pub fn init_log(quiet: bool) {
+    let default = if quiet { "error" } else { "warn,ort=error,tantivy=error" };
+    let filter = EnvFilter::try_from_env("NUNATAK_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // A second subscriber in one process is refused; the first one serves.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .without_time()
+        .try_init();
+}
+
+/// Print an error and what to do about it.
+pub fn print_error(error: &Error) {
+    let mut err = anstream::stderr();
+    // Nothing can be done when stderr is closed.
+    let _ = writeln!(err, "{BAD}error{BAD:#}: {error}");
+    if let Some(hint) = error.hint() {
+        let _ = writeln!(err, "{HINT}hint{HINT:#}: {hint}");
+    }
+}
+
+/// One line of text on stdout.
+pub fn line(text: impl std::fmt::Display) -> Result<()> {
+    writeln!(anstream::stdout(), "{text}").or_else(closed_pipe)
+}
+
+/// Text on stdout without a line end, shown at once.
+pub fn piece(text: &str) -> Result<()> {
+    let mut out = anstream::stdout();
+    write!(out, "{text}").and_then(|()| out.flush()).or_else(closed_pipe)
+}
+
+/// One JSON object on a line of stdout.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(value).map_err(Error::internal("writing JSON"))?;
+    writeln!(io::stdout(), "{text}").or_else(closed_pipe)
+}
+
+/// `nunatak search ... | head` closes the pipe when it has seen enough: the end, not an error.
+fn closed_pipe(error: io::Error) -> Result<()> {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        std::process::exit(0);
+    }
+    Err(Error::file("write to", "stdout")(error))
+}
+
+/// A number of bytes for people.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A duration for people.
+pub fn seconds(s: f64) -> String {
+    match s {
+        s if s < 1.0 => format!("{:.0} ms", s * 1000.0),
+        s if s < 90.0 => format!("{s:.1} s"),
+        s if s < 5400.0 => format!("{:.0} min {:.0} s", (s / 60.0).floor(), s % 60.0),
+        s => format!("{:.0} h {:.0} min", (s / 3600.0).floor(), (s % 3600.0) / 60.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_read_well() {
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1_500_000), "1.5 MB");
+        assert_eq!(seconds(0.25), "250 ms");
+        assert_eq!(seconds(125.0), "2 min 5 s");
+        assert_eq!(seconds(7500.0), "2 h 5 min");
+    }
+}

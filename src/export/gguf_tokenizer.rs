@@ -1,0 +1,204 @@
+//! The tokenizer inside a GGUF file, rebuilt as the `tokenizer.json` that the `tokenizers` crate reads.
+//!
+//! A GGUF holds the vocabulary and the merges, but names its pre-tokenizer by one word; what the word means
+//! is written down here, after each model's published tokenizer. Two kinds are known: byte-level BPE
+//! (`gpt2`) and SentencePiece BPE with scores (`llama`). A word that is not known is refused, since a
+//! near miss would change tokens, and so answers, in silence.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use serde_json::{Map, Value, json};
+use tokenizers::Tokenizer;
+
+use crate::error::{Error, Result};
+use crate::export::gguf::Gguf;
+
+/// Split of Llama 3: contractions, words with one leading character, numbers of up to three digits,
+/// punctuation, line ends, spaces.
+const LLAMA_3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The same with every digit on its own.
+const QWEN_2_SPLIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// SentencePiece writes a space as this.
+const SPACE_MARK: &str = "\u{2581}";
+
+/// Kinds of token in `tokenizer.ggml.token_type`.
+const UNKNOWN: i64 = 2;
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+
+/// The tokenizer of `gguf` as the content of a `tokenizer.json`.
+///
+/// # Errors
+/// [`Error::BadFile`] when the file holds no tokenizer, one of a kind that is not known, or one whose parts
+/// contradict each other.
+pub fn tokenizer_json(gguf: &Gguf) -> Result<String> {
+    let tokens = gguf.texts("tokenizer.ggml.tokens").ok_or_else(|| refuse(gguf, "it holds no vocabulary"))?;
+    let model = gguf.text("tokenizer.ggml.model").unwrap_or_default();
+    let parts = match model {
+        "gpt2" => byte_level(gguf, &tokens)?,
+        "llama" => sentence_piece(gguf, &tokens)?,
+        other => return Err(refuse(gguf, &format!("its tokenizer is of the kind `{other}`; known: gpt2, llama"))),
+    };
+    let json = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added_tokens(gguf, &tokens),
+        "normalizer": parts.normalizer,
+        "pre_tokenizer": parts.pre_tokenizer,
+        "post_processor": post_processor(gguf, &tokens),
+        "decoder": parts.decoder,
+        "model": parts.model,
+    })
+    .to_string();
+    // The crate checks what a hand-made file may get wrong, such as a merge that is not in the vocabulary.
+    Tokenizer::from_str(&json).map_err(|e| refuse(gguf, &format!("its tokenizer contradicts itself: {e}")))?;
+    Ok(json)
+}
+
+/// What differs between the kinds.
+struct Parts {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    model: Value,
+}
+
+fn refuse(gguf: &Gguf, problem: &str) -> Error {
+    Error::bad_file(gguf.path(), problem, "use a model folder with a tokenizer.json instead of this file")
+}
+
+/// BPE over bytes, each byte written as a printable character.
+fn byte_level(gguf: &Gguf, tokens: &[&str]) -> Result<Parts> {
+    let merges =
+        gguf.texts("tokenizer.ggml.merges").ok_or_else(|| refuse(gguf, "its vocabulary comes without merges"))?;
+    let merges = merges
+        .iter()
+        .map(|merge| merge.split_once(' ').map(|(left, right)| [left, right]))
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| refuse(gguf, "one of its merges is not a pair"))?;
+    let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+    let split = |regex: &str| {
+        json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
+            byte_level(false),
+        ]})
+    };
+    // (pre-tokenizer, normalizer, whether a word that is in the vocabulary skips the merges)
+    let (pre_tokenizer, normalizer, ignore_merges) = match gguf.text("tokenizer.ggml.pre").unwrap_or("default") {
+        "gpt-2" | "default" => (byte_level(true), Value::Null, false),
+        "smollm" => {
+            let digits = json!({"type": "Digits", "individual_digits": true});
+            (json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]}), Value::Null, false)
+        }
+        "llama-bpe" => (split(LLAMA_3_SPLIT), Value::Null, true),
+        "qwen2" => (split(QWEN_2_SPLIT), json!({"type": "NFC"}), false),
+        other => {
+            let problem =
+                format!("its pre-tokenizer `{other}` is not known; known: default, gpt-2, smollm, llama-bpe, qwen2");
+            return Err(refuse(gguf, &problem));
+        }
+    };
+    let model = json!({
+        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": ignore_merges,
+        "vocab": vocabulary(tokens), "merges": merges,
+    });
+    Ok(Parts { normalizer, pre_tokenizer, decoder: byte_level(true), model })
+}
+
+/// SentencePiece's BPE: the pair whose union has the highest score is merged first; characters that are not
+/// in the vocabulary become bytes.
+fn sentence_piece(gguf: &Gguf, tokens: &[&str]) -> Result<Parts> {
+    let scores = gguf
+        .floats("tokenizer.ggml.scores")
+        .filter(|scores| scores.len() == tokens.len())
+        .ok_or_else(|| refuse(gguf, "its vocabulary comes without a score for each token"))?;
+    let unknown = gguf.count("tokenizer.ggml.unknown_token_id").and_then(|id| tokens.get(id)).copied();
+    let mut steps = vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK})];
+    let mut decoders = vec![
+        json!({"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    if gguf.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true) {
+        steps.insert(0, json!({"type": "Prepend", "prepend": SPACE_MARK}));
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
+    let model = json!({
+        "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+        "vocab": vocabulary(tokens), "merges": merges_by_score(tokens, &scores),
+    });
+    Ok(Parts {
+        normalizer: json!({"type": "Sequence", "normalizers": steps}),
+        pre_tokenizer: Value::Null,
+        decoder: json!({"type": "Sequence", "decoders": decoders}),
+        model,
+    })
+}
+
+/// Every way to put a token together from two others, best score first; equal scores by the ids of the
+/// parts, so that the list never depends on a hash map's order.
+fn merges_by_score<'a>(tokens: &[&'a str], scores: &[f64]) -> Vec<[&'a str; 2]> {
+    let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (*token, id)).collect();
+    let mut merges = Vec::new();
+    for (token, score) in tokens.iter().zip(scores) {
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right)) {
+                merges.push((*score, l, r, [left, right]));
+            }
+        }
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+    merges.into_iter().map(|(_, _, _, pair)| pair).collect()
+}
+
+fn vocabulary(tokens: &[&str]) -> Map<String, Value> {
+    tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), id.into())).collect()
+}
+
+/// Tokens that are found in the text before anything else: control tokens (hidden from decoded text) and
+/// tokens that somebody added (kept in it).
+fn added_tokens(gguf: &Gguf, tokens: &[&str]) -> Vec<Value> {
+    let kinds = gguf.ints("tokenizer.ggml.token_type").unwrap_or_default();
+    kinds
+        .iter()
+        .zip(tokens)
+        .enumerate()
+        .filter(|(_, (kind, _))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind))
+        .map(|(id, (kind, content))| {
+            json!({
+                "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": *kind != USER_DEFINED,
+            })
+        })
+        .collect()
+}
+
+/// The token that llama.cpp would put before every text.
+fn bos(gguf: &Gguf) -> Option<usize> {
+    // Without a word in the file it does so for SentencePiece and for Llama 3.
+    let wanted = gguf.flag("tokenizer.ggml.add_bos_token").unwrap_or_else(|| {
+        gguf.text("tokenizer.ggml.model") == Some("llama") || gguf.text("tokenizer.ggml.pre") == Some("llama-bpe")
+    });
+    gguf.count("tokenizer.ggml.bos_token_id").filter(|_| wanted)
+}
+
+fn post_processor(gguf: &Gguf, tokens: &[&str]) -> Value {
+    let Some((id, token)) = bos(gguf).and_then(|id| Some((id, *tokens.get(id)?))) else {
+        return Value::Null;
+    };
+    let special = json!({"SpecialToken": {"id": token, "type_id": 0}});
+    let first = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let second = json!({"Sequence": {"id": "B", "type_id": 0}});
+    json!({
+        "type": "TemplateProcessing",
+        "single": [special, first],
+        "pair": [special, first, second],
+        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
+    })
+}

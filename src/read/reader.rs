@@ -1,0 +1,179 @@
+//! The reader: question and packed windows in, one short answer with its evidence out.
+//!
+//! Several windows are read as a batch, and the answer is chosen by how likely the model found it and how
+//! well the window's passage ranked.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::pack::Window;
+use crate::read::decode::{Decoding, Generation};
+use crate::read::ground;
+use crate::read::lm::{FrozenLm, OnText};
+use crate::read::spans::{Span, SpanConstraint};
+use crate::read::template::{Template, TemplateKind};
+use crate::runtime::model_dir::ModelDir;
+use crate::runtime::session::RuntimeOptions;
+use crate::types::Evidence;
+
+/// How the reader works.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReaderSettings {
+    /// Shape of the prompt.
+    pub template: TemplateKind,
+    /// Hold the answer to a span of a passage.
+    pub grounded: bool,
+    /// Tokens of a window, prompt and answer included; never more than the model's own.
+    pub window: usize,
+    /// Weight of a window's best passage score beside the answer's mean log-probability, when several
+    /// windows compete.
+    pub score_weight: f32,
+    /// Decoding.
+    pub decoding: Decoding,
+}
+
+impl Default for ReaderSettings {
+    fn default() -> Self {
+        Self {
+            template: TemplateKind::FewShot,
+            grounded: false,
+            window: 2048,
+            score_weight: 10.0,
+            decoding: Decoding::default(),
+        }
+    }
+}
+
+/// What the reader made of the windows.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    /// The answer; empty when there is none.
+    pub answer: String,
+    /// Mean log-probability per token of the answer and its end.
+    pub score: f32,
+    /// Where it stands in the passages.
+    pub evidence: Vec<Evidence>,
+    /// Tokens given to the model, over all windows.
+    pub prompt_tokens: usize,
+    /// Tokens it generated, over all windows.
+    pub answer_tokens: usize,
+}
+
+/// A frozen language model with a template.
+#[derive(Debug)]
+pub struct Reader {
+    lm: FrozenLm,
+    template: Template,
+    settings: ReaderSettings,
+}
+
+impl Reader {
+    /// Load the model and prepare the template.
+    pub fn open(model: &ModelDir, settings: ReaderSettings, options: &RuntimeOptions) -> Result<Self> {
+        let lm = FrozenLm::open(model, options)?;
+        let template = Template::new(settings.template, lm.shape(), lm.tokenizer(), lm.name())?;
+        Ok(Self { lm, template, settings })
+    }
+
+    /// The language model.
+    pub fn lm(&self) -> &FrozenLm {
+        &self.lm
+    }
+
+    /// How it works.
+    pub fn settings(&self) -> &ReaderSettings {
+        &self.settings
+    }
+
+    /// Tokens that a window has for passages beside this question, template and answer.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when not even the question fits: a question is never cut.
+    pub fn budget(&self, question: &str) -> Result<usize> {
+        let window = self.settings.window.min(self.lm.window());
+        let fixed = self.template.prefix().len() + self.settings.decoding.max_new_tokens;
+        let tail = self.template.tail(question, self.lm.tokenizer())?.len();
+        window.checked_sub(fixed + tail).ok_or_else(|| {
+            Error::request(
+                format!(
+                    "the question takes {tail} tokens and the prompt {fixed} more, but the window has {window} tokens"
+                ),
+                "ask a shorter question, or allow a larger --window",
+            )
+        })
+    }
+
+    /// Tokens of a passage as they go into a window.
+    pub fn block(&self, title: &str, text: &str) -> Result<Vec<u32>> {
+        self.template.block(title, text, self.lm.tokenizer())
+    }
+
+    /// Read all windows and choose an answer. Nothing to read gives an empty answer.
+    pub fn read(&mut self, question: &str, windows: &[Window], on_text: OnText) -> Result<Reading> {
+        if windows.is_empty() {
+            return Ok(Reading { score: f32::NEG_INFINITY, ..Reading::default() });
+        }
+        let tail = self.template.tail(question, self.lm.tokenizer())?;
+        let prompts: Vec<Vec<u32>> = windows
+            .iter()
+            .map(|window| window.iter().flat_map(|p| p.ids.iter().copied()).chain(tail.iter().copied()).collect())
+            .collect();
+        let vocabulary = self.settings.grounded.then(|| self.lm.vocabulary());
+        let constraints = vocabulary.as_ref().map(|vocabulary| {
+            windows
+                .iter()
+                .map(|window| {
+                    let texts = window.iter().map(|p| p.passage.text.as_str()).collect();
+                    SpanConstraint::new(vocabulary, texts, self.template.lead)
+                })
+                .collect()
+        });
+        let mut decoding = self.settings.decoding.clone();
+        decoding.stop.clone_from(&self.template.stop);
+        let (answers, spans) = self.lm.generate(self.template.prefix(), &prompts, &decoding, constraints, on_text)?;
+        let best = (0..answers.len())
+            .map(|row| (row, self.worth(&answers[row], &windows[row])))
+            .reduce(|best, next| if next.1 > best.1 { next } else { best })
+            .map_or(0, |(row, _)| row);
+        let evidence = match spans.get(best).copied().flatten() {
+            Some(span) => vec![cite(&windows[best], span)],
+            None if self.settings.grounded => Vec::new(),
+            None => {
+                let texts: Vec<&str> = windows[best].iter().map(|p| p.passage.text.as_str()).collect();
+                let found = ground::find(&answers[best].text, &texts);
+                found.into_iter().map(|span| cite(&windows[best], span)).collect()
+            }
+        };
+        let answer = match evidence.first() {
+            Some(evidence) if self.settings.grounded => evidence.text.clone(),
+            _ if self.settings.grounded => String::new(),
+            _ => answers[best].text.trim().to_owned(),
+        };
+        Ok(Reading {
+            answer,
+            score: answers[best].mean_logprob(),
+            evidence,
+            prompt_tokens: prompts.iter().map(|p| p.len() + self.template.prefix().len()).sum(),
+            answer_tokens: answers.iter().map(|a| a.tokens.len()).sum(),
+        })
+    }
+
+    /// How good an answer looks: likelihood, and the rank score of the best passage it was read from.
+    fn worth(&self, answer: &Generation, window: &Window) -> f32 {
+        let score = window.iter().map(|p| p.passage.score).fold(f32::NEG_INFINITY, f32::max);
+        let likelihood: f32 = answer.logprobs.iter().sum();
+        likelihood + self.settings.score_weight * score
+    }
+}
+
+/// A span of a window's passages as evidence. Packed texts are beginnings of the stored ones, so offsets hold in both.
+fn cite(window: &Window, span: Span) -> Evidence {
+    let passage = &window[span.passage].passage;
+    Evidence {
+        passage_id: passage.key.clone(),
+        title: passage.title.clone(),
+        start: span.start,
+        end: span.end,
+        text: passage.text.get(span.start..span.end).unwrap_or_default().to_owned(),
+    }
+}

@@ -1,0 +1,152 @@
+//! How passages and a question become a prompt.
+//!
+//! A prompt is always `prefix ++ passage blocks ++ tail`: the prefix is the same for every question (its
+//! states are computed once), the blocks are what the packer counts, the tail holds the question. Each
+//! part is tokenised by itself, so the sum of the parts is exactly what the model gets.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, context};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::runtime::model_dir::LmShape;
+use crate::runtime::tokenizer::TextTokenizer;
+
+/// The shape of a reader's prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TemplateKind {
+    /// Instruction and three worked examples as plain text: what a small model needs most.
+    #[default]
+    FewShot,
+    /// The model's own chat template around an instruction, no examples.
+    Chat,
+}
+
+impl std::str::FromStr for TemplateKind {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "few-shot" => Ok(Self::FewShot),
+            "chat" => Ok(Self::Chat),
+            other => Err(Error::request(format!("there is no template {other:?}"), "templates are: few-shot, chat")),
+        }
+    }
+}
+
+const INSTRUCTION: &str = "Answer the question with a few words copied from the passage.";
+
+/// Worked examples (title, text, question, answer): written for this project, of different answer types.
+const SHOTS: [(&str, &str, &str, &str); 3] = [
+    (
+        "Lighthouse of Alder Point",
+        "The lighthouse of Alder Point was designed by the engineer Mary Holt and first lit in October 1871. Its \
+         lamp, which burned rapeseed oil, could be seen from nineteen miles away.",
+        "who designed the alder point lighthouse",
+        "Mary Holt",
+    ),
+    (
+        "Tern Valley Railway",
+        "The Tern Valley Railway ran between Ashby and the port of Culm. Opened in 1894 to carry slate, it was closed \
+         on 3 May 1952 after most of the quarries had shut down.",
+        "when did the tern valley railway close",
+        "3 May 1952",
+    ),
+    (
+        "Copper beetle",
+        "The copper beetle lives under the bark of dead oaks. Adults grow to about 14 millimetres and feed on fungi, \
+         while the larvae eat rotten wood for up to three years.",
+        "what do adult copper beetles eat",
+        "fungi",
+    ),
+];
+
+/// A template tied to a model's tokenizer.
+#[derive(Debug)]
+pub struct Template {
+    /// Which one it is.
+    pub kind: TemplateKind,
+    prefix: Vec<u32>,
+    after_question: Vec<u32>,
+    /// Whether an answer's first token begins with a space.
+    pub lead: bool,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
+}
+
+impl Template {
+    /// Prepare a template for a model.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for [`TemplateKind::Chat`] with a model that has no (usable) chat template.
+    pub fn new(kind: TemplateKind, shape: &LmShape, tokenizer: &TextTokenizer, model: &str) -> Result<Self> {
+        let mut prefix: Vec<u32> = shape.bos.into_iter().collect();
+        let stop = vec!["\n".to_owned()];
+        match kind {
+            TemplateKind::FewShot => {
+                let mut text = format!("{INSTRUCTION}\n\n");
+                for (title, passage, question, answer) in SHOTS {
+                    text += &format!("{}{}Answer: {answer}\n\n", block(title, passage), question_line(question));
+                }
+                prefix.extend(tokenizer.encode(&text, false)?);
+                Ok(Self { kind, prefix, after_question: tokenizer.encode("Answer:", false)?, lead: true, stop })
+            }
+            TemplateKind::Chat => {
+                let (before, after) = chat_frame(shape, model)?;
+                prefix = tokenizer.encode_template(&before)?;
+                prefix.extend(tokenizer.encode(&format!("{INSTRUCTION}\n\n"), false)?);
+                Ok(Self { kind, prefix, after_question: tokenizer.encode_template(&after)?, lead: false, stop })
+            }
+        }
+    }
+
+    /// Tokens that open every prompt.
+    pub fn prefix(&self) -> &[u32] {
+        &self.prefix
+    }
+
+    /// Tokens of one passage.
+    pub fn block(&self, title: &str, text: &str, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
+        tokenizer.encode(&block(title, text), false)
+    }
+
+    /// Tokens of the question and of what asks for the answer.
+    pub fn tail(&self, question: &str, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
+        let mut ids = tokenizer.encode(&question_line(question), false)?;
+        ids.extend_from_slice(&self.after_question);
+        Ok(ids)
+    }
+}
+
+/// One passage of a prompt. Line ends inside are spaces: a line end would close the block.
+fn block(title: &str, text: &str) -> String {
+    let text = text.replace(['\n', '\r'], " ");
+    if title.is_empty() { format!("Passage: {text}\n") } else { format!("Passage: {title}. {text}\n") }
+}
+
+fn question_line(question: &str) -> String {
+    format!("Question: {}\n", question.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// What the model's chat template puts before and after a user's message.
+fn chat_frame(shape: &LmShape, model: &str) -> Result<(String, String)> {
+    const MESSAGE: &str = "\u{1}message\u{1}";
+    let hint = "use --template few-shot with this model";
+    let source = shape.chat_template.as_deref().ok_or_else(|| Error::model(model, "it has no chat template", hint))?;
+    let render = || -> std::result::Result<String, minijinja::Error> {
+        let mut environment = Environment::new();
+        // Published chat templates are written for these two settings of Jinja.
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+        environment.template_from_str(source)?.render(context! {
+            messages => vec![context! { role => "user", content => MESSAGE }],
+            add_generation_prompt => true,
+            bos_token => "", eos_token => "",
+        })
+    };
+    let text = render().map_err(|e| Error::model(model, format!("its chat template cannot be rendered: {e}"), hint))?;
+    match text.split_once(MESSAGE) {
+        Some((before, after)) => Ok((before.to_owned(), after.to_owned())),
+        None => Err(Error::model(model, "its chat template leaves the user's message out", hint)),
+    }
+}

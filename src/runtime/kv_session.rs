@@ -1,0 +1,202 @@
+//! A language-model graph with its KV cache bound in place.
+//!
+//! Keys and values of past positions are the largest tensors in decoding. Here each is allocated once,
+//! at the capacity the caller asks for, and bound to the graph as both `past` and `present`: the graph's
+//! GroupQueryAttention then writes new positions behind the old ones and nothing is copied from step to
+//! step. The attention mask says how much of the buffer is filled.
+
+use half::f16;
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::IoBinding;
+use ort::value::{DynTensor, Tensor, TensorElementType};
+
+use crate::error::{Error, Result};
+use crate::runtime::model_dir::LmShape;
+use crate::runtime::session::{RuntimeOptions, Session, floats};
+
+/// A language-model graph as documented at [`crate::runtime::model_dir::ModelKind::Lm`].
+#[derive(Debug)]
+pub struct KvSession {
+    session: Session,
+    shape: LmShape,
+    hidden: usize,
+}
+
+/// Keys and values of a batch of sequences, all in one buffer capacity.
+#[derive(Debug)]
+pub struct KvCache {
+    batch: usize,
+    capacity: usize,
+    lengths: Vec<usize>,
+    /// Key and value of each layer in turn, `[batch, kv_heads, capacity, head_dim]`.
+    tensors: Vec<DynTensor>,
+    binding: IoBinding,
+}
+
+/// What one pass through the graph gives.
+#[derive(Debug)]
+pub struct Pass {
+    /// Logits of the asked rows, `[rows, vocab]`.
+    pub logits: Vec<f32>,
+    /// Last hidden states of all positions `[batch, positions, hidden]`, if they were asked for.
+    pub hidden_states: Option<Vec<f32>>,
+}
+
+impl KvCache {
+    /// Filled positions of each sequence.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Positions there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes of the buffers.
+    pub fn bytes(&self) -> usize {
+        self.tensors.iter().map(|t| t.shape().num_elements() * element_size(t)).sum()
+    }
+}
+
+fn element_size(tensor: &DynTensor) -> usize {
+    if *tensor.data_type() == TensorElementType::Float16 { 2 } else { 4 }
+}
+
+impl KvSession {
+    /// Load the graph at `path`.
+    pub fn open(path: &std::path::Path, shape: &LmShape, hidden: usize, options: &RuntimeOptions) -> Result<Self> {
+        Ok(Self { session: Session::open(path, options)?, shape: shape.clone(), hidden })
+    }
+
+    /// Empty buffers for `batch` sequences of up to `capacity` positions each.
+    pub fn new_cache(&mut self, batch: usize, capacity: usize) -> Result<KvCache> {
+        let failed = Error::internal("allocating the KV cache");
+        let dims = [batch, self.shape.kv_heads, capacity, self.shape.head_dim];
+        let element =
+            if self.shape.kv_dtype == "f16" { TensorElementType::Float16 } else { TensorElementType::Float32 };
+        let allocator = Allocator::default();
+        let mut tensors = Vec::with_capacity(2 * self.shape.layers);
+        for _ in 0..2 * self.shape.layers {
+            tensors
+                .push(DynTensor::new(&allocator, element, dims).map_err(Error::internal("allocating the KV cache"))?);
+        }
+        let mut binding = self.session.ort().create_binding().map_err(failed)?;
+        for (i, tensor) in tensors.iter_mut().enumerate() {
+            let (layer, part) = (i / 2, if i % 2 == 0 { "key" } else { "value" });
+            binding
+                .bind_input(format!("past_key_values.{layer}.{part}"), &*tensor)
+                .and_then(|()| binding.bind_output(format!("present.{layer}.{part}"), tensor))
+                .map_err(Error::internal("binding the KV cache"))?;
+        }
+        Ok(KvCache { batch, capacity, lengths: vec![0; batch], tensors, binding })
+    }
+
+    /// Run `positions` new positions of every sequence through the graph and append them to the cache.
+    ///
+    /// `embeds` is `[batch, positions, hidden]`; `fresh[b]` says how many of the positions of sequence b
+    /// are real (the rest is padding on the right and is forgotten). `logit_rows` are rows of the
+    /// flattened `[batch * positions]` whose logits are wanted.
+    pub fn forward(
+        &mut self,
+        cache: &mut KvCache,
+        embeds: Vec<f32>,
+        fresh: &[usize],
+        logit_rows: &[usize],
+        want_hidden: bool,
+    ) -> Result<Pass> {
+        let batch = cache.batch;
+        let positions = embeds.len() / (batch * self.hidden).max(1);
+        let filled: Vec<usize> = cache.lengths.iter().zip(fresh).map(|(a, b)| a + b).collect();
+        let longest = filled.iter().copied().max().unwrap_or(0);
+        if longest > cache.capacity || fresh.len() != batch || embeds.len() != batch * positions * self.hidden {
+            return Err(Error::Internal {
+                doing: "running the language model",
+                message: format!(
+                    "{longest} positions of {batch} sequences do not fit the cache of {} x {}",
+                    cache.batch, cache.capacity
+                ),
+            });
+        }
+        let mut mask = vec![0i64; batch * longest];
+        for (row, &length) in mask.chunks_mut(longest.max(1)).zip(&filled) {
+            row[..length].fill(1);
+        }
+        let rows: Vec<i64> = logit_rows.iter().map(|&r| r as i64).collect();
+        let bind = |binding: &mut IoBinding| -> ort::Result<()> {
+            binding.bind_input("inputs_embeds", &Tensor::from_array(([batch, positions, self.hidden], embeds))?)?;
+            binding.bind_input("attention_mask", &Tensor::from_array(([batch, longest], mask))?)?;
+            binding.bind_input("logit_rows", &Tensor::from_array(([rows.len()], rows))?)?;
+            let cpu = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Device, MemoryType::CPUOutput)?;
+            binding.bind_output_to_device("logits", &cpu)?;
+            if want_hidden {
+                binding.bind_output_to_device("hidden_states", &cpu)?;
+            }
+            Ok(())
+        };
+        bind(&mut cache.binding).map_err(Error::internal("binding the language model's inputs"))?;
+        let outputs =
+            self.session.ort().run_binding(&cache.binding).map_err(Error::internal("running the language model"))?;
+        let take = |name: &str| -> Result<Vec<f32>> {
+            let value = outputs.get(name).ok_or_else(|| Error::Internal {
+                doing: "running the language model",
+                message: format!("the graph has no output {name}"),
+            })?;
+            Ok(floats(value)?.data)
+        };
+        let logits = take("logits")?;
+        let hidden_states = if want_hidden { Some(take("hidden_states")?) } else { None };
+        drop(outputs);
+        cache.lengths = filled;
+        Ok(Pass { logits, hidden_states })
+    }
+
+    /// One cache holding the sequences of several one-sequence caches, with room for `capacity` positions.
+    ///
+    /// The states of past positions do not depend on what follows them, so a common prefix is computed
+    /// once and copied, and sequences of different lengths are prefilled apart (no padding) and joined
+    /// for decoding.
+    pub fn join(&mut self, sources: &[&KvCache], capacity: usize) -> Result<KvCache> {
+        let failed = "copying the KV cache";
+        let mut cache = self.new_cache(sources.len(), capacity)?;
+        let (heads, width) = (self.shape.kv_heads, self.shape.head_dim);
+        for (b, source) in sources.iter().enumerate() {
+            let length = source.lengths.first().copied().unwrap_or(0).min(capacity);
+            cache.lengths[b] = length;
+            for (from, to) in source.tensors.iter().zip(&mut cache.tensors) {
+                let place = Placement { row: b, heads, width, length, from: source.capacity, to: capacity };
+                if self.shape.kv_dtype == "f16" {
+                    let (_, source) = from.try_extract_tensor::<f16>().map_err(Error::internal(failed))?;
+                    let (_, target) = to.try_extract_tensor_mut::<f16>().map_err(Error::internal(failed))?;
+                    place.copy(source, target);
+                } else {
+                    let (_, source) = from.try_extract_tensor::<f32>().map_err(Error::internal(failed))?;
+                    let (_, target) = to.try_extract_tensor_mut::<f32>().map_err(Error::internal(failed))?;
+                    place.copy(source, target);
+                }
+            }
+        }
+        Ok(cache)
+    }
+}
+
+/// Where one sequence's states go in a batch: `[heads, from, width]` into row `row` of `[_, heads, to, width]`.
+struct Placement {
+    row: usize,
+    heads: usize,
+    width: usize,
+    length: usize,
+    from: usize,
+    to: usize,
+}
+
+impl Placement {
+    fn copy<T: Copy>(&self, source: &[T], target: &mut [T]) {
+        let run = self.length * self.width;
+        for head in 0..self.heads {
+            let from = head * self.from * self.width;
+            let to = (self.row * self.heads + head) * self.to * self.width;
+            target[to..to + run].copy_from_slice(&source[from..from + run]);
+        }
+    }
+}

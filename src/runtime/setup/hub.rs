@@ -1,0 +1,156 @@
+//! Models from the Hugging Face hub, only when somebody asks for one by name (`nunatak models pull`).
+//!
+//! `HF_ENDPOINT`, `HF_HOME` and `HF_TOKEN` mean what they mean to the hub's other clients. With
+//! `HF_HUB_OFFLINE` the hub's own cache is used and nothing is fetched.
+
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+
+use crate::error::{Error, Result};
+use crate::progress::{Progress, check_interrupt};
+
+/// Small files that are wanted when they are there.
+const SMALL: [&str; 8] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+/// Fetch a model of the hub at a `revision` (a branch, a tag or a commit), and where it lies: the folder with its configuration,
+/// tokenizer and weights, or the one GGUF `file` that was asked for.
+///
+/// # Errors
+/// [`Error::Setup`] when the hub cannot be reached or has no such model, or when the model holds no weights
+/// that can be imported.
+pub fn fetch(id: &str, revision: &str, file: Option<&str>, progress: &dyn Progress) -> Result<PathBuf> {
+    let repo = Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
+    if is_set("HF_HUB_OFFLINE") {
+        let cached = Cache::from_env().repo(repo).get(file.unwrap_or("config.json"));
+        let path = cached.and_then(|p| if file.is_some() { Some(p) } else { p.parent().map(Path::to_path_buf) });
+        return path.ok_or_else(|| Error::Setup {
+            problem: format!("{id} is not in the hub's cache, and HF_HUB_OFFLINE forbids fetching it"),
+            hint: Some("unset HF_HUB_OFFLINE, or set HF_HOME to the folder that has it".into()),
+        });
+    }
+    let mut builder = ApiBuilder::from_env().with_progress(false);
+    if let Some(token) = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()) {
+        builder = builder.with_token(Some(token));
+    }
+    let refused = |e: ApiError| refused(id, &e);
+    let hub = builder.build().map_err(refused)?.repo(repo);
+    if let Some(file) = file {
+        return get(&hub, file, progress).map_err(refused);
+    }
+    let listed: Vec<String> = hub.info().map_err(refused)?.siblings.into_iter().map(|s| s.rfilename).collect();
+    let wanted = wanted(&listed).ok_or_else(|| {
+        let ggufs: Vec<&str> = listed.iter().map(String::as_str).filter(|f| f.ends_with(".gguf")).collect();
+        Error::Setup {
+            problem: format!("{id} holds no safetensors and no ONNX graph"),
+            hint: Some(match ggufs.is_empty() {
+                true => "only safetensors, GGUF and ONNX models can be imported".to_owned(),
+                false => format!("choose one of its GGUF files with --file: {}", ggufs.join(", ")),
+            }),
+        }
+    })?;
+    let mut folder = None;
+    for file in wanted {
+        check_interrupt(|| format!("what was fetched of {id} is kept in the hub's cache"))?;
+        let path = get(&hub, &file, progress).map_err(refused)?;
+        if !file.contains('/') {
+            folder = path.parent().map(Path::to_path_buf);
+        }
+    }
+    folder.ok_or_else(|| Error::Internal { doing: "fetching a model", message: format!("{id} has no files") })
+}
+
+/// Which of a model's files to fetch: what describes it, and its weights (safetensors, else a graph).
+fn wanted(listed: &[String]) -> Option<Vec<String>> {
+    let has = |name: &str| listed.iter().any(|l| l == name);
+    let mut files: Vec<String> = SMALL.iter().filter(|f| has(f)).map(|f| (*f).to_owned()).collect();
+    let shard = |l: &&String| l.starts_with("model-") && l.ends_with(".safetensors");
+    if has("model.safetensors.index.json") {
+        files.push("model.safetensors.index.json".to_owned());
+        files.extend(listed.iter().filter(shard).cloned());
+    } else if has("model.safetensors") {
+        files.push("model.safetensors".to_owned());
+    } else {
+        let graph = ["model.onnx", "onnx/model.onnx"].into_iter().find(|g| has(g))?;
+        let data = [format!("{graph}_data"), format!("{graph}.data")];
+        files.push(graph.to_owned());
+        files.extend(data.into_iter().filter(|d| has(d)));
+    }
+    Some(files)
+}
+
+fn get(hub: &ApiRepo, file: &str, progress: &dyn Progress) -> Result<PathBuf, ApiError> {
+    hub.download_with_progress(file, Bar(progress))
+}
+
+/// The hub's progress, told to ours.
+struct Bar<'a>(&'a dyn Progress);
+
+impl hf_hub::api::Progress for Bar<'_> {
+    fn init(&mut self, size: usize, filename: &str) {
+        self.0.start(&format!("fetching {filename}"), Some(size as u64), "B");
+    }
+
+    fn update(&mut self, size: usize) {
+        self.0.advance(size as u64);
+    }
+
+    fn finish(&mut self) {
+        self.0.finish();
+    }
+}
+
+fn refused(id: &str, error: &ApiError) -> Error {
+    Error::Setup {
+        problem: format!("cannot fetch {id} from the hub: {error}"),
+        hint: Some(
+            "check the name and the network (HF_ENDPOINT names another hub, HF_TOKEN opens gated models); a model on \
+             disk is taken in with `nunatak models import`"
+                .into(),
+        ),
+    }
+}
+
+/// Whether a variable is set to a truth, as the hub's other clients read it.
+fn is_set(name: &str) -> bool {
+    std::env::var(name).is_ok_and(|v| matches!(v.to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pick(listed: &[&str]) -> Option<Vec<String>> {
+        wanted(&listed.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn safetensors_are_preferred_and_other_weights_left_alone() {
+        let files = pick(&["README.md", "config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx"]);
+        assert_eq!(files.unwrap(), ["config.json", "model.safetensors"]);
+    }
+
+    #[test]
+    fn shards_come_with_their_index() {
+        let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+        let files = pick(&["model.safetensors.index.json", shards[0], shards[1], "consolidated.safetensors"]);
+        assert_eq!(files.unwrap(), ["model.safetensors.index.json", shards[0], shards[1]]);
+    }
+
+    #[test]
+    fn a_graph_is_taken_where_there_are_no_weights() {
+        let files = pick(&["tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data"]);
+        assert_eq!(files.unwrap(), ["tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data"]);
+        assert_eq!(pick(&["a.Q4_0.gguf", "config.json"]), None);
+    }
+}
