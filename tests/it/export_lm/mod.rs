@@ -6,6 +6,7 @@ mod cache;
 mod gguf;
 mod graph;
 mod parity;
+mod starter;
 mod tiny;
 
 /// The largest difference between two tensors, relative to the largest magnitude in the second.
