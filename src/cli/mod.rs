@@ -1,36 +1,57 @@
-//! Words typed: what each command takes, and what it prints.
+//! Words typed: the command line, thin over the library.
+//!
+//! Data goes to stdout, everything else to stderr. Exit status 0: done; 1: the work failed; 2: the words
+//! were wrong.
+
+pub mod ask;
+pub mod demo;
+pub mod doctor;
+pub mod engine;
+pub mod eval;
+pub mod index;
+pub mod models;
+pub mod output;
+pub mod progress;
+pub mod search;
+pub mod setup;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
+use crate::error::Result;
 use crate::progress::{Progress, Quiet};
 use crate::runtime::device::Device;
 use crate::runtime::session::RuntimeOptions;
 
-pub mod doctor;
-pub mod models;
-pub mod output;
-pub mod progress;
-pub mod setup;
+/// Answers questions from your own documents with a frozen language model, and shows what each answer rests on.
+#[derive(Debug, Parser)]
+#[command(name = "nunatak", version, arg_required_else_help = true, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
 
-/// What every command understands.
-#[derive(Debug, Clone, clap::Args)]
+/// Options that every command takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
 pub struct Globals {
-    /// Never fetch anything
-    #[arg(long, global = true)]
-    pub offline: bool,
-    /// One JSON object a line on stdout
+    /// Print JSON on stdout, one object a line
     #[arg(long, global = true)]
     pub json: bool,
-    /// Where models run: cpu, cuda, tensorrt or auto
+    /// Never fetch anything: what is missing is an error
+    #[arg(long, global = true, env = "NUNATAK_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub offline: bool,
+    /// Where models run: cpu, cuda[:n], tensorrt[:n], or auto
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
     pub device: Device,
-    /// Threads of a model; 0 takes all cores
+    /// Threads for models and builds; 0 takes all cores
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     pub threads: usize,
-    /// No progress
+    /// No progress bars and no notes
     #[arg(long, short, global = true)]
     pub quiet: bool,
 }
@@ -41,7 +62,7 @@ impl Globals {
         RuntimeOptions { device: self.device, threads: self.threads, offline: self.offline }
     }
 
-    /// Who is told how far the work is.
+    /// Where progress is shown.
     pub fn progress(&self) -> Box<dyn Progress> {
         match (self.quiet, std::io::stderr().is_terminal()) {
             (true, _) => Box::new(Quiet),
@@ -51,39 +72,60 @@ impl Globals {
     }
 }
 
-#[derive(Debug, Parser)]
-#[command(name = "nunatak", version, about)]
-struct Cli {
-    #[command(flatten)]
-    globals: Globals,
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Set up, index the bundled corpus, ask its questions
+    Demo(demo::DemoArgs),
     /// Fetch ONNX Runtime and the starter models
     Setup(setup::SetupArgs),
-    /// Prove that everything runs
+    /// Prove that everything works by running it
     Doctor(doctor::DoctorArgs),
-    /// The models on this machine, and more of them
+    /// List, import, export and pull models
     Models(models::ModelsArgs),
+    /// Build an index and look after it
+    Index(index::IndexArgs),
+    /// Find passages
+    Search(search::SearchArgs),
+    /// Answer questions
+    Ask(ask::AskArgs),
+    /// Measure retrieval and answers on a question set, or compare two runs
+    Eval(eval::EvalArgs),
 }
 
-/// Run the command that was typed.
+/// Run the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    output::init_log(cli.globals.quiet);
-    let done = match &cli.command {
-        Command::Setup(args) => setup::run(args, &cli.globals),
-        Command::Doctor(args) => doctor::run(args, &cli.globals),
-        Command::Models(args) => models::run(args, &cli.globals),
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let wrong = error.use_stderr();
+            // Printing help or a usage error can only fail on a closed pipe, where nobody reads.
+            let _ = error.print();
+            return ExitCode::from(if wrong { 2 } else { 0 });
+        }
     };
-    match done {
+    output::init_log(cli.globals.quiet);
+    if let Err(error) = ctrlc::set_handler(crate::progress::interrupt) {
+        tracing::warn!("Ctrl-C will stop the process at once: {error}");
+    }
+    match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::print_error(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let globals = &cli.globals;
+    match &cli.command {
+        Command::Demo(args) => demo::run(args, globals),
+        Command::Setup(args) => setup::run(args, globals),
+        Command::Doctor(args) => doctor::run(args, globals),
+        Command::Models(args) => models::run(args, globals),
+        Command::Index(args) => index::run(args, globals),
+        Command::Search(args) => search::run(args, globals),
+        Command::Ask(args) => ask::run(args, globals),
+        Command::Eval(args) => eval::run(args, globals),
     }
 }

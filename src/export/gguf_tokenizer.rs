@@ -5,7 +5,7 @@
 //! (`gpt2`) and SentencePiece BPE with scores (`llama`). A word that is not known is refused, since a
 //! near miss would change tokens, and so answers, in silence.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
 use serde_json::{Map, Value, json};
@@ -53,7 +53,7 @@ pub fn tokenizer_json(gguf: &Gguf) -> Result<String> {
         "model": parts.model,
     })
     .to_string();
-    // The crate checks what a hand-made file may get wrong, such as a merge that is not in the vocabulary.
+    // What else may be wrong, the crate says.
     Tokenizer::from_str(&json).map_err(|e| refuse(gguf, &format!("its tokenizer contradicts itself: {e}")))?;
     Ok(json)
 }
@@ -79,6 +79,14 @@ fn byte_level(gguf: &Gguf, tokens: &[&str]) -> Result<Parts> {
         .map(|merge| merge.split_once(' ').map(|(left, right)| [left, right]))
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| refuse(gguf, "one of its merges is not a pair"))?;
+    // tokenizers 0.23 panics on a merge that makes more than the longest token, so all are checked first.
+    let known: HashSet<&str> = tokens.iter().copied().collect();
+    let stray = merges.iter().find(|[left, right]| {
+        !known.contains(left) || !known.contains(right) || !known.contains([*left, *right].concat().as_str())
+    });
+    if let Some([left, right]) = stray {
+        return Err(refuse(gguf, &format!("its merge of `{left}` and `{right}` is not in its vocabulary")));
+    }
     let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
     let split = |regex: &str| {
         json!({"type": "Sequence", "pretokenizers": [
@@ -201,4 +209,162 @@ fn post_processor(gguf: &Gguf, tokens: &[&str]) -> Value {
         "pair": [special, first, second],
         "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::gguf_file;
+    use candle_core::quantized::gguf_file::Value as Meta;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn texts(list: &[&str]) -> Meta {
+        Meta::Array(list.iter().map(|t| Meta::String((*t).to_owned())).collect())
+    }
+
+    fn kinds(list: &[i32]) -> Meta {
+        Meta::Array(list.iter().map(|k| Meta::I32(*k)).collect())
+    }
+
+    fn word(text: &str) -> Meta {
+        Meta::String(text.to_owned())
+    }
+
+    /// A GGUF of metadata alone; the keys without their `tokenizer.ggml.`.
+    fn gguf(metadata: &[(&str, Meta)]) -> Gguf {
+        let keys: Vec<String> = metadata.iter().map(|(key, _)| format!("tokenizer.ggml.{key}")).collect();
+        let metadata: Vec<(&str, &Meta)> =
+            keys.iter().map(String::as_str).zip(metadata.iter().map(|(_, v)| v)).collect();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        gguf_file::write(file.as_file_mut(), &metadata, &[]).unwrap();
+        Gguf::open(file.path()).unwrap()
+    }
+
+    fn tokenizer(gguf: &Gguf) -> Tokenizer {
+        Tokenizer::from_str(&tokenizer_json(gguf).unwrap()).unwrap()
+    }
+
+    fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+        tokenizer.encode(text, false).unwrap().get_ids().to_vec()
+    }
+
+    fn byte_level_gguf(pre: &str) -> Gguf {
+        gguf(&[
+            ("model", word("gpt2")),
+            ("pre", word(pre)),
+            (
+                "tokens",
+                texts(&[
+                    "<|end|>",
+                    "h",
+                    "e",
+                    "l",
+                    "o",
+                    "\u{120}",
+                    "ll",
+                    "he",
+                    "hell",
+                    "\u{120}hell",
+                    "1",
+                    "2",
+                    "12",
+                    "<added>",
+                ]),
+            ),
+            ("token_type", kinds(&[3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 4])),
+            ("merges", texts(&["l l", "h e", "he ll", "\u{120} hell", "1 2"])),
+        ])
+    }
+
+    #[test]
+    fn byte_level_merges_go_by_rank() {
+        let tokenizer = tokenizer(&byte_level_gguf("gpt-2"));
+        // h e l l o: "l l" first, then "h e", then "he ll"; "o" finds nobody.
+        assert_eq!(ids(&tokenizer, "hello hell"), [8, 4, 9]);
+        assert_eq!(tokenizer.decode(&[8, 4, 9], false).unwrap(), "hello hell");
+    }
+
+    #[test]
+    fn pretokenizers_differ_in_numbers() {
+        assert_eq!(ids(&tokenizer(&byte_level_gguf("gpt-2")), "1212"), [12, 12]);
+        assert_eq!(ids(&tokenizer(&byte_level_gguf("smollm")), "1212"), [10, 11, 10, 11]);
+        assert_eq!(ids(&tokenizer(&byte_level_gguf("qwen2")), "1212"), [10, 11, 10, 11]);
+        // Groups of three: 121, 2.
+        assert_eq!(ids(&tokenizer(&byte_level_gguf("llama-bpe")), "1212"), [12, 10, 11]);
+    }
+
+    #[test]
+    fn added_tokens_are_found_first_and_only_control_tokens_are_hidden() {
+        let tokenizer = tokenizer(&byte_level_gguf("smollm"));
+        assert_eq!(ids(&tokenizer, "he<|end|>he<added>"), [7, 0, 7, 13]);
+        assert_eq!(tokenizer.decode(&[7, 0, 7, 13], true).unwrap(), "hehe<added>");
+    }
+
+    /// `<unk> <s> </s>`, the 256 bytes, then pieces with scores.
+    fn sentence_piece_gguf() -> Gguf {
+        let pieces =
+            [("\u{2581}", -9.0), ("a", -8.0), ("b", -7.0), ("ab", -1.0), ("\u{2581}a", -0.5), ("\u{2581}ab", -3.0)];
+        let mut tokens = vec!["<unk>".to_owned(), "<s>".to_owned(), "</s>".to_owned()];
+        tokens.extend((0..256).map(|b| format!("<0x{b:02X}>")));
+        tokens.extend(pieces.iter().map(|(piece, _)| (*piece).to_owned()));
+        let mut kinds = vec![2, 3, 3];
+        kinds.resize(3 + 256, 6);
+        kinds.resize(tokens.len(), 1);
+        let mut scores = vec![0f32; 3 + 256];
+        scores.extend(pieces.iter().map(|(_, score)| *score));
+        gguf(&[
+            ("model", word("llama")),
+            ("tokens", Meta::Array(tokens.into_iter().map(Meta::String).collect())),
+            ("token_type", self::kinds(&kinds)),
+            ("scores", Meta::Array(scores.into_iter().map(Meta::F32).collect())),
+            ("bos_token_id", Meta::U32(1)),
+            ("unknown_token_id", Meta::U32(0)),
+        ])
+    }
+
+    #[test]
+    fn sentence_piece_merges_go_by_score() {
+        let tokenizer = tokenizer(&sentence_piece_gguf());
+        let [mark_a, mark_ab] = [3 + 256 + 4, 3 + 256 + 5];
+        let b = 3 + 256 + 2;
+        // "_a" scores best and leaves b; then "_a b" makes "_ab".
+        assert_eq!(ids(&tokenizer, "ab ab"), [mark_ab, mark_ab]);
+        assert_eq!(ids(&tokenizer, "a bb"), [mark_a, 3 + 256, b, b]);
+        let with_bos = tokenizer.encode("ab", true).unwrap().get_ids().to_vec();
+        assert_eq!(with_bos, [1, mark_ab]);
+    }
+
+    #[test]
+    fn characters_outside_the_vocabulary_become_bytes() {
+        let tokenizer = tokenizer(&sentence_piece_gguf());
+        let found = ids(&tokenizer, "a\u{e9}");
+        assert_eq!(found[1..], [3 + 0xc3, 3 + 0xa9]);
+        assert_eq!(tokenizer.decode(&found, false).unwrap(), "a\u{e9}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let problem = |metadata: &[(&str, Meta)]| tokenizer_json(&gguf(metadata)).unwrap_err().to_string();
+        assert!(problem(&[("model", word("gpt2"))]).contains("no vocabulary"));
+        let tokens = || ("tokens", texts(&["a", "b"]));
+        assert!(problem(&[("model", word("t5")), tokens()]).contains("`t5`"));
+        assert!(problem(&[("model", word("gpt2")), tokens()]).contains("without merges"));
+        assert!(problem(&[("model", word("llama")), tokens()]).contains("without a score"));
+        let merges = |list: &[&str]| ("merges", texts(list));
+        assert!(problem(&[("model", word("gpt2")), tokens(), merges(&["ab"])]).contains("not a pair"));
+        assert!(problem(&[("model", word("gpt2")), tokens(), merges(&["a b"])]).contains("not in its vocabulary"));
+        let pre = ("pre", word("tekken"));
+        assert!(problem(&[("model", word("gpt2")), tokens(), merges(&[]), pre]).contains("`tekken`"));
+    }
+
+    proptest! {
+        #[test]
+        fn sentence_piece_text_comes_back(text in "\\PC{0,40}") {
+            let tokenizer = tokenizer(&sentence_piece_gguf());
+            // The space put before every text goes away again, and so does one that was there.
+            prop_assume!(!text.starts_with(' ') && !text.contains(['<', '\u{2581}']));
+            prop_assert_eq!(tokenizer.decode(&ids(&tokenizer, &text), false).unwrap(), text);
+        }
+    }
 }

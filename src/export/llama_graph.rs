@@ -213,7 +213,7 @@ impl<'a> Decoder<'a> {
     /// `parts` (name, rows) side by side.
     fn linear(&mut self, x: &str, columns: usize, parts: &[(&str, usize)], must_have_bias: bool) -> Result<String> {
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
-        let mut weights = Vec::with_capacity(rows * columns);
+        let mut weights = Vec::new();
         let mut bias = Vec::new();
         for (name, rows) in parts {
             weights.extend(self.source.tensor(&format!("{name}.weight"), &[*rows, columns])?);
@@ -270,7 +270,7 @@ impl<'a> Decoder<'a> {
         let rows = self.g.op("Reshape", &[states, &flat], &[]);
         let asked = self.g.op("Gather", &[&rows, "logit_rows"], &[]);
         let shape = [config.vocab, config.hidden];
-        let head = if self.source.contains("lm_head.weight") { "lm_head" } else { "model.embed_tokens" };
+        let head = if config.tied { "model.embed_tokens" } else { "lm_head" };
         let weights = self.source.tensor(&format!("{head}.weight"), &shape)?;
         let logits = self.multiply(&asked, "lm_head", weights, config.hidden);
         let to_f32 = [("to", Attr::Int(DType::F32 as i64))];

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::export::gguf::Gguf;
-use crate::export::gguf_tokenizer;
 use crate::export::rope::{self, Scaling};
+use crate::export::weights::Weights;
+use crate::export::{gguf_tokenizer, llama_folder};
 
 /// The sizes and habits of a model.
 #[derive(Debug, Clone)]
@@ -30,8 +31,32 @@ pub(in crate::export) struct LmConfig {
     pub inverse_frequencies: Vec<f32>,
     /// How many tokens back attention sees, the token itself included; `None` for all.
     pub sliding_window: Option<usize>,
+    /// Whether logits come from the embedding table.
+    pub tied: bool,
     pub eos: Vec<u32>,
     pub chat_template: Option<String>,
+}
+
+/// Tables of positions grow with the window; a model made for more is exported for this much.
+pub(in crate::export) const LONGEST_CONTEXT: usize = 131_072;
+/// Far above any model; keeps products of sizes from a damaged file within bounds.
+const LARGEST_SIZE: usize = 1 << 24;
+
+impl LmConfig {
+    /// What about the sizes cannot be, if anything.
+    fn fault(&self) -> Option<String> {
+        let Self { layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, context, .. } = *self;
+        let sizes = [layers, hidden, intermediate, heads, kv_heads, head_dim, vocab, context];
+        if !sizes.iter().all(|n| (1..=LARGEST_SIZE).contains(n)) {
+            return Some("one of its sizes is zero or beyond any model".into());
+        }
+        if !head_dim.is_multiple_of(2) || !heads.is_multiple_of(kv_heads) {
+            return Some(format!(
+                "its {heads} heads, {kv_heads} key heads and head width {head_dim} do not fit together"
+            ));
+        }
+        None
+    }
 }
 
 /// An opened model.
@@ -47,15 +72,36 @@ pub(in crate::export) struct LmSource {
 #[derive(Debug)]
 enum Tensors {
     Gguf(Gguf),
+    Folder(Weights),
 }
 
 impl LmSource {
     /// Open a GGUF file, a folder that holds exactly one, or a safetensors folder.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] or [`Error::Model`] naming what is missing, damaged or not known.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::from_gguf(Gguf::open(&gguf_in(path)?)?)
+        let mut source = if path.join("config.json").is_file() {
+            Self::from_folder(path)?
+        } else {
+            Self::from_gguf(&gguf_in(path)?)?
+        };
+        if let Some(fault) = source.config.fault() {
+            return Err(Error::bad_file(&source.path, fault, "fetch the model again"));
+        }
+        source.config.context = source.config.context.min(LONGEST_CONTEXT);
+        Ok(source)
     }
 
-    fn from_gguf(gguf: Gguf) -> Result<Self> {
+    fn from_folder(path: &Path) -> Result<Self> {
+        let config = llama_folder::config(path)?;
+        let tokenizer = path.join("tokenizer.json");
+        let tokenizer = std::fs::read_to_string(&tokenizer).map_err(Error::file("read", &tokenizer))?;
+        Ok(Self { path: path.to_path_buf(), config, tokenizer, tensors: Tensors::Folder(Weights::open(path)?) })
+    }
+
+    fn from_gguf(path: &Path) -> Result<Self> {
+        let gguf = Gguf::open(path)?;
         let config = gguf_config(&gguf)?;
         let tokenizer = gguf_tokenizer::tokenizer_json(&gguf)?;
         Ok(Self { path: gguf.path().to_path_buf(), config, tokenizer, tensors: Tensors::Gguf(gguf) })
@@ -65,12 +111,14 @@ impl LmSource {
     pub fn contains(&self, name: &str) -> bool {
         match &self.tensors {
             Tensors::Gguf(gguf) => gguf.contains(&gguf_name(name)),
+            Tensors::Folder(weights) => weights.contains(name),
         }
     }
 
     /// A tensor by its published name, which must have this shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         match &self.tensors {
+            Tensors::Folder(weights) => weights.tensor_of(name, shape),
             Tensors::Gguf(gguf) => {
                 let own = gguf_name(name);
                 let found = gguf.shape(&own)?;
@@ -182,6 +230,7 @@ fn gguf_config(gguf: &Gguf) -> Result<LmConfig> {
         norm_eps: gguf.float(&key("attention.layer_norm_rms_epsilon")).unwrap_or(1e-5) as f32,
         inverse_frequencies,
         sliding_window: gguf.count(&key("attention.sliding_window")).filter(|&n| n > 0),
+        tied: !gguf.contains("output.weight"),
         eos,
         chat_template: gguf.text("tokenizer.chat_template").map(str::to_owned),
     })
@@ -238,6 +287,36 @@ mod tests {
         assert_eq!(gguf_name("model.layers.0.post_attention_layernorm.weight"), "blk.0.ffn_norm.weight");
         assert_eq!(gguf_name("model.norm.weight"), "output_norm.weight");
         assert_eq!(gguf_name("lm_head.weight"), "output.weight");
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        let good = LmConfig {
+            family: "llama",
+            layers: 1,
+            hidden: 8,
+            intermediate: 8,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 2,
+            vocab: 10,
+            context: 8,
+            norm_eps: 1e-5,
+            inverse_frequencies: vec![1.0],
+            sliding_window: None,
+            tied: true,
+            eos: vec![],
+            chat_template: None,
+        };
+        assert_eq!(good.fault(), None);
+        for bad in [
+            LmConfig { kv_heads: 3, ..good.clone() },
+            LmConfig { head_dim: 3, ..good.clone() },
+            LmConfig { heads: 0, ..good.clone() },
+            LmConfig { intermediate: 1 << 40, ..good.clone() },
+        ] {
+            assert!(bad.fault().is_some(), "{bad:?}");
+        }
     }
 
     #[test]

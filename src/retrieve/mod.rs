@@ -1,12 +1,75 @@
 //! Candidate passages for a question. [`Retriever`] is the pipeline's one trait: bring your own first stage.
 
-use crate::error::Result;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
 use crate::types::Hit;
 
+mod bm25;
+mod dense;
 pub mod fuse;
+mod hybrid;
+
+pub use bm25::Bm25Retriever;
+pub use dense::DenseRetriever;
+pub use hybrid::{Fusion, HybridRetriever};
 
 /// A first stage: question in, scored passages out.
 pub trait Retriever {
     /// The best `depth` passages for `question`, best first, ties by passage id. Questions are plain text.
     fn retrieve(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>>;
+}
+
+/// Which first stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Words: the inverted index.
+    Bm25,
+    /// Meaning: vectors.
+    Dense,
+    /// Both, fused.
+    Hybrid,
+}
+
+impl Mode {
+    /// The word for it on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bm25 => "bm25",
+            Self::Dense => "dense",
+            Self::Hybrid => "hybrid",
+        }
+    }
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Mode {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self> {
+        [Self::Bm25, Self::Dense, Self::Hybrid].into_iter().find(|mode| mode.name() == word).ok_or_else(|| {
+            Error::request(format!("there is no retrieval mode {word:?}"), "use one of bm25, dense, hybrid")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_is_what_it_is_called() {
+        for mode in [Mode::Bm25, Mode::Dense, Mode::Hybrid] {
+            assert_eq!(mode.to_string().parse::<Mode>().unwrap(), mode);
+        }
+        assert!("BM26".parse::<Mode>().is_err());
+    }
 }

@@ -1,0 +1,161 @@
+//! `nunatak ask`: an answer with the evidence it rests on.
+
+use std::io::BufRead;
+
+use clap::Args;
+
+use crate::cli::Globals;
+use crate::cli::engine::{self, Engine, ReadingArgs, RetrievalArgs};
+use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
+use crate::error::{Error, Result};
+use crate::index::Index;
+use crate::pipeline::Answer;
+use crate::progress::check_interrupt;
+
+/// Longest line of a question, in bytes: far beyond any window, far below what hurts.
+const MAX_QUESTION_BYTES: usize = 1 << 20;
+
+/// Options of `nunatak ask`.
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// The question; `-` reads one question a line from stdin
+    question: String,
+    #[command(flatten)]
+    retrieval: RetrievalArgs,
+    #[command(flatten)]
+    reading: ReadingArgs,
+    /// Candidates that the first stage finds
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    depth: usize,
+    /// Seed of sampling
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Show every stage
+    #[arg(long)]
+    explain: bool,
+    /// Show the answer as it is written (as it stands in the first window when several compete)
+    #[arg(long)]
+    stream: bool,
+}
+
+/// Run `nunatak ask`.
+pub fn run(args: &AskArgs, globals: &Globals) -> Result<()> {
+    let progress = globals.progress();
+    let mut engine =
+        engine::build(&args.retrieval, Some(&args.reading), args.depth, args.seed, globals, progress.as_ref())?;
+    if args.question != "-" {
+        return ask(&args.question, &mut engine, args, globals);
+    }
+    for line in std::io::stdin().lock().lines() {
+        check_interrupt(|| "questions answered so far are printed".to_owned())?;
+        let question = line.map_err(Error::file("read", "stdin"))?;
+        if !question.trim().is_empty() {
+            ask(&question, &mut engine, args, globals)?;
+        }
+    }
+    Ok(())
+}
+
+fn ask(question: &str, engine: &mut Engine, args: &AskArgs, globals: &Globals) -> Result<()> {
+    if question.trim().is_empty() {
+        return Err(Error::request("the question is empty", "ask in plain words: nunatak ask \"who ...\" --index DIR"));
+    }
+    if question.len() > MAX_QUESTION_BYTES {
+        return Err(Error::request(
+            format!("the question has {} bytes, more than {MAX_QUESTION_BYTES}", question.len()),
+            "ask a shorter question",
+        ));
+    }
+    let streaming = args.stream && !globals.json;
+    let mut shown = 0;
+    let mut answer = engine.pipeline.answer(question, &mut |row, text| {
+        // Only text that grows by more is shown; a token can also complete a character behind it.
+        if let (true, 0, Some(new)) = (streaming, row, text.get(shown..)) {
+            shown = text.len();
+            // A closed pipe ends the process inside `piece`; another write error will come up again below.
+            let _ = output::piece(new);
+        }
+    })?;
+    if streaming {
+        output::line("")?;
+    }
+    if globals.json {
+        if !args.explain {
+            answer.trace = None;
+        }
+        return output::json(&answer);
+    }
+    print(&answer, engine.pipeline.index(), args.explain)
+}
+
+/// An answer for people.
+pub fn print(answer: &Answer, index: &Index, explain: bool) -> Result<()> {
+    if let (true, Some(trace)) = (explain, &answer.trace) {
+        explain_trace(trace, index)?;
+    }
+    let shown = if answer.answer.is_empty() { "(no answer)" } else { &answer.answer };
+    let support =
+        if answer.supported { format!("{GOOD}supported{GOOD:#}") } else { format!("{BAD}not supported{BAD:#}") };
+    output::line(format_args!(
+        "{GOOD}{shown}{GOOD:#}   {DIM}log-likelihood {:.2} a token,{DIM:#} {support}",
+        answer.score
+    ))?;
+    for evidence in &answer.evidence {
+        let key = &evidence.passage_id;
+        output::line(format_args!(
+            "\n  {BOLD}{}{BOLD:#}  {DIM}{key}, bytes {}..{}{DIM:#}",
+            evidence.title, evidence.start, evidence.end
+        ))?;
+        if let Some(passage) = index.row_of(key)? {
+            let text = index.passage(passage)?.text;
+            let before = text.get(..evidence.start).unwrap_or_default();
+            let after = text.get(evidence.end..).unwrap_or_default();
+            output::line(format_args!("  {before}{GOOD}{}{GOOD:#}{after}", evidence.text))?;
+        }
+    }
+    if explain {
+        let usage = &answer.usage;
+        let ms = &usage.latency_ms;
+        output::line(format_args!(
+            "\n  {DIM}{} prompt tokens, {} answer tokens; ms: retrieve {:.0}, rerank {:.0}, pack {:.0}, read {:.0}, total {:.0}{DIM:#}",
+            usage.prompt_tokens, usage.answer_tokens, ms.retrieve, ms.rerank, ms.pack, ms.read, ms.total
+        ))?;
+    }
+    Ok(())
+}
+
+fn explain_trace(trace: &crate::pipeline::Trace, index: &Index) -> Result<()> {
+    const SHOWN: usize = 10;
+    for (stage, hits) in [("retrieved", &trace.retrieved), ("re-ranked", &trace.reranked)] {
+        if hits.is_empty() {
+            continue;
+        }
+        output::line(format_args!("{BOLD}{stage}{BOLD:#} ({}, best {})", hits.len(), SHOWN.min(hits.len())))?;
+        for (i, hit) in hits.iter().take(SHOWN).enumerate() {
+            let passage = index.passage(hit.passage)?;
+            output::line(format_args!(
+                "{:>4}. {:<9.4} {}  {DIM}{}{DIM:#}",
+                i + 1,
+                hit.score,
+                passage.title,
+                passage.key
+            ))?;
+        }
+    }
+    output::line(format_args!("{BOLD}packed{BOLD:#} into {} window(s)", trace.windows.len()))?;
+    for (i, window) in trace.windows.iter().enumerate() {
+        for passage in window {
+            output::line(format_args!(
+                "{:>4}. {:>4} tokens  {}  {DIM}{}{DIM:#}",
+                i + 1,
+                passage.tokens,
+                passage.title,
+                passage.key
+            ))?;
+        }
+    }
+    for left in &trace.left_out {
+        output::line(format_args!("   -  {:>4} tokens of {} left out: {}", left.tokens, left.key, left.reason))?;
+    }
+    output::line("")
+}

@@ -1,0 +1,270 @@
+//! From options to a pipeline: what `search`, `ask`, `eval` and `demo` share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::cli::Globals;
+use crate::encode::Encoder;
+use crate::error::{Error, Result};
+use crate::index::Index;
+use crate::pipeline::{Depths, Pipeline};
+use crate::progress::Progress;
+use crate::read::decode::Decoding;
+use crate::read::reader::{Reader, ReaderSettings};
+use crate::read::template::TemplateKind;
+use crate::rerank::CrossEncoder;
+use crate::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, Mode, Retriever};
+use crate::runtime::session::RuntimeOptions;
+use crate::runtime::setup;
+
+/// The frozen language model that is used when none is named.
+pub const DEFAULT_LM: &str = "SmolLM2-135M-Instruct";
+/// Weight of the cosine in convex fusion.
+const DENSE_WEIGHT: f32 = 0.8;
+/// Passages a cross-encoder reads.
+const RERANK_DEPTH: usize = 50;
+/// Passages the reader sees.
+const PASSAGES: usize = 5;
+
+/// How passages are found.
+#[derive(Debug, Clone, Args, Serialize)]
+#[command(next_help_heading = "Retrieval")]
+pub struct RetrievalArgs {
+    /// Folder of the index
+    #[arg(long, value_name = "DIR")]
+    pub index: PathBuf,
+    /// First stage: bm25, dense or hybrid [default: hybrid, or bm25 for an index without vectors]
+    #[arg(long)]
+    pub mode: Option<Mode>,
+    /// How hybrid fuses: rrf (ranks only), or convex (weighs scores)
+    #[arg(long, value_enum, default_value = "convex")]
+    pub fusion: FusionKind,
+    /// Weight of the cosine in convex fusion; BM25 has the rest
+    #[arg(long, default_value_t = DENSE_WEIGHT, value_name = "W")]
+    pub dense_weight: f32,
+    /// Compare the question with every vector instead of walking the graph
+    #[arg(long)]
+    pub exact: bool,
+    /// Cross-encoder that re-ranks: a model's name or folder [default: none]
+    #[arg(long, value_name = "MODEL")]
+    pub rerank: Option<String>,
+    /// How many passages it reads
+    #[arg(long, default_value_t = RERANK_DEPTH, value_name = "N")]
+    pub rerank_depth: usize,
+}
+
+/// How two rankings become one, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FusionKind {
+    /// Reciprocal ranks
+    Rrf,
+    /// Weighted scores
+    Convex,
+}
+
+/// How the answer is read.
+#[derive(Debug, Clone, Args, Serialize)]
+#[command(next_help_heading = "Reading")]
+pub struct ReadingArgs {
+    /// Frozen language model: a name or folder
+    #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]
+    pub lm: String,
+    /// Passages that the reader sees
+    #[arg(long, default_value_t = PASSAGES, value_name = "N")]
+    pub passages: usize,
+    /// Put all passages into one window (default: read each in a window of its own and take the best answer)
+    #[arg(long)]
+    pub together: bool,
+    /// Hold the answer to a stretch of a passage
+    #[arg(long)]
+    pub grounded: bool,
+    /// Prompt: few-shot or chat
+    #[arg(long, default_value = "few-shot")]
+    pub template: TemplateKind,
+    /// Tokens of a window, prompt and answer included
+    #[arg(long, default_value_t = 2048, value_name = "TOKENS")]
+    pub window: usize,
+    /// Longest answer in tokens
+    #[arg(long, default_value_t = 24, value_name = "TOKENS")]
+    pub max_answer: usize,
+    /// Sample the answer at this temperature; 0 takes the likeliest tokens
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub temperature: f32,
+    /// Sample among the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f32,
+    /// Sample among the K likeliest tokens; 0 takes all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Weight of a passage's rank score beside the answer's log-likelihood when windows compete
+    #[arg(long, default_value_t = ReaderSettings::default().score_weight, value_name = "W")]
+    pub score_weight: f32,
+}
+
+impl RetrievalArgs {
+    /// The defaults over this index.
+    pub fn at(index: &Path) -> Self {
+        Self {
+            index: index.to_path_buf(),
+            mode: None,
+            fusion: FusionKind::Convex,
+            dense_weight: DENSE_WEIGHT,
+            exact: false,
+            rerank: None,
+            rerank_depth: RERANK_DEPTH,
+        }
+    }
+}
+
+impl ReadingArgs {
+    /// The defaults with this language model.
+    pub fn with_lm(lm: &str) -> Self {
+        let settings = ReaderSettings::default();
+        Self {
+            lm: lm.to_owned(),
+            passages: PASSAGES,
+            together: false,
+            grounded: settings.grounded,
+            template: settings.template,
+            window: settings.window,
+            max_answer: settings.decoding.max_new_tokens,
+            temperature: settings.decoding.temperature,
+            top_p: settings.decoding.top_p,
+            top_k: settings.decoding.top_k,
+            score_weight: settings.score_weight,
+        }
+    }
+
+    fn settings(&self, seed: u64) -> Result<ReaderSettings> {
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Err(Error::request("--temperature must be 0 or more", "0 takes the likeliest tokens"));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(Error::request("--top-p must be above 0 and at most 1", "1 keeps all tokens"));
+        }
+        if self.grounded && self.temperature > 0.0 {
+            return Err(Error::request(
+                "--grounded takes the likeliest span and cannot sample",
+                "leave --temperature or --grounded out",
+            ));
+        }
+        if self.passages == 0 || self.max_answer == 0 {
+            return Err(Error::request("--passages and --max-answer must be at least 1", "the defaults are 5 and 24"));
+        }
+        Ok(ReaderSettings {
+            template: self.template,
+            grounded: self.grounded,
+            window: self.window,
+            score_weight: self.score_weight,
+            decoding: Decoding {
+                max_new_tokens: self.max_answer,
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                seed,
+                ..Decoding::default()
+            },
+        })
+    }
+}
+
+/// A pipeline with the settings that made it, for reports.
+pub struct Engine {
+    /// The pipeline.
+    pub pipeline: Pipeline,
+    /// The first stage in use.
+    pub mode: Mode,
+    /// Names and fingerprints of the models in use, by role.
+    pub models: Models,
+}
+
+/// Roles, names and fingerprints of models.
+type Models = Vec<(&'static str, String, String)>;
+
+/// The first stage that `retrieval` asks for, with the encoder of the index where it needs one.
+fn open_retriever(
+    index: &Arc<Index>,
+    mode: Mode,
+    retrieval: &RetrievalArgs,
+    options: &RuntimeOptions,
+    progress: &dyn Progress,
+    models: &mut Models,
+) -> Result<Box<dyn Retriever>> {
+    let index = Arc::clone(index);
+    let identity = match (mode, index.manifest().encoder.clone()) {
+        (Mode::Bm25, _) => return Ok(Box::new(Bm25Retriever::new(index))),
+        (_, Some(identity)) => identity,
+        (_, None) => {
+            return Err(Error::index(
+                index.path(),
+                format!("it has no vectors, which --mode {mode} needs"),
+                "use --mode bm25, or build the index again without --no-dense",
+            ));
+        }
+    };
+    let model = setup::model(&identity.name, options, progress)?;
+    let mut encoder = Encoder::open(&model, options)?;
+    let fingerprint = encoder.fingerprint().to_owned();
+    models.push(("encoder", model.name(), fingerprint.clone()));
+    let encode = move |question: &str| encoder.encode(&[question.to_owned()]);
+    let dense = DenseRetriever::new(Arc::clone(&index), encode, &fingerprint, 0, retrieval.exact)?;
+    Ok(match mode {
+        Mode::Hybrid => {
+            let fusion = match retrieval.fusion {
+                FusionKind::Rrf => Fusion::Rrf,
+                FusionKind::Convex if (0.0..=1.0).contains(&retrieval.dense_weight) => {
+                    Fusion::Convex(retrieval.dense_weight)
+                }
+                FusionKind::Convex => {
+                    return Err(Error::request("--dense-weight must be between 0 and 1", "the default is 0.8"));
+                }
+            };
+            Box::new(HybridRetriever::new(index, dense, fusion, 0))
+        }
+        _ => Box::new(dense),
+    })
+}
+
+/// Open the index and load what the options ask for. Without `reading` there is no reader.
+pub fn build(
+    retrieval: &RetrievalArgs,
+    reading: Option<&ReadingArgs>,
+    depth: usize,
+    seed: u64,
+    globals: &Globals,
+    progress: &dyn Progress,
+) -> Result<Engine> {
+    let options = globals.runtime();
+    let index = Arc::new(Index::open(&retrieval.index)?);
+    let mode = retrieval.mode.unwrap_or(if index.dense().is_some() { Mode::Hybrid } else { Mode::Bm25 });
+    let mut models = Vec::new();
+    let retriever = open_retriever(&index, mode, retrieval, &options, progress, &mut models)?;
+    let reranker = match &retrieval.rerank {
+        Some(name) => {
+            let model = setup::model(name, &options, progress)?;
+            models.push(("reranker", model.name(), model.fingerprint()));
+            Some(CrossEncoder::open(&model, &options)?)
+        }
+        None => None,
+    };
+    let reader = match reading {
+        Some(args) => {
+            let settings = args.settings(seed)?;
+            let model = setup::model(&args.lm, &options, progress)?;
+            models.push(("lm", model.name(), model.fingerprint()));
+            Some(Reader::open(&model, settings, &options)?)
+        }
+        None => None,
+    };
+    let depths = Depths {
+        retrieve: depth,
+        rerank: retrieval.rerank_depth,
+        read: reading.map_or(0, |r| r.passages),
+        apart: reading.is_none_or(|r| !r.together),
+    };
+    Ok(Engine { pipeline: Pipeline::new(index, retriever, reranker, reader, depths), mode, models })
+}

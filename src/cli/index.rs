@@ -1,0 +1,313 @@
+//! `nunatak index`: build an index, look at it, verify it.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use crate::cli::Globals;
+use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
+use crate::corpus::{self, CorpusOptions};
+use crate::encode::Encoder;
+use crate::error::{Error, Result};
+use crate::index::Index;
+use crate::index::estimate::{Workload, estimate};
+use crate::index::manifest::{EncoderIdentity, Manifest};
+use crate::index::writer::{self, BuildOptions, BuildReport};
+use crate::progress::check_interrupt;
+use crate::runtime::setup;
+use crate::types::Passage;
+
+/// The encoder that is used when none is named.
+pub const DEFAULT_ENCODER: &str = "all-MiniLM-L6-v2";
+
+/// Options of `nunatak index`.
+#[derive(Debug, Args)]
+pub struct IndexArgs {
+    #[command(subcommand)]
+    command: IndexCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum IndexCommand {
+    /// Build an index from a corpus
+    Build(BuildArgs),
+    /// What an index holds
+    Info(AtArgs),
+    /// Check every byte of an index
+    Verify(AtArgs),
+}
+
+/// Options of `nunatak index build`.
+#[derive(Debug, Args)]
+struct BuildArgs {
+    /// Folder of the index to be
+    #[arg(long, value_name = "DIR")]
+    index: PathBuf,
+    /// Files and folders to read: JSONL, TSV, Parquet, Arrow, Markdown, text, HTML; gz and zst as they are
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    corpus: Vec<PathBuf>,
+    /// Split documents at sentence ends into passages of about so many words; 0 keeps them whole
+    #[arg(long, default_value_t = 100, value_name = "WORDS")]
+    passage_words: usize,
+    /// Go on over up to N bad records
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    skip_bad: u64,
+    /// Encoder for dense search: a model's name or folder
+    #[arg(long, default_value = DEFAULT_ENCODER, value_name = "MODEL")]
+    encoder: String,
+    /// No vectors: BM25 only
+    #[arg(long)]
+    no_dense: bool,
+    /// Neighbours a passage has in the vector graph
+    #[arg(long, default_value_t = 16, value_name = "M")]
+    neighbours: usize,
+    /// Candidates considered for them: higher is slower to build and better to search
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    ef_construction: usize,
+    /// Replace an index that is there; it stays in use until the new one is complete
+    #[arg(long)]
+    overwrite: bool,
+    /// Keep the encoded vectors beside the index for the next build of the same corpus
+    #[arg(long)]
+    keep_encoded: bool,
+}
+
+/// Options of the commands that look at an index.
+#[derive(Debug, Args)]
+struct AtArgs {
+    /// Folder of the index
+    #[arg(long, value_name = "DIR")]
+    index: PathBuf,
+}
+
+/// Run `nunatak index`.
+pub fn run(args: &IndexArgs, globals: &Globals) -> Result<()> {
+    match &args.command {
+        IndexCommand::Build(args) => build(args, globals),
+        IndexCommand::Info(args) => info(args, globals),
+        IndexCommand::Verify(args) => verify(args, globals),
+    }
+}
+
+fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
+    let progress = globals.progress();
+    let options = globals.runtime();
+    let corpus_options = CorpusOptions { passage_words: args.passage_words, skip_bad: args.skip_bad };
+
+    // The corpus is read twice. The first pass costs seconds, finds a bad line before hours are spent on
+    // encoding, and makes the estimate and the bars exact.
+    progress.start("reading", None, "passages");
+    let mut survey = Survey::default();
+    let corpus = corpus::read(&args.corpus, &corpus_options, &mut |passage| {
+        progress.advance(1);
+        survey.look_at(&passage);
+        check_interrupt(|| "nothing was changed".to_owned())
+    })?;
+    progress.finish();
+    for problem in &corpus.first_skipped {
+        progress.note(&format!("skipped: {problem}"));
+    }
+
+    let mut encoder = if args.no_dense {
+        None
+    } else {
+        let model = setup::model(&args.encoder, &options, progress.as_ref())?;
+        Some(Encoder::open(&model, &options)?)
+    };
+    let encoded_per_second = match &mut encoder {
+        Some(encoder) => survey.encoding_speed(encoder)?,
+        None => 0.0,
+    };
+    let work = Workload {
+        passages: corpus.passages,
+        mean_bytes: survey.mean_bytes(),
+        dim: encoder.as_ref().map_or(0, Encoder::dim),
+        m: args.neighbours,
+        ef_construction: args.ef_construction,
+        threads: options.thread_count(),
+        encoded_per_second,
+    };
+    let estimate = estimate(&work);
+    progress.note(&format!(
+        "{} passages of {:.0} words on average: about {}, {} of memory beside the encoder's, {} of disk ({} when done)",
+        corpus.passages,
+        corpus.words as f64 / corpus.passages.max(1) as f64,
+        output::seconds(estimate.seconds),
+        output::bytes(estimate.memory_bytes),
+        output::bytes(estimate.disk_bytes),
+        output::bytes(estimate.index_bytes),
+    ));
+
+    let build_options = BuildOptions {
+        encoder: encoder.as_ref().map(|e| EncoderIdentity {
+            name: args.encoder.clone(),
+            fingerprint: e.fingerprint().to_owned(),
+            dim: e.dim(),
+        }),
+        passage_words: args.passage_words,
+        m: args.neighbours,
+        ef_construction: args.ef_construction,
+        threads: globals.threads,
+        overwrite: args.overwrite,
+        keep_encode_cache: args.keep_encoded,
+        ..BuildOptions::default()
+    };
+    let mut encode = encoder.as_mut().map(|encoder| |texts: &[String]| encoder.encode(texts));
+    let report = writer::build(
+        &args.index,
+        &mut |sink| corpus::read(&args.corpus, &corpus_options, sink).map(drop),
+        encode.as_mut().map(|e| e as &mut writer::Encode),
+        &build_options,
+        progress.as_ref(),
+    )?;
+    let truncation = encoder.as_ref().map(Encoder::truncation).unwrap_or_default();
+    if globals.json {
+        return output::json(&serde_json::json!({
+            "corpus": corpus, "estimate": estimate, "build": report,
+            "truncated_by_encoder": { "passages": truncation.texts, "tokens": truncation.tokens },
+        }));
+    }
+    if truncation.texts > 0 {
+        progress.note(&format!(
+            "{} passages are longer than the encoder reads: {} tokens at their ends are not in their vectors (BM25 and \
+             the reader see all)",
+            truncation.texts, truncation.tokens
+        ));
+    }
+    print_report(args, &report)
+}
+
+fn print_report(args: &BuildArgs, report: &BuildReport) -> Result<()> {
+    let seconds = &report.seconds;
+    let total = seconds.store + seconds.encode + seconds.graph + seconds.commit;
+    output::line(format_args!(
+        "{GOOD}{} passages{GOOD:#} in {}: {} on disk ({:.0} bytes a passage), {} ({:.0} passages/s)",
+        report.passages,
+        args.index.display(),
+        output::bytes(report.bytes),
+        report.bytes as f64 / report.passages.max(1) as f64,
+        output::seconds(total),
+        report.passages as f64 / total.max(1e-9),
+    ))?;
+    output::line(format_args!(
+        "{DIM}store {}, encode {}, graph {}, commit {}{DIM:#}",
+        output::seconds(seconds.store),
+        output::seconds(seconds.encode),
+        output::seconds(seconds.graph),
+        output::seconds(seconds.commit)
+    ))?;
+    output::line(format_args!("next: nunatak ask \"your question\" --index {}", args.index.display()))
+}
+
+/// What the first pass over a corpus learns for the estimate.
+#[derive(Debug)]
+struct Survey {
+    seen: u64,
+    bytes: u64,
+    stride: u64,
+    sample: Vec<String>,
+}
+
+/// Passages that are encoded to learn the encoder's speed: a second's work.
+const SAMPLE: usize = 128;
+
+impl Default for Survey {
+    fn default() -> Self {
+        Self { seen: 0, bytes: 0, stride: 1, sample: Vec::with_capacity(SAMPLE) }
+    }
+}
+
+impl Survey {
+    /// Count a passage, and keep an even sample: every `stride`-th, the stride doubling when the sample is full.
+    fn look_at(&mut self, passage: &Passage) {
+        if self.seen.is_multiple_of(self.stride) {
+            if self.sample.len() == SAMPLE {
+                let mut keep = false;
+                self.sample.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+                self.stride *= 2;
+            }
+            if self.seen.is_multiple_of(self.stride) {
+                self.sample.push(passage.titled_text());
+            }
+        }
+        self.seen += 1;
+        self.bytes += (passage.title.len() + passage.text.len()) as u64;
+    }
+
+    fn mean_bytes(&self) -> f64 {
+        self.bytes as f64 / self.seen.max(1) as f64
+    }
+
+    /// Passages a second on the sample.
+    fn encoding_speed(&self, encoder: &mut Encoder) -> Result<f64> {
+        let begin = Instant::now();
+        encoder.encode(&self.sample)?;
+        Ok(self.sample.len() as f64 / begin.elapsed().as_secs_f64().max(1e-9))
+    }
+}
+
+/// What `index info` prints.
+#[derive(Debug, Serialize)]
+struct Info<'a> {
+    path: String,
+    checksum: &'a str,
+    bytes: u64,
+    manifest: &'a Manifest,
+}
+
+fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
+    let index = Index::open(&args.index)?;
+    let manifest = index.manifest();
+    let bytes = manifest.files.values().map(|f| f.bytes).sum();
+    if globals.json {
+        let path = args.index.display().to_string();
+        return output::json(&Info { path, checksum: &manifest.checksum, bytes, manifest });
+    }
+    let row = |word: &str, value: String| output::line(format_args!("{DIM}{word:<12}{DIM:#} {value}"));
+    output::line(format_args!("{BOLD}{}{BOLD:#}", args.index.display()))?;
+    row("passages", manifest.passages.to_string())?;
+    row(
+        "split",
+        match manifest.corpus.passage_words {
+            0 => "whole texts".to_owned(),
+            words => format!("about {words} words"),
+        },
+    )?;
+    match &manifest.encoder {
+        Some(encoder) => row("vectors", format!("{} x {}, by {}", manifest.vectors, encoder.dim, encoder.name))?,
+        None => row("vectors", "none (BM25 only)".to_owned())?,
+    }
+    row("analyser", manifest.analyser.clone())?;
+    row("size", format!("{} ({:.0} bytes a passage)", output::bytes(bytes), bytes as f64 / index.len().max(1) as f64))?;
+    row("checksum", manifest.checksum.clone())?;
+    for (name, file) in &manifest.files {
+        output::line(format_args!("{DIM}  {:<28}{DIM:#} {:>10}", name, output::bytes(file.bytes)))?;
+    }
+    Ok(())
+}
+
+fn verify(args: &AtArgs, globals: &Globals) -> Result<()> {
+    let progress = globals.progress();
+    let report = crate::index::verify::verify(&args.index, progress.as_ref())?;
+    if globals.json {
+        output::json(&report)?;
+    }
+    if let Some(first) = report.damage.first() {
+        if !globals.json {
+            for damage in &report.damage {
+                output::line(format_args!("{BAD}damaged{BAD:#}  {}: {}", damage.file, damage.problem))?;
+            }
+        }
+        return Err(Error::index(
+            &args.index,
+            format!("{} file(s) are damaged, the first: {}: {}", report.damage.len(), first.file, first.problem),
+            "build the index again with --overwrite",
+        ));
+    }
+    if globals.json { Ok(()) } else { output::line(format_args!("{GOOD}ok{GOOD:#}  {}", args.index.display())) }
+}

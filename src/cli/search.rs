@@ -1,0 +1,60 @@
+//! `nunatak search`: passages for a question.
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::Globals;
+use crate::cli::engine::{self, RetrievalArgs};
+use crate::cli::output::{self, BOLD, DIM};
+use crate::error::Result;
+
+/// Options of `nunatak search`.
+#[derive(Debug, Args)]
+pub struct SearchArgs {
+    /// The question, or any words; plain text, no query syntax
+    question: String,
+    #[command(flatten)]
+    retrieval: RetrievalArgs,
+    /// How many passages to show
+    #[arg(long, short, default_value_t = 10)]
+    k: usize,
+    /// Candidates that the first stage finds (at least k)
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    depth: usize,
+}
+
+/// One line of `search --json`.
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    rank: usize,
+    passage_id: &'a str,
+    title: &'a str,
+    text: &'a str,
+    score: f32,
+}
+
+/// Run `nunatak search`.
+pub fn run(args: &SearchArgs, globals: &Globals) -> Result<()> {
+    let progress = globals.progress();
+    let depth = args.depth.max(args.k);
+    let mut engine = engine::build(&args.retrieval, None, depth, 0, globals, progress.as_ref())?;
+    let found = engine.pipeline.find(&args.question)?;
+    let hits = found.ranking();
+    for (i, hit) in hits.iter().take(args.k).enumerate() {
+        let passage = engine.pipeline.index().passage(hit.passage)?;
+        let (rank, score) = (i + 1, hit.score);
+        if globals.json {
+            output::json(&Line { rank, passage_id: &passage.key, title: &passage.title, text: &passage.text, score })?;
+        } else {
+            output::line(format_args!(
+                "{BOLD}{rank:>3}. {}{BOLD:#}  {DIM}{} · {score:.4}{DIM:#}",
+                passage.title, passage.key
+            ))?;
+            output::line(format_args!("     {}\n", passage.text))?;
+        }
+    }
+    if hits.is_empty() && !globals.json {
+        output::line("No passage matches. Try other words, or --mode dense.")?;
+    }
+    Ok(())
+}

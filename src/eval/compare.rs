@@ -1,0 +1,138 @@
+//! Two runs over the same questions, side by side: what changed, by how much, and could it be chance?
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::eval::bootstrap::{Paired, PairedTest, paired};
+use crate::eval::out_dir::{PREDICTIONS, read_predictions};
+use crate::eval::report::place;
+use crate::eval::table::aligned;
+
+/// A comparison of run B with run A.
+#[derive(Debug, Clone, Serialize)]
+pub struct Comparison {
+    /// Run A.
+    pub a: PathBuf,
+    /// Run B.
+    pub b: PathBuf,
+    /// Questions.
+    pub n: usize,
+    /// A row for each metric that both runs have.
+    pub metrics: Vec<Row>,
+}
+
+/// One metric in both runs, over the questions that have it in both.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// Its name in `report.json`.
+    pub metric: String,
+    /// Mean of run A.
+    pub a: f64,
+    /// Mean of run B.
+    pub b: f64,
+    /// The difference and whether it could be chance.
+    #[serde(flatten)]
+    pub paired: Paired,
+}
+
+/// One question of a run.
+struct Line {
+    id: String,
+    question: String,
+    values: HashMap<String, f64>,
+}
+
+/// Compare the runs `a` and `b` (folders, or `predictions.jsonl` files) question by question.
+///
+/// Each p-value is of one test; over many metrics some fall below 0.05 by chance, so name the metric that
+/// decides before looking.
+///
+/// # Errors
+/// [`Error::Request`] when the runs are not over the same questions, naming the first that differs.
+pub fn compare(a: &Path, b: &Path, seed: u64) -> Result<Comparison> {
+    let lines_a = lines(a)?;
+    let lines_b = lines(b)?;
+    let by_id: HashMap<&str, &Line> = lines_b.iter().map(|line| (line.id.as_str(), line)).collect();
+    let mut pairs = Vec::with_capacity(lines_a.len());
+    for line in &lines_a {
+        match by_id.get(line.id.as_str()) {
+            Some(other) if other.question == line.question => pairs.push((line, *other)),
+            Some(_) => return Err(different(format!("question {} is worded differently in them", line.id))),
+            None => return Err(different(format!("question {} is not in {}", line.id, b.display()))),
+        }
+    }
+    let known: HashMap<&str, ()> = lines_a.iter().map(|line| (line.id.as_str(), ())).collect();
+    if let Some(line) = lines_b.iter().find(|line| !known.contains_key(line.id.as_str())) {
+        return Err(different(format!("question {} is not in {}", line.id, a.display())));
+    }
+    let mut columns: HashMap<&str, Vec<(f64, f64)>> = HashMap::new();
+    for (line, other) in &pairs {
+        for (name, value) in &line.values {
+            if let Some(value_b) = other.values.get(name) {
+                columns.entry(name).or_default().push((*value, *value_b));
+            }
+        }
+    }
+    let mut columns: Vec<(&str, Vec<(f64, f64)>)> = columns.into_iter().collect();
+    columns.sort_by_key(|(name, _)| (place(name), *name));
+    let row = |(name, column): (&str, Vec<(f64, f64)>)| {
+        let n = column.len() as f64;
+        let a = column.iter().map(|(a, _)| a).sum::<f64>() / n;
+        let b = column.iter().map(|(_, b)| b).sum::<f64>() / n;
+        Some(Row { metric: name.to_owned(), a, b, paired: paired(&column, seed)? })
+    };
+    let metrics = columns.into_iter().filter_map(row).collect();
+    Ok(Comparison { a: a.to_path_buf(), b: b.to_path_buf(), n: pairs.len(), metrics })
+}
+
+fn different(problem: String) -> Error {
+    let problem = format!("the runs are not over the same questions: {problem}");
+    Error::request(problem, "compare runs of the same --questions and --limit")
+}
+
+/// The lines of a run, given as its folder or as its predictions.
+fn lines(run: &Path) -> Result<Vec<Line>> {
+    let path = if run.is_dir() { run.join(PREDICTIONS) } else { run.to_path_buf() };
+    if !path.is_file() {
+        let hint =
+            "give the --out folder of a complete run, or its predictions.jsonl; finish a stopped run with --resume";
+        return Err(Error::bad_file(run, "there is no complete run here", hint));
+    }
+    let mut lines = Vec::new();
+    read_predictions(&path, |prediction| {
+        let values = prediction.values().map(|(name, value)| (name.to_owned(), value)).collect();
+        lines.push(Line { values, id: prediction.id, question: prediction.question });
+        Ok(())
+    })?;
+    Ok(lines)
+}
+
+impl Comparison {
+    /// The comparison for people.
+    pub fn table(&self) -> String {
+        let head = ["metric", "A", "B", "B - A", "95% interval", "p", "test", "questions"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        for Row { metric, a, b, paired } in &self.metrics {
+            let Paired { difference, interval, p, test, n } = paired;
+            let p = if *p < 0.0001 { "<0.0001".to_owned() } else { format!("{p:.4}") };
+            let test = match test {
+                PairedTest::McNemar => "McNemar",
+                PairedTest::Permutation => "permutation",
+            };
+            rows.push(vec![
+                metric.clone(),
+                format!("{a:.3}"),
+                format!("{b:.3}"),
+                format!("{difference:+.3}"),
+                format!("{:+.3} .. {:+.3}", interval.low, interval.high),
+                p,
+                test.to_owned(),
+                n.to_string(),
+            ]);
+        }
+        format!("A  {}\nB  {}\n\n{}", self.a.display(), self.b.display(), aligned(&rows))
+    }
+}

@@ -1,0 +1,252 @@
+//! What a pipeline made of one question, scored: a line of `predictions.jsonl`.
+//!
+//! A line holds all that aggregation, comparison and run files need, so a stopped run is taken up from its
+//! lines alone, and two runs are compared without the index they came from.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::eval::dataset::Question;
+use crate::eval::has_answer::AnswerMatcher;
+use crate::eval::normalise::exact_match_and_f1;
+use crate::eval::ranking::{Judged, first_gold_passage, hit_at};
+use crate::pipeline::{Answer, Latency};
+use crate::types::PackedPassage;
+
+/// Rank at which the reciprocal rank and nDCG are cut, as BEIR and MS MARCO report them.
+const CUT: usize = 10;
+
+/// What a pipeline gives back for one question.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The reader's answer; `None` when nobody read.
+    pub answer: Option<Answer>,
+    /// The final ranking, best first: re-ranked if there is a re-ranker.
+    pub retrieved: Vec<Retrieved>,
+    /// What the reader saw, in any order; empty when nobody read.
+    pub reader_passages: Vec<PackedPassage>,
+    /// Milliseconds by stage.
+    pub latency: Latency,
+}
+
+/// A ranked passage.
+#[derive(Debug, Clone)]
+pub struct Retrieved {
+    /// Its corpus id.
+    pub key: String,
+    /// Its text without the title, in which DPR looks for answers.
+    pub text: String,
+    /// Its score; comparable only within the list.
+    pub score: f32,
+}
+
+/// A line of `predictions.jsonl`. Metrics that a question does not have (no gold known, nobody read) are absent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// Question id.
+    pub id: String,
+    /// The question.
+    pub question: String,
+    /// The answer given; null when nobody read.
+    pub prediction: Option<String>,
+    /// The reader's score of it.
+    pub score: Option<f64>,
+    /// Acceptable answers; null when unknown.
+    pub answers: Option<Vec<String>>,
+    /// 1 or 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact_match: Option<f64>,
+    /// Token F1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1: Option<f64>,
+    /// All other metrics of this question, by the names of `report.json`.
+    pub metrics: Map<String, Value>,
+    /// Whether the answer is a stretch of a passage the reader saw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supported: Option<bool>,
+    /// Passage ids in ranked order.
+    pub passages: Vec<String>,
+    /// Their scores.
+    pub passage_scores: Vec<f32>,
+    /// Ids of the passages the reader saw.
+    pub reader_passages: Vec<String>,
+    /// Milliseconds by stage.
+    pub latency_ms: Stages,
+    /// Tokens put into the language model.
+    pub prompt_tokens: usize,
+    /// Tokens it generated.
+    pub answer_tokens: usize,
+}
+
+/// Milliseconds by stage, as [`Latency`], which has no need to be read back.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Stages {
+    /// First stage.
+    pub retrieve: f64,
+    /// Cross-encoder.
+    pub rerank: f64,
+    /// Packing.
+    pub pack: f64,
+    /// Language model.
+    pub read: f64,
+    /// All of it.
+    pub total: f64,
+}
+
+impl From<Latency> for Stages {
+    fn from(Latency { retrieve, rerank, pack, read, total }: Latency) -> Self {
+        Self { retrieve, rerank, pack, read, total }
+    }
+}
+
+impl Prediction {
+    /// Score an outcome; passages are counted at the ranks `ks`.
+    pub fn score(question: &Question, outcome: Outcome, ks: &[usize]) -> Self {
+        let Outcome { answer, retrieved, reader_passages, latency } = outcome;
+        let mut metrics = Map::new();
+        if let Some(answers) = question.answers.as_ref().filter(|answers| !answers.is_empty()) {
+            let matcher = AnswerMatcher::new(answers);
+            let first = retrieved.iter().position(|p| matcher.matches(&p.text)).map(|i| i + 1);
+            for &k in ks {
+                metrics.insert(format!("has_answer@{k}"), hit_at(first, k).into());
+            }
+            if answer.is_some() {
+                let seen = reader_passages.iter().any(|p| matcher.matches(&p.text));
+                metrics.insert("has_answer_at_reader".into(), f64::from(u8::from(seen)).into());
+            }
+        }
+        if let Some(gold) = &question.gold {
+            let keys = || retrieved.iter().map(|p| p.key.as_str());
+            let first = first_gold_passage(keys(), gold);
+            let judged = Judged::new(keys(), gold);
+            for &k in ks {
+                metrics.insert(format!("recall@{k}"), hit_at(first, k).into());
+            }
+            metrics.insert(format!("mrr@{CUT}"), judged.reciprocal_rank(CUT).into());
+            metrics.insert(format!("ndcg@{CUT}"), judged.ndcg(CUT).into());
+            metrics.insert("map".into(), judged.average_precision().into());
+            for &k in ks {
+                metrics.insert(format!("document_recall@{k}"), judged.recall(k).into());
+            }
+            if answer.is_some() {
+                let seen = first_gold_passage(reader_passages.iter().map(|p| p.key.as_str()), gold);
+                metrics.insert("recall_at_reader".into(), f64::from(u8::from(seen.is_some())).into());
+            }
+        }
+        let matched = match (&answer, &question.answers) {
+            (Some(answer), Some(answers)) => Some(exact_match_and_f1(&answer.answer, answers)),
+            _ => None,
+        };
+        Self {
+            id: question.id.clone(),
+            question: question.question.clone(),
+            prediction: answer.as_ref().map(|a| a.answer.clone()),
+            // A score that is not a number is no number in JSON either.
+            score: answer.as_ref().map(|a| f64::from(a.score)).filter(|score| score.is_finite()),
+            answers: question.answers.clone(),
+            exact_match: matched.map(|(exact, _)| exact),
+            f1: matched.map(|(_, f1)| f1),
+            metrics,
+            supported: answer.as_ref().map(|a| a.supported),
+            passage_scores: retrieved.iter().map(|p| finite(p.score)).collect(),
+            passages: retrieved.into_iter().map(|p| p.key).collect(),
+            reader_passages: reader_passages.into_iter().map(|p| p.key).collect(),
+            latency_ms: latency.into(),
+            prompt_tokens: answer.as_ref().map_or(0, |a| a.usage.prompt_tokens),
+            answer_tokens: answer.as_ref().map_or(0, |a| a.usage.answer_tokens),
+        }
+    }
+
+    /// All metrics of this question, exact match and F1 first.
+    pub fn values(&self) -> impl Iterator<Item = (&str, f64)> {
+        let matched = [("exact_match", self.exact_match), ("f1", self.f1)];
+        let matched = matched.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        matched.chain(self.metrics.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?))))
+    }
+}
+
+/// The score as JSON can carry it.
+fn finite(score: f32) -> f32 {
+    if score.is_nan() { f32::MIN } else { score.clamp(f32::MIN, f32::MAX) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::ranking::Gold;
+    use crate::pipeline::Usage;
+    use crate::types::PassageId;
+
+    fn outcome(answer: Option<&str>) -> Outcome {
+        let passage = |key: &str, text: &str, score| Retrieved { key: key.into(), text: text.into(), score };
+        let answer = answer.map(|text| Answer {
+            question: "q".into(),
+            answer: text.into(),
+            score: -0.5,
+            supported: true,
+            evidence: Vec::new(),
+            usage: Usage { prompt_tokens: 40, answer_tokens: 3, ..Usage::default() },
+            trace: None,
+        });
+        let packed = PackedPassage {
+            passage: PassageId(4),
+            key: "b#1".into(),
+            title: String::new(),
+            text: "Nansen went".into(),
+            score: 2.0,
+            tokens: 9,
+        };
+        Outcome {
+            reader_passages: if answer.is_some() { vec![packed] } else { Vec::new() },
+            answer,
+            retrieved: vec![
+                passage("a#2", "nothing", 3.0),
+                passage("b#1", "Nansen went in 1893.", 2.0),
+                passage("a#1", "none", f32::NAN),
+                passage("c", "1893", 1.0),
+            ],
+            latency: Latency { total: 12.5, ..Latency::default() },
+        }
+    }
+
+    fn ask(answers: Option<&[&str]>, gold: &[&str]) -> Question {
+        let gold: Gold = gold.iter().map(|id| ((*id).to_owned(), 1)).collect();
+        Question {
+            id: "q1".into(),
+            question: "when?".into(),
+            answers: answers.map(|list| list.iter().map(|a| (*a).to_owned()).collect()),
+            gold: if gold.is_empty() { None } else { Some(gold) },
+        }
+    }
+
+    fn value(prediction: &Prediction, name: &str) -> Option<f64> {
+        prediction.values().find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    #[test]
+    fn everything_known_is_scored() {
+        let scored = Prediction::score(&ask(Some(&["1893"]), &["b", "c"]), outcome(Some("In 1893")), &[1, 2, 3]);
+        assert_eq!((scored.exact_match, value(&scored, "f1")), (Some(0.0), Some(2.0 / 3.0)));
+        assert_eq!((value(&scored, "has_answer@1"), value(&scored, "has_answer@2")), (Some(0.0), Some(1.0)));
+        assert_eq!(value(&scored, "has_answer_at_reader"), Some(0.0), "the packed text was cut before the year");
+        assert_eq!(value(&scored, "recall_at_reader"), Some(1.0));
+        assert_eq!((value(&scored, "recall@1"), value(&scored, "recall@2")), (Some(0.0), Some(1.0)));
+        // Documents in order: a, b, c.
+        assert_eq!((value(&scored, "mrr@10"), value(&scored, "document_recall@2")), (Some(0.5), Some(0.5)));
+        assert_eq!(value(&scored, "map"), Some((1.0 / 2.0 + 2.0 / 3.0) / 2.0));
+        let line = serde_json::to_string(&scored).unwrap();
+        assert_eq!(serde_json::from_str::<Prediction>(&line).unwrap(), scored);
+    }
+
+    #[test]
+    fn what_is_not_known_is_absent() {
+        let unread = Prediction::score(&ask(Some(&["1893"]), &[]), outcome(None), &[1]);
+        let names: Vec<&str> = unread.values().map(|(name, _)| name).collect();
+        assert_eq!(names, ["has_answer@1"]);
+        let unanswerable = Prediction::score(&ask(Some(&[]), &["b"]), outcome(Some("1893")), &[1]);
+        assert_eq!(value(&unanswerable, "exact_match"), Some(0.0));
+        assert_eq!(value(&unanswerable, "has_answer@1"), None);
+        let judged_only = Prediction::score(&ask(None, &["b"]), outcome(Some("1893")), &[1]);
+        assert_eq!(value(&judged_only, "exact_match"), None);
+    }
+}

@@ -1,0 +1,108 @@
+//! What a build will cost, before it starts. The arithmetic is here and nowhere else.
+
+use serde::Serialize;
+
+/// What the estimate starts from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Workload {
+    /// Passages.
+    pub passages: u64,
+    /// Mean bytes of a passage's title and text.
+    pub mean_bytes: f64,
+    /// Width of the vectors; 0 without an encoder.
+    pub dim: usize,
+    /// Links of a graph node ([`crate::index::writer::BuildOptions::m`]).
+    pub m: usize,
+    /// Width of the beam while the graph is built.
+    pub ef_construction: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Passages the encoder does a second, as measured on a sample; 0 without an encoder.
+    pub encoded_per_second: f64,
+}
+
+/// What a build will cost.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Seconds, all phases.
+    pub seconds: f64,
+    /// Peak memory of the index's own structures, in bytes; the encoder's comes on top.
+    pub memory_bytes: u64,
+    /// Size of the finished index, in bytes.
+    pub index_bytes: u64,
+    /// Disk needed while building, in bytes: the index and the vectors kept for a restart.
+    pub disk_bytes: u64,
+}
+
+/// Memory of the writer of the inverted index.
+const LEXICAL_WRITER_BYTES: u64 = 300 << 20;
+/// Bytes of the inverted index per byte of text.
+const LEXICAL_PER_BYTE: f64 = 0.2;
+/// Bytes a passage takes in the store beside its text: offsets, source span, key, key table.
+const STORE_OVERHEAD: u64 = 100;
+/// Passages a second and thread through the store and the inverted index.
+const STORED_PER_SECOND: f64 = 20_000.0;
+/// int8 components compared a second and thread while the graph is built.
+const COMPONENTS_PER_SECOND: f64 = 1.5e10;
+/// Vectors compared per unit of beam width for one insertion.
+const COMPARED_PER_EF: f64 = 25.0;
+
+/// Estimate a build.
+///
+/// - disk: text + overhead + inverted index; with vectors, per passage `dim` (int8) + 4 (scale) +
+///   2 dim (f16) + 8 m (level 0) + 4 (upper-at) + 4 m / (m - 1) (upper rows), and 2 dim for the restart.
+/// - memory: the writer of the inverted index and 16 bytes a passage for the keys; later, when that is
+///   freed, `dim` + 4 + the graph as above + a visited bit a thread. The larger of the two counts.
+/// - time: passages through the store, through the encoder, and into the graph:
+///   `ef_construction` x 25 comparisons of `dim` components each.
+pub fn estimate(work: &Workload) -> Estimate {
+    let n = work.passages;
+    let per_text = work.mean_bytes.max(0.0);
+    let text = (n as f64 * per_text) as u64 + n * STORE_OVERHEAD + (n as f64 * per_text * LEXICAL_PER_BYTE) as u64;
+    let (dim, m) = (work.dim as u64, work.m as u64);
+    let graph = if dim == 0 { 0 } else { 8 * m + 4 + 4 * m / m.saturating_sub(1).max(1) };
+    let vectors = if dim == 0 { 0 } else { dim + 4 + 2 * dim };
+    let index_bytes = text + n * (vectors + graph);
+    let threads = work.threads.max(1) as f64;
+    let stored = n as f64 / STORED_PER_SECOND;
+    let (encoded, linked) = if dim == 0 {
+        (0.0, 0.0)
+    } else {
+        let compared = work.ef_construction as f64 * COMPARED_PER_EF * dim as f64;
+        (n as f64 / work.encoded_per_second.max(1e-9), n as f64 * compared / (COMPONENTS_PER_SECOND * threads))
+    };
+    let first = LEXICAL_WRITER_BYTES + 16 * n;
+    let second = if dim == 0 { 0 } else { n * (dim + 4 + graph) + n / 8 * work.threads as u64 };
+    Estimate {
+        seconds: stored + encoded + linked,
+        memory_bytes: first.max(second),
+        index_bytes,
+        disk_bytes: index_bytes + n * 2 * dim,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arithmetic_is_as_documented() {
+        let work = Workload {
+            passages: 1_000_000,
+            mean_bytes: 600.0,
+            dim: 384,
+            m: 16,
+            ef_construction: 200,
+            threads: 2,
+            encoded_per_second: 200.0,
+        };
+        let e = estimate(&work);
+        // 600 + 100 + 120 of text and terms, 1156 of vectors, 128 + 4 + 4 of graph.
+        assert_eq!(e.index_bytes, 1_000_000 * (820 + 1156 + 136));
+        assert_eq!(e.disk_bytes, e.index_bytes + 768_000_000);
+        assert_eq!(e.memory_bytes, 1_000_000 * (388 + 136) + 250_000);
+        assert!((e.seconds - (50.0 + 5000.0 + 64.0)).abs() < 1.0, "{}", e.seconds);
+        let lexical = estimate(&Workload { dim: 0, encoded_per_second: 0.0, ..work });
+        assert_eq!(lexical.index_bytes, 820_000_000);
+    }
+}

@@ -1,0 +1,285 @@
+//! Building the graph of HNSW (Malkov and Yashunin 2018) over int8 vectors, in the flat layout that is
+//! written to disk.
+//!
+//! Nodes enter in batches: all searches of a batch run in parallel over the graph as it stood before the
+//! batch, then the links are made, grouped by the node that gets them. Every step is a function of the
+//! state before it, so the graph is the same whatever the number of threads; inserting one by one from
+//! several threads, the usual way, makes another graph every time. Batches stay under a sixteenth of the
+//! graph, nodes enter in a random order (a corpus has near neighbours side by side), and members of a
+//! batch are compared with each other directly, so that none misses a neighbour for having come with it.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::kernel::{self, Quantized};
+use super::manifest::GraphSettings;
+use super::walk::{self, Graph, NONE, Scored, Scratch};
+use crate::error::{Error, Result};
+use crate::progress::{Progress, check_interrupt};
+
+/// Most nodes a batch: enough to keep cores busy; more costs more in comparing the batch with itself.
+const BATCH: usize = 256;
+
+/// Highest level a node can have; with m = 16 one node in 16^12 would pass it.
+const MAX_LEVEL: u8 = 12;
+
+/// int8 vectors, one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Codes {
+    /// Components a vector.
+    pub dim: usize,
+    /// `[n, dim]`.
+    pub codes: Vec<i8>,
+    /// `[n]`.
+    pub scales: Vec<f32>,
+}
+
+impl Codes {
+    /// Number of vectors.
+    pub fn len(&self) -> usize {
+        self.scales.len()
+    }
+
+    /// Append a vector.
+    pub fn push(&mut self, vector: &Quantized) {
+        self.codes.extend_from_slice(&vector.codes);
+        self.scales.push(vector.scale);
+    }
+
+    fn get(&self, node: u32) -> Quantized {
+        let start = node as usize * self.dim;
+        Quantized {
+            codes: self.codes.get(start..start + self.dim).map(<[i8]>::to_vec).unwrap_or_default(),
+            scale: self.scales.get(node as usize).copied().unwrap_or(0.0),
+        }
+    }
+}
+
+/// A graph in memory, in the layout of the files.
+#[derive(Debug)]
+pub(super) struct FlatGraph {
+    /// Links a node on the upper levels; twice as many on level 0.
+    pub m: usize,
+    /// `[n, 2 m]`: level 0, unused places are [`NONE`].
+    pub links: Vec<u32>,
+    /// `[n]`: the first of a node's rows in `upper`, [`NONE`] for a node of level 0.
+    pub upper_at: Vec<u32>,
+    /// `[rows, m]`: a node of level L has L rows, for levels 1 to L.
+    pub upper: Vec<u32>,
+    /// Node where searches start.
+    pub entry: u32,
+    /// Its level.
+    pub top_level: u8,
+}
+
+impl FlatGraph {
+    fn row(&self, level: u8, node: u32) -> Option<Range<usize>> {
+        if level == 0 {
+            let start = node as usize * 2 * self.m;
+            return Some(start..start + 2 * self.m);
+        }
+        let first = *self.upper_at.get(node as usize)?;
+        let start = (first as usize + usize::from(level) - 1) * self.m;
+        (first != NONE).then_some(start..start + self.m)
+    }
+
+    fn links(&self, level: u8, node: u32) -> &[u32] {
+        let all = if level == 0 { &self.links } else { &self.upper };
+        self.row(level, node).and_then(|range| all.get(range)).unwrap_or_default()
+    }
+
+    fn set_links(&mut self, level: u8, node: u32, new: &[u32]) {
+        let Some(range) = self.row(level, node) else { return };
+        let all = if level == 0 { &mut self.links } else { &mut self.upper };
+        if let Some(row) = all.get_mut(range) {
+            let (used, rest) = row.split_at_mut(new.len().min(row.len()));
+            used.copy_from_slice(new);
+            rest.fill(NONE);
+        }
+    }
+}
+
+/// The graph with the vectors it is over.
+struct Built<'a> {
+    graph: &'a FlatGraph,
+    codes: &'a Codes,
+}
+
+impl Graph for Built<'_> {
+    fn links(&self, level: u8, node: u32) -> Result<&[u32]> {
+        Ok(self.graph.links(level, node))
+    }
+
+    #[inline]
+    fn score(&self, query: &Quantized, nodes: &[u32], dots: &mut Vec<i32>, out: &mut Vec<f32>) -> Result<()> {
+        kernel::dots(&query.codes, &self.codes.codes, nodes, dots);
+        let scale = |node: u32| self.codes.scales.get(node as usize).copied().unwrap_or(0.0);
+        out.extend(nodes.iter().zip(dots.iter()).map(|(&node, &dot)| dot as f32 * (scale(node) * query.scale)));
+        Ok(())
+    }
+}
+
+/// A well mixed number from a seed and a row (the finaliser of splitmix64).
+fn mix(seed: u64, row: u32) -> u64 {
+    let mut z = seed.wrapping_add(u64::from(row).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// The level of a node: geometric with ratio 1/m, from the seed and the row alone.
+fn level_of(seed: u64, row: u32, m: usize) -> u8 {
+    let uniform = ((mix(seed, row) >> 11) as f64 + 1.0) / (1_u64 << 53) as f64;
+    ((-uniform.ln() / (m as f64).ln()) as u8).min(MAX_LEVEL)
+}
+
+/// What the search of one new node found: its links by level.
+type Found = Vec<(u8, Vec<u32>)>;
+
+/// Build the graph over all of `codes`, with `threads` threads.
+///
+/// # Errors
+/// [`Error::Interrupted`] with the words of `kept`.
+pub(super) fn build(
+    codes: &Codes,
+    settings: &GraphSettings,
+    threads: usize,
+    progress: &dyn Progress,
+    kept: &dyn Fn() -> String,
+) -> Result<FlatGraph> {
+    let (n, m, seed) = (codes.len(), settings.m, settings.seed);
+    let levels: Vec<u8> = (0..n as u32).map(|row| level_of(seed, row, m)).collect();
+    let mut rows = 0;
+    let upper_at = levels
+        .iter()
+        .map(|&level| {
+            let first = rows;
+            rows += u32::from(level);
+            if level == 0 { NONE } else { first }
+        })
+        .collect();
+    // The highest node enters first and stays the entry point: levels are known beforehand.
+    let mut order: Vec<u32> = (0..n as u32).collect();
+    order.sort_by_key(|&row| (mix(!seed, row), row));
+    let entry = (0..n as u32).max_by_key(|&row| (level_of(seed, row, m), !row)).unwrap_or(0);
+    let top_level = levels.get(entry as usize).copied().unwrap_or(0);
+    order.retain(|&row| row != entry);
+    let mut graph =
+        FlatGraph { m, links: vec![NONE; n * 2 * m], upper_at, upper: vec![NONE; rows as usize * m], entry, top_level };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(Error::internal("starting the threads that build a graph"))?;
+    progress.start("linking vectors", Some(n as u64), "vectors");
+    progress.advance(u64::from(n > 0));
+    let mut done = 0;
+    while done < order.len() {
+        check_interrupt(kept)?;
+        let size = ((done + 1) / 16).clamp(1, BATCH).min(order.len() - done);
+        let batch = &order[done..done + size];
+        pool.install(|| insert(&mut graph, codes, &levels, batch, settings.ef_construction))?;
+        done += size;
+        progress.advance(size as u64);
+    }
+    progress.finish();
+    Ok(graph)
+}
+
+fn insert(graph: &mut FlatGraph, codes: &Codes, levels: &[u8], batch: &[u32], ef: usize) -> Result<()> {
+    let frozen = Built { graph, codes };
+    let found: Vec<Found> = batch
+        .par_iter()
+        .map_init(|| Scratch::new(codes.len()), |scratch, &node| search(&frozen, levels, batch, node, ef, scratch))
+        .collect::<Result<_>>()?;
+    // The links of the new nodes, then the links back to them.
+    let mut back = Vec::new();
+    for (&node, found) in batch.iter().zip(&found) {
+        for (level, links) in found {
+            graph.set_links(*level, node, links);
+            back.extend(links.iter().map(|&target| (*level, target, node)));
+        }
+    }
+    back.sort_unstable();
+    let frozen = Built { graph, codes };
+    let rows: Vec<(u8, u32, Vec<u32>)> = back
+        .par_chunk_by(|a, b| (a.0, a.1) == (b.0, b.1))
+        .map(|group| {
+            let (level, target) = group.first().map_or((0, 0), |&(level, target, _)| (level, target));
+            Ok((level, target, link_back(&frozen, level, target, group)?))
+        })
+        .collect::<Result<_>>()?;
+    for (level, target, links) in rows {
+        graph.set_links(level, target, &links);
+    }
+    Ok(())
+}
+
+/// Find the links of a new node on each of its levels.
+fn search(built: &Built, levels: &[u8], batch: &[u32], node: u32, ef: usize, scratch: &mut Scratch) -> Result<Found> {
+    let level_of = |node: u32| levels.get(node as usize).copied().unwrap_or(0);
+    let (graph, query) = (built.graph, built.codes.get(node));
+    let (mut dots, mut scores) = (Vec::new(), Vec::new());
+    let peers: Vec<u32> = batch.iter().copied().filter(|&peer| peer != node).collect();
+    built.score(&query, &peers, &mut dots, &mut scores)?;
+    let peers: Vec<Scored> = peers.iter().zip(&scores).map(|(&peer, &score)| Scored::new(score, peer)).collect();
+    scores.clear();
+    built.score(&query, &[graph.entry], &mut dots, &mut scores)?;
+    let mut best = Scored::new(scores.first().copied().unwrap_or(f32::MIN), graph.entry);
+    let level = level_of(node).min(graph.top_level);
+    for above in (level + 1..=graph.top_level).rev() {
+        best = walk::descend(built, &query, best, above, scratch)?;
+    }
+    (0..=level)
+        .rev()
+        .map(|level| {
+            let mut near = walk::beam(built, &query, best, ef, level, scratch)?;
+            best = near.first().copied().unwrap_or(best);
+            near.extend(peers.iter().filter(|peer| level_of(peer.node()) >= level));
+            near.sort_unstable_by(|a, b| b.cmp(a));
+            Ok((level, diverse(built, &near, graph.m)?))
+        })
+        .collect()
+}
+
+/// The links of `target` once the new nodes of `group` point to it.
+fn link_back(built: &Built, level: u8, target: u32, group: &[(u8, u32, u32)]) -> Result<Vec<u32>> {
+    let room = if level == 0 { 2 * built.graph.m } else { built.graph.m };
+    let mut links: Vec<u32> =
+        built.graph.links(level, target).iter().copied().take_while(|&link| link != NONE).collect();
+    for &(_, _, new) in group {
+        if !links.contains(&new) {
+            links.push(new);
+        }
+    }
+    if links.len() <= room {
+        return Ok(links);
+    }
+    let (mut dots, mut scores) = (Vec::new(), Vec::new());
+    built.score(&built.codes.get(target), &links, &mut dots, &mut scores)?;
+    let mut near: Vec<Scored> = links.iter().zip(&scores).map(|(&link, &score)| Scored::new(score, link)).collect();
+    near.sort_unstable_by(|a, b| b.cmp(a));
+    diverse(built, &near, room)
+}
+
+/// Algorithm 4 of the paper: from the nearest outwards, keep a candidate only if it is nearer to the node
+/// than to every neighbour kept so far, so that links point in different directions. At most `most`.
+fn diverse(built: &Built, near: &[Scored], most: usize) -> Result<Vec<u32>> {
+    let mut kept: Vec<u32> = Vec::with_capacity(most);
+    let (mut dots, mut scores) = (Vec::new(), Vec::new());
+    'candidates: for candidate in near {
+        if kept.len() == most {
+            break;
+        }
+        let query = built.codes.get(candidate.node());
+        for some in kept.chunks(4) {
+            scores.clear();
+            built.score(&query, some, &mut dots, &mut scores)?;
+            if scores.iter().any(|&score| score >= candidate.score()) {
+                continue 'candidates;
+            }
+        }
+        kept.push(candidate.node());
+    }
+    Ok(kept)
+}

@@ -1,0 +1,270 @@
+//! The inverted index: BM25 (Robertson et al.; k1 = 1.2, b = 0.75, as tantivy fixes them) over stemmed
+//! English words.
+//!
+//! A question is a bag of words, put through the analyser that the passages went through: no character
+//! of it is syntax. The index is one segment whose document numbers are the passages' rows, so scores do
+//! not depend on how the work was cut up, and tantivy's own tie rule (the smaller document) is ours.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use tantivy::collector::TopDocs;
+use tantivy::index::SegmentId;
+use tantivy::indexer::NoMergePolicy;
+use tantivy::query::{BooleanQuery, BoostQuery, Occur, Query, TermQuery};
+use tantivy::schema::{Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
+use tantivy::tokenizer::{
+    Language, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer, StopWordFilter, TextAnalyzer, TokenizerManager,
+};
+use tantivy::{IndexReader, ReloadPolicy, Searcher, TantivyDocument, TantivyError, Term};
+
+use super::checked::{CheckedFile, damaged};
+use crate::error::{Error, Result};
+use crate::types::{Hit, Passage, PassageId};
+
+mod directory;
+
+/// Name of the analyser in the manifest and in tantivy's schema. Another analyser gets another name.
+pub(super) const ANALYSER: &str = "en-1";
+
+/// Words of more bytes than this are not indexed: they are base64, not language.
+const LONGEST_WORD: usize = 40;
+
+/// Most different words of a question that are searched; the rarest are kept. Far above any question a
+/// person asks, and it bounds the time that a pasted document takes.
+const MOST_WORDS: usize = 256;
+
+/// Memory of the writer before it starts another segment.
+const WRITER_MEMORY: usize = 256 << 20;
+
+/// Names of the fields: the text with its title, and the row.
+const BODY: &str = "body";
+const ROW: &str = "row";
+
+/// Split at everything but letters and digits, lower case, stem (Snowball English).
+fn passage_analyser() -> TextAnalyzer {
+    TextAnalyzer::builder(SimpleTokenizer::default())
+        .filter(RemoveLongFilter::limit(LONGEST_WORD))
+        .filter(LowerCaser)
+        .filter(Stemmer::new(Language::English))
+        .build()
+}
+
+/// The same without stop words. They stay in the index (dropping them there made no difference to
+/// quality), but a question's stop words would cost time and find nothing.
+fn question_analyser() -> TextAnalyzer {
+    let words = SimpleTokenizer::default();
+    match StopWordFilter::new(Language::English) {
+        Some(stop_words) => TextAnalyzer::builder(words)
+            .filter(RemoveLongFilter::limit(LONGEST_WORD))
+            .filter(LowerCaser)
+            .filter(stop_words)
+            .filter(Stemmer::new(Language::English))
+            .build(),
+        None => passage_analyser(),
+    }
+}
+
+fn tokenizers() -> TokenizerManager {
+    // Not an empty manager: tantivy wants its "default" for the fields that have no text, too.
+    let manager = TokenizerManager::default();
+    manager.register(ANALYSER, passage_analyser());
+    manager
+}
+
+fn schema() -> Schema {
+    let mut schema = Schema::builder();
+    let indexing = TextFieldIndexing::default().set_tokenizer(ANALYSER).set_index_option(IndexRecordOption::WithFreqs);
+    schema.add_text_field(BODY, TextOptions::default().set_indexing_options(indexing));
+    schema.add_u64_field(ROW, NumericOptions::default().set_fast());
+    schema.build()
+}
+
+/// Writes the inverted index, passage by passage, in row order.
+pub(super) struct LexicalWriter {
+    writer: tantivy::IndexWriter,
+    index: tantivy::Index,
+    body: Field,
+    row: Field,
+    rows: u64,
+    folder: std::path::PathBuf,
+}
+
+impl LexicalWriter {
+    /// A new inverted index in the (existing, empty) folder.
+    pub fn create(folder: &Path) -> Result<Self> {
+        let schema = schema();
+        let (body, row) = fields(&schema)?;
+        let mut index = tantivy::Index::create_in_dir(folder, schema).map_err(failed(folder))?;
+        index.set_tokenizers(tokenizers());
+        // One thread: the order of documents is the order of passages.
+        let writer = index.writer_with_num_threads(1, WRITER_MEMORY).map_err(failed(folder))?;
+        writer.set_merge_policy(Box::new(NoMergePolicy));
+        Ok(Self { writer, index, body, row, rows: 0, folder: folder.to_path_buf() })
+    }
+
+    /// Add the passage at the next row.
+    pub fn add(&mut self, passage: &Passage) -> Result<()> {
+        let mut document = TantivyDocument::new();
+        document.add_text(self.body, passage.titled_text());
+        document.add_u64(self.row, self.rows);
+        self.writer.add_document(document).map_err(failed(&self.folder))?;
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// Merge everything into one segment in row order, and give its files names that are always the same.
+    pub fn finish(mut self) -> Result<()> {
+        let fail = || failed(&self.folder);
+        self.writer.commit().map_err(fail())?;
+        let searcher = searcher(&self.index).map_err(fail())?;
+        let mut segments = Vec::new();
+        for segment in searcher.segment_readers() {
+            let rows = segment.fast_fields().u64(ROW).map_err(fail())?;
+            segments.push((rows.first(0), segment.segment_id()));
+        }
+        drop(searcher);
+        segments.sort_unstable();
+        if segments.len() > 1 {
+            let ids: Vec<SegmentId> = segments.iter().map(|&(_, id)| id).collect();
+            self.writer.merge(&ids).wait().map_err(fail())?;
+        }
+        self.writer.garbage_collect_files().wait().map_err(fail())?;
+        self.writer.wait_merging_threads().map_err(failed(&self.folder))?;
+        check_rows(&self.index, self.rows).map_err(failed(&self.folder))??;
+        drop(self.index);
+        directory::settle_names(&self.folder)
+    }
+}
+
+/// A look at what is committed now.
+fn searcher(index: &tantivy::Index) -> tantivy::Result<Searcher> {
+    let reader: IndexReader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into()?;
+    Ok(reader.searcher())
+}
+
+/// Fail unless document numbers are rows.
+fn check_rows(index: &tantivy::Index, expected: u64) -> tantivy::Result<Result<()>> {
+    let searcher = searcher(index)?;
+    let mut row = 0;
+    for segment in searcher.segment_readers() {
+        let rows = segment.fast_fields().u64(ROW)?;
+        for document in 0..segment.max_doc() {
+            if rows.first(document) != Some(row) {
+                break;
+            }
+            row += 1;
+        }
+    }
+    Ok(if row == expected && searcher.segment_readers().len() <= 1 {
+        Ok(())
+    } else {
+        Err(Error::Internal {
+            doing: "merging the inverted index",
+            message: format!("only {row} of {expected} passages are in order"),
+        })
+    })
+}
+
+fn fields(schema: &Schema) -> Result<(Field, Field)> {
+    let field = |name| schema.get_field(name).map_err(Error::internal("reading the schema of an inverted index"));
+    Ok((field(BODY)?, field(ROW)?))
+}
+
+/// A tantivy error, in our words.
+fn failed(folder: &Path) -> impl FnOnce(TantivyError) -> Error {
+    let folder = folder.to_path_buf();
+    move |e| match e {
+        TantivyError::IoError(source) => match std::io::Error::other(source) {
+            source if source.to_string().contains("damaged") => damaged(&folder, source.to_string()),
+            source => Error::File { action: "read or write", path: folder, source },
+        },
+        TantivyError::DataCorruption(e) => damaged(&folder, format!("is damaged: {e:?}")),
+        other => Error::Internal { doing: "using the inverted index", message: other.to_string() },
+    }
+}
+
+/// The inverted index, mapped.
+pub struct Lexical {
+    reader: IndexReader,
+    body: Field,
+    folder: std::path::PathBuf,
+    analyser: TextAnalyzer,
+}
+
+impl std::fmt::Debug for Lexical {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lexical").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl Lexical {
+    /// Open the inverted index over its checked files.
+    pub(super) fn open(folder: &Path, files: BTreeMap<String, CheckedFile>) -> Result<Self> {
+        let files = directory::ReadOnly::new(folder, files)?;
+        let mut index = tantivy::Index::open(files).map_err(failed(folder))?;
+        index.set_tokenizers(tokenizers());
+        let (body, _) = fields(&index.schema())?;
+        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into().map_err(failed(folder))?;
+        Ok(Self { reader, body, folder: folder.to_path_buf(), analyser: question_analyser() })
+    }
+
+    /// Number of passages.
+    pub fn len(&self) -> usize {
+        self.reader.searcher().num_docs() as usize
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The best `depth` passages for a question in plain text, by BM25, best first, ties by passage id.
+    /// Passages without a word of the question are not among them.
+    pub fn search(&self, question: &str, depth: usize) -> Result<Vec<Hit>> {
+        let searcher = self.reader.searcher();
+        let depth = depth.min(searcher.num_docs() as usize);
+        let terms = self.terms(&searcher, question)?;
+        if depth == 0 || terms.is_empty() {
+            return Ok(Vec::new());
+        }
+        let clauses = terms
+            .into_iter()
+            .map(|(term, count)| {
+                let query: Box<dyn Query> = Box::new(TermQuery::new(term, IndexRecordOption::WithFreqs));
+                // A word asked twice counts twice, as a bag of words has it.
+                let query = if count == 1 { query } else { Box::new(BoostQuery::new(query, count as f32)) };
+                (Occur::Should, query)
+            })
+            .collect();
+        let found = searcher
+            .search(&BooleanQuery::new(clauses), &TopDocs::with_limit(depth).order_by_score())
+            .map_err(failed(&self.folder))?;
+        let mut hits: Vec<Hit> =
+            found.into_iter().map(|(score, at)| Hit { passage: PassageId(at.doc_id), score }).collect();
+        crate::types::sort_hits(&mut hits);
+        Ok(hits)
+    }
+
+    /// The words of a question with how often each is there, the rarest in the index first.
+    fn terms(&self, searcher: &Searcher, question: &str) -> Result<Vec<(Term, usize)>> {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        let mut analyser = self.analyser.clone();
+        analyser.token_stream(question).process(&mut |token| *counts.entry(token.text.clone()).or_default() += 1);
+        let mut terms = Vec::with_capacity(counts.len());
+        for (word, count) in counts {
+            let term = Term::from_field_text(self.body, &word);
+            let frequency = searcher.doc_freq(&term).map_err(failed(&self.folder))?;
+            if frequency > 0 {
+                terms.push((frequency, term, count));
+            }
+        }
+        terms.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+        terms.truncate(MOST_WORDS);
+        Ok(terms.into_iter().map(|(_, term, count)| (term, count)).collect())
+    }
+}
+
+/// Keeps the type of `Arc` files short in the directory module.
+type Files = Arc<BTreeMap<String, CheckedFile>>;

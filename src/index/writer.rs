@@ -1,0 +1,457 @@
+//! Building an index: passages in, one atomic commit out.
+//!
+//! First all passages go into the store and the inverted index; that takes seconds, finds every fault of
+//! the corpus, and makes the length of the rest known. Then the store is read back in chunks and encoded,
+//! each chunk being kept on disk so that a stopped build goes on where it was; then the graph is built;
+//! then every file is hashed and synced, and the manifest is renamed into place. Until that instant the
+//! old index, if there is one, is what everybody sees.
+//!
+//! Memory is bounded by what [`super::estimate`] states, whatever the texts are.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use serde::Serialize;
+
+use super::checked::SUMS;
+use super::dense::{CODES, HALVES, LINKS, SCALES, UPPER, UPPER_AT};
+use super::encode_cache::{CACHE, EncodeCache};
+use super::hnsw::{self, Codes};
+use super::lexical::{ANALYSER, LexicalWriter};
+use super::manifest::{CorpusSettings, EncoderIdentity, FORMAT, GraphSettings, MANIFEST, Manifest, generation_name};
+use super::store::{Store, StoreWriter};
+use super::{disk, kernel};
+use crate::error::{Error, Result};
+use crate::progress::{Progress, check_interrupt};
+use crate::types::{Passage, PassageId};
+
+/// Passages that are encoded, and kept for a restart, at a time.
+const CHUNK: usize = 2048;
+
+/// Name of the lock file in an index folder.
+const LOCK: &str = "writer.lock";
+
+/// How to build.
+#[derive(Debug, Clone)]
+pub struct BuildOptions {
+    /// What makes the vectors; required with an `encode` function and only then.
+    pub encoder: Option<EncoderIdentity>,
+    /// Words a passage was split to, for the record; 0 for records taken whole.
+    pub passage_words: usize,
+    /// Links of a graph node on the upper levels, twice as many on level 0.
+    pub m: usize,
+    /// Width of the beam while the graph is built.
+    pub ef_construction: usize,
+    /// Seed of the graph.
+    pub seed: u64,
+    /// Threads that build the graph; 0 = all cores. The index does not depend on it.
+    pub threads: usize,
+    /// Replace an index that is there.
+    pub overwrite: bool,
+    /// Leave the encoded vectors in the index folder's cache after the commit.
+    pub keep_encode_cache: bool,
+}
+
+impl Default for BuildOptions {
+    fn default() -> Self {
+        Self {
+            encoder: None,
+            passage_words: 0,
+            m: 16,
+            ef_construction: 200,
+            seed: 1,
+            threads: 0,
+            overwrite: false,
+            keep_encode_cache: false,
+        }
+    }
+}
+
+/// What a build did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct BuildReport {
+    /// Passages in the index.
+    pub passages: u64,
+    /// Passages whose vectors an earlier, stopped build had kept.
+    pub resumed: u64,
+    /// Size of the index on disk, in bytes.
+    pub bytes: u64,
+    /// The same by file.
+    pub files: BTreeMap<String, u64>,
+    /// The index's identity: the checksum of its manifest.
+    pub checksum: String,
+    /// Seconds by phase.
+    pub seconds: BuildSeconds,
+}
+
+/// Seconds by phase of a build.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct BuildSeconds {
+    /// Reading the corpus, storing and indexing its passages.
+    pub store: f64,
+    /// Encoding.
+    pub encode: f64,
+    /// Building the graph.
+    pub graph: f64,
+    /// Hashing, syncing, publishing.
+    pub commit: f64,
+}
+
+/// Where a build gets its passages: calls its argument with each.
+pub type Source<'a> = dyn FnMut(&mut dyn FnMut(Passage) -> Result<()>) -> Result<()> + 'a;
+
+/// Texts to vectors `[n, dim]`, row by row.
+pub type Encode<'a> = dyn FnMut(&[String]) -> Result<Vec<f32>> + 'a;
+
+/// Build an index at `dir` from the passages of `source`, with vectors if there is an `encode`.
+///
+/// # Errors
+/// [`Error::Index`] when there is an index (and no `overwrite`) or another writer; [`Error::Request`] for a
+/// folder with other things in it, a corpus without passages, or two passages of the same id;
+/// [`Error::Interrupted`] on Ctrl-C. After any error the folder shows what it showed before, and the
+/// vectors encoded so far are kept for the next build.
+pub fn build(
+    dir: &Path,
+    source: &mut Source,
+    encode: Option<&mut Encode>,
+    options: &BuildOptions,
+    progress: &dyn Progress,
+) -> Result<BuildReport> {
+    if encode.is_some() != options.encoder.is_some() {
+        return Err(Error::Internal {
+            doing: "building an index",
+            message: "an encode function and the encoder's identity go together".into(),
+        });
+    }
+    if options.m < 2 || options.ef_construction == 0 {
+        return Err(Error::request("a graph needs m of at least 2 and ef_construction of at least 1", "raise them"));
+    }
+    let mut site = Site::prepare(dir, options.overwrite)?;
+    let result = Build { folder: site.generation(), dir, options, progress, report: BuildReport::default() }
+        .run(source, encode, site.next);
+    let left = site.leave(result.is_ok(), options.keep_encode_cache);
+    let report = result?;
+    if let Err(e) = left {
+        progress.note(&format!("the index is complete, but something old could not be removed: {e}"));
+    }
+    Ok(report)
+}
+
+/// The folder a build works in, locked against other writers.
+struct Site {
+    dir: PathBuf,
+    /// The generation that will be written.
+    next: u64,
+    /// Whether this build made the folder.
+    made: bool,
+    /// Held until the end; the system lets go of it even when the process is killed.
+    lock: File,
+}
+
+impl Site {
+    fn prepare(dir: &Path, overwrite: bool) -> Result<Self> {
+        let made = !dir.exists();
+        if !made {
+            refuse_strangers(dir)?;
+        }
+        fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
+        let lock_path = dir.join(LOCK);
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(Error::file("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(Error::index(dir, "another process is writing it", "wait until it is done"));
+            }
+            Err(fs::TryLockError::Error(e)) => return Err(Error::file("lock", &lock_path)(e)),
+        }
+        let mut site = Self { dir: dir.to_path_buf(), next: 1, made, lock };
+        let there = dir.join(MANIFEST).exists();
+        if there && !overwrite {
+            return Err(Error::index(
+                dir,
+                "there is an index here already",
+                "add --overwrite to replace it, or choose another folder",
+            ));
+        }
+        // A manifest that cannot be read is no reason to keep what it names, but its number is unknown:
+        // take one that no folder has.
+        site.next = generations(dir)?.iter().map(|&(number, _)| number).max().unwrap_or(0) + 1;
+        let current = Manifest::read(dir).ok().map(|manifest| manifest.generation);
+        for (number, path) in generations(dir)? {
+            if there && current.is_none_or(|current| current == number) {
+                continue;
+            }
+            disk::remove(&path)?;
+        }
+        let folder = site.generation();
+        fs::create_dir(&folder).map_err(Error::file("create", &folder))?;
+        Ok(site)
+    }
+
+    fn generation(&self) -> PathBuf {
+        self.dir.join(generation_name(self.next))
+    }
+
+    /// Remove what is no longer of use: the old generations after a commit, the new one after a failure.
+    fn leave(&mut self, committed: bool, keep_cache: bool) -> Result<()> {
+        if committed {
+            for (number, path) in generations(&self.dir)? {
+                if number != self.next {
+                    disk::remove(&path)?;
+                }
+            }
+            if !keep_cache {
+                disk::remove(&self.dir.join(CACHE))?;
+            }
+            return Ok(());
+        }
+        disk::remove(&self.generation())?;
+        // Only if empty: it may hold vectors for the next build.
+        let _ = fs::remove_dir(self.dir.join(CACHE));
+        if self.made && fs::read_dir(&self.dir).is_ok_and(|entries| entries.count() == 1) {
+            disk::remove(&self.dir.join(LOCK))?;
+            let _ = fs::remove_dir(&self.dir);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
+    }
+}
+
+/// The generation folders of an index.
+fn generations(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
+        let path = entry.map_err(Error::file("list", dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(number) = name.strip_prefix("gen-").and_then(|n| n.parse().ok()) {
+            found.push((number, path));
+        }
+    }
+    Ok(found)
+}
+
+/// Fail for a folder that holds anything an index does not.
+fn refuse_strangers(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
+        let name = entry.map_err(Error::file("list", dir))?.file_name().to_string_lossy().into_owned();
+        let ours = [MANIFEST, "manifest.new", LOCK, CACHE].contains(&name.as_str())
+            || name.strip_prefix("gen-").is_some_and(|n| n.parse::<u64>().is_ok());
+        if !ours {
+            return Err(Error::request(
+                format!("{} holds other things than an index, for example {name}", dir.display()),
+                "choose an empty or new folder for the index",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A build under way.
+struct Build<'a> {
+    dir: &'a Path,
+    folder: PathBuf,
+    options: &'a BuildOptions,
+    progress: &'a dyn Progress,
+    report: BuildReport,
+}
+
+impl Build<'_> {
+    fn run(mut self, source: &mut Source, encode: Option<&mut Encode>, generation: u64) -> Result<BuildReport> {
+        let start = Instant::now();
+        let store = self.store(source)?;
+        self.report.seconds.store = start.elapsed().as_secs_f64();
+        let graph = match (encode, &self.options.encoder) {
+            (Some(encode), Some(encoder)) => Some(self.vectors(&store, encode, encoder)?),
+            _ => None,
+        };
+        let start = Instant::now();
+        let passages = store.len() as u64;
+        drop(store);
+        let manifest = self.commit(Manifest {
+            format: FORMAT,
+            created_by: concat!("nunatak ", env!("CARGO_PKG_VERSION")).into(),
+            generation,
+            passages,
+            vectors: if graph.is_some() { passages } else { 0 },
+            corpus: CorpusSettings { passage_words: self.options.passage_words },
+            analyser: ANALYSER.into(),
+            encoder: self.options.encoder.clone(),
+            graph,
+            files: BTreeMap::new(),
+            checksum: String::new(),
+        })?;
+        self.report.seconds.commit = start.elapsed().as_secs_f64();
+        self.report.passages = passages;
+        self.report.files = manifest.files.into_iter().map(|(name, entry)| (name, entry.bytes)).collect();
+        self.report.bytes = self.report.files.values().sum();
+        self.report.checksum = manifest.checksum;
+        Ok(self.report)
+    }
+
+    /// Everything from the source into the store and the inverted index.
+    fn store(&self, source: &mut Source) -> Result<Store> {
+        let mut store = StoreWriter::create(&self.folder)?;
+        let mut lexical = LexicalWriter::create(&self.folder)?;
+        self.progress.start("indexing words", None, "passages");
+        let mut count = 0_u64;
+        source(&mut |passage| {
+            if count.is_multiple_of(256) {
+                check_interrupt(|| "nothing was changed; the build starts from the beginning next time".into())?;
+            }
+            lexical.add(&passage)?;
+            store.add(passage)?;
+            count += 1;
+            self.progress.advance(1);
+            Ok(())
+        })?;
+        if count == 0 {
+            return Err(Error::request("the corpus holds no passages", "check the paths and formats given"));
+        }
+        let store = store.finish()?;
+        lexical.finish()?;
+        self.progress.finish();
+        Ok(store)
+    }
+
+    /// The vectors of all passages, and the graph over them.
+    fn vectors(&mut self, store: &Store, encode: &mut Encode, encoder: &EncoderIdentity) -> Result<GraphSettings> {
+        let start = Instant::now();
+        let codes = self.encode(store, encode, encoder)?;
+        self.report.seconds.encode = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let mut settings = GraphSettings {
+            m: self.options.m,
+            ef_construction: self.options.ef_construction,
+            seed: self.options.seed,
+            entry: 0,
+            top_level: 0,
+        };
+        let kept = || kept(store.len());
+        let graph = hnsw::build(&codes, &settings, self.options.threads, self.progress, &kept)?;
+        (settings.entry, settings.top_level) = (graph.entry, graph.top_level);
+        self.write(CODES, bytemuck::cast_slice(&codes.codes))?;
+        self.write(SCALES, bytemuck::cast_slice(&codes.scales))?;
+        self.write(LINKS, bytemuck::cast_slice(&graph.links))?;
+        self.write(UPPER_AT, bytemuck::cast_slice(&graph.upper_at))?;
+        self.write(UPPER, bytemuck::cast_slice(&graph.upper))?;
+        self.report.seconds.graph = start.elapsed().as_secs_f64();
+        Ok(settings)
+    }
+
+    /// Encode chunk by chunk: f16 vectors into their file, int8 codes into memory.
+    fn encode(&mut self, store: &Store, encode: &mut Encode, encoder: &EncoderIdentity) -> Result<Codes> {
+        let (total, dim) = (store.len(), encoder.dim);
+        let cache = EncodeCache::open(self.dir, &encoder.fingerprint, dim)?;
+        let path = self.folder.join(HALVES);
+        let mut halves = BufWriter::with_capacity(1 << 18, File::create(&path).map_err(Error::file("create", &path))?);
+        let mut codes = Codes { dim, codes: Vec::with_capacity(total * dim), scales: Vec::with_capacity(total) };
+        let mut wide = vec![0.0; dim];
+        self.progress.start("encoding", Some(total as u64), "passages");
+        for first in (0..total).step_by(CHUNK) {
+            check_interrupt(|| kept(first))?;
+            let rows = first..total.min(first + CHUNK);
+            let texts = rows
+                .map(|row| Ok(store.passage(PassageId(row as u32))?.titled_text()))
+                .collect::<Result<Vec<String>>>()?;
+            let vectors = match cache.get(&texts, dim) {
+                Some(vectors) => {
+                    self.report.resumed += texts.len() as u64;
+                    vectors
+                }
+                None => {
+                    let vectors = unit_halves(encode(&texts)?, texts.len(), dim)?;
+                    cache.put(&texts, &vectors)?;
+                    vectors
+                }
+            };
+            halves.write_all(bytemuck::cast_slice(&vectors)).map_err(Error::file("write", &path))?;
+            for vector in vectors.chunks_exact(dim) {
+                vector.convert_to_f32_slice(&mut wide);
+                codes.push(&kernel::quantize(&wide));
+            }
+            self.progress.advance(texts.len() as u64);
+        }
+        halves.flush().map_err(Error::file("write", &path))?;
+        self.progress.finish();
+        if self.report.resumed > 0 {
+            self.progress.note(&format!("{} passages were encoded by an earlier build", self.report.resumed));
+        }
+        Ok(codes)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.folder.join(name);
+        fs::write(&path, bytes).map_err(Error::file("write", &path))
+    }
+
+    /// Hash and sync every file, then publish.
+    fn commit(&self, mut manifest: Manifest) -> Result<Manifest> {
+        self.progress.start("committing", None, "files");
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(Error::file("list", &self.folder))? {
+            let entry = entry.map_err(Error::file("list", &self.folder))?;
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        names.sort_unstable();
+        let mut sums = Vec::new();
+        for name in names {
+            let path = self.folder.join(&name);
+            disk::sync(&path)?;
+            let (entry, blocks) = disk::digest(&path)?;
+            sums.extend_from_slice(&blocks);
+            manifest.files.insert(name, entry);
+            self.progress.advance(1);
+        }
+        self.write(SUMS, bytemuck::cast_slice(&sums))?;
+        let path = self.folder.join(SUMS);
+        disk::sync(&path)?;
+        manifest.files.insert(SUMS.into(), disk::digest(&path)?.0);
+        disk::sync(&self.folder)?;
+        disk::sync(self.dir)?;
+        if let Some(parent) = self.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            disk::sync(parent)?;
+        }
+        check_interrupt(|| kept(manifest.vectors as usize))?;
+        let manifest = manifest.publish(self.dir)?;
+        self.progress.finish();
+        Ok(manifest)
+    }
+}
+
+/// What an interrupted build keeps.
+fn kept(passages: usize) -> String {
+    format!("the vectors of {passages} passages are kept, and the same command goes on from there")
+}
+
+/// Encoded vectors, checked, brought to unit length and stored in 16 bits.
+fn unit_halves(vectors: Vec<f32>, count: usize, dim: usize) -> Result<Vec<f16>> {
+    let wrong = |message: String| Error::Internal { doing: "encoding passages", message };
+    if vectors.len() != count * dim {
+        return Err(wrong(format!("{} numbers came back for {count} vectors of {dim}", vectors.len())));
+    }
+    let mut halves = Vec::with_capacity(vectors.len());
+    for vector in vectors.chunks_exact(dim) {
+        let length = kernel::dot(vector, vector).sqrt();
+        if !length.is_finite() {
+            return Err(wrong("the encoder gave a vector that is not finite".into()));
+        }
+        let inverse = if length > 0.0 { 1.0 / length } else { 0.0 };
+        halves.extend(vector.iter().map(|x| f16::from_f32(x * inverse)));
+    }
+    Ok(halves)
+}

@@ -1,0 +1,27 @@
+//! The first stage by words.
+
+use std::sync::Arc;
+
+use super::Retriever;
+use crate::error::Result;
+use crate::index::Index;
+use crate::types::Hit;
+
+/// BM25 over the inverted index.
+#[derive(Debug, Clone)]
+pub struct Bm25Retriever {
+    index: Arc<Index>,
+}
+
+impl Bm25Retriever {
+    /// Search this index.
+    pub fn new(index: Arc<Index>) -> Self {
+        Self { index }
+    }
+}
+
+impl Retriever for Bm25Retriever {
+    fn retrieve(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
+        self.index.lexical().search(question, depth)
+    }
+}

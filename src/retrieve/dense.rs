@@ -1,0 +1,61 @@
+//! The first stage by meaning.
+
+use std::sync::Arc;
+
+use super::Retriever;
+use crate::error::{Error, Result};
+use crate::index::{Dense, Index};
+use crate::types::Hit;
+
+/// Nearest neighbours of the question's vector.
+#[derive(Debug)]
+pub struct DenseRetriever<E> {
+    index: Arc<Index>,
+    encode: E,
+    ef: usize,
+    exact: bool,
+}
+
+impl<E: FnMut(&str) -> Result<Vec<f32>>> DenseRetriever<E> {
+    /// Search this index with questions that `encode` turns into unit vectors. `ef` is the width of the
+    /// beam, 0 for the default; with `exact` every vector is compared instead.
+    ///
+    /// # Errors
+    /// [`Error::Index`] when the index has no vectors or `fingerprint` is not its encoder's.
+    pub fn new(index: Arc<Index>, encode: E, fingerprint: &str, ef: usize, exact: bool) -> Result<Self> {
+        let encoder = vectors(&index)?.encoder();
+        if encoder.fingerprint != fingerprint {
+            return Err(Error::index(
+                index.path(),
+                format!("its vectors were made by another encoder: {}", encoder.name),
+                format!("use that encoder ({}), or build the index again", encoder.name),
+            ));
+        }
+        Ok(Self { index, encode, ef, exact })
+    }
+
+    /// The question's vector, and the best `depth` passages.
+    pub(super) fn search(&mut self, question: &str, depth: usize) -> Result<(Vec<f32>, Vec<Hit>)> {
+        let vector = (self.encode)(question)?;
+        let dense = vectors(&self.index)?;
+        let hits = if self.exact { dense.search_exact(&vector, depth) } else { dense.search(&vector, depth, self.ef) }?;
+        Ok((vector, hits))
+    }
+}
+
+/// The vectors of an index that must have them.
+pub(super) fn vectors(index: &Index) -> Result<&Dense> {
+    index.dense().ok_or_else(|| {
+        Error::index(
+            index.path(),
+            "it has no vectors, so it can only be searched by words",
+            "use --mode bm25, or build the index with an encoder",
+        )
+    })
+}
+
+impl<E: FnMut(&str) -> Result<Vec<f32>>> Retriever for DenseRetriever<E> {
+    fn retrieve(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
+        Ok(self.search(question, depth)?.1)
+    }
+}

@@ -1,0 +1,57 @@
+//! The same weights through candle and through the exported graphs.
+
+use nunatak::export::Precision;
+use nunatak::export::llama::export_lm;
+
+use super::graph::Graphs;
+use super::tiny::{FAMILIES, Family, prompt};
+use super::{assert_close, noise};
+
+/// Longer than Mistral's window.
+const LENGTH: usize = 20;
+
+/// The family's logits and states: ours, candle's.
+fn both(family: Family, precision: Precision) -> [(Vec<f32>, Vec<f32>); 2] {
+    let weights = family.weights(11);
+    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    family.write(&weights, source.path());
+    export_lm(source.path(), out.path(), precision).unwrap();
+    let mut graphs = Graphs::open(out.path());
+    assert_eq!(graphs.shape.eos, [2, 3]);
+    let ids = prompt(LENGTH, 5);
+    let empty = graphs.cache(1, 0);
+    let step = graphs.run(&[&ids], &[LENGTH], &empty);
+    [
+        (step.logits.data, family.logits(&weights, &ids).concat()),
+        (step.states.data, family.states(&weights, &ids).concat()),
+    ]
+}
+
+fn compare(precision: Precision, tolerance: f32) {
+    for family in FAMILIES {
+        for ((ours, theirs), what) in both(family, precision).iter().zip(["logits", "states"]) {
+            assert_close(ours, theirs, tolerance, &format!("{what} of {family:?} in {precision}"));
+        }
+    }
+}
+
+#[test]
+fn every_family_in_fp32() {
+    compare(Precision::Fp32, 1e-4);
+}
+
+#[test]
+fn every_family_in_fp16() {
+    compare(Precision::Fp16, 1e-2);
+}
+
+/// Random weights of two layers; how much 8 bits cost a real model is measured on real questions.
+#[test]
+fn every_family_in_int8() {
+    for family in FAMILIES {
+        for ((ours, theirs), what) in both(family, Precision::Int8).iter().zip(["logits", "states"]) {
+            let noise = noise(ours, theirs);
+            assert!(noise < 0.04, "{what} of {family:?}: noise of {noise}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Indexes: built, opened, searched, stopped, damaged, and killed, on a generated corpus with random vectors.
+
+use std::path::Path;
+
+use nunatak::error::{Error, Result};
+use nunatak::index::manifest::EncoderIdentity;
+use nunatak::index::writer::{BuildOptions, BuildReport, build};
+use nunatak::index::{Index, verify};
+use nunatak::progress::Quiet;
+use nunatak::types::{Hit, Passage, PassageId, SourceSpan};
+
+const DIM: usize = 32;
+
+/// A number that looks random, from two numbers.
+fn mix(seed: u64, n: u64) -> u64 {
+    let mut z = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(n.wrapping_mul(0xD1B5_4A32_D192_ED03));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z ^ (z >> 29)
+}
+
+/// A standard normal number, near enough: the sum of twelve uniform ones.
+fn normal(seed: u64, n: u64) -> f32 {
+    (0..12).map(|i| (mix(seed, n * 12 + i) >> 40) as f32 / (1 << 24) as f32).sum::<f32>() - 6.0
+}
+
+/// A unit vector near one of 40 centres.
+fn vector_of(n: u64) -> Vec<f32> {
+    let centre = mix(5, n) % 40;
+    let raw: Vec<f32> = (0..DIM as u64).map(|d| normal(6, centre * 1000 + d) + 0.7 * normal(7, n * 1000 + d)).collect();
+    let length = raw.iter().map(|x| x * x).sum::<f32>().sqrt();
+    raw.iter().map(|x| x / length).collect()
+}
+
+fn word(n: u64) -> &'static str {
+    const WORDS: [&str; 24] = [
+        "glacier",
+        "ice",
+        "snow",
+        "moraine",
+        "summit",
+        "ridge",
+        "crevasse",
+        "sledge",
+        "expedition",
+        "polar",
+        "fjord",
+        "iceberg",
+        "penguin",
+        "whale",
+        "storm",
+        "winter",
+        "north",
+        "south",
+        "ship",
+        "captain",
+        "camp",
+        "dog",
+        "rope",
+        "axe",
+    ];
+    WORDS[(n % 24) as usize]
+}
+
+/// The n-th passage; its text ends in a word that no other has.
+fn passage(n: u64) -> Passage {
+    let words: Vec<&str> = (0..20).map(|i| word(mix(n, i))).collect();
+    Passage {
+        key: format!("p{n}"),
+        title: format!("{} of {}", word(mix(n, 77)), word(mix(n, 78))),
+        text: format!("{} unique{n}.", words.join(" ")),
+        source: SourceSpan { file: "corpus.jsonl".into(), start: 0, end: 9 },
+    }
+}
+
+/// The number that a text was made from.
+fn number_of(text: &str) -> u64 {
+    text.rsplit_once("unique").unwrap().1.trim_end_matches('.').parse().unwrap()
+}
+
+fn encode(texts: &[String]) -> Result<Vec<f32>> {
+    Ok(texts.iter().flat_map(|text| vector_of(number_of(text))).collect())
+}
+
+fn options() -> BuildOptions {
+    let encoder = EncoderIdentity { name: "random".into(), fingerprint: "f".into(), dim: DIM };
+    BuildOptions { encoder: Some(encoder), ..BuildOptions::default() }
+}
+
+fn build_with(dir: &Path, count: u64, options: &BuildOptions) -> Result<BuildReport> {
+    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| (0..count).try_for_each(|n| sink(passage(n)));
+    build(dir, &mut source, Some(&mut encode), options, &Quiet)
+}
+
+/// A built index of so many passages, in a folder that goes with it.
+fn built(count: u64) -> (tempfile::TempDir, std::path::PathBuf) {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
+    build_with(&dir, count, &options()).unwrap();
+    (parent, dir)
+}
+
+fn ids(hits: &[Hit]) -> Vec<u32> {
+    hits.iter().map(|hit| hit.passage.0).collect()
+}
+
+#[test]
+fn what_was_built_is_found_by_words_by_vector_and_by_id() {
+    let (_parent, dir) = built(3000);
+    let index = Index::open(&dir).unwrap();
+    assert_eq!(index.len(), 3000);
+    for n in [0, 1, 255, 256, 1234, 2999] {
+        let id = PassageId(n as u32);
+        assert_eq!(index.passage(id).unwrap(), passage(n));
+        assert_eq!(index.row_of(&format!("p{n}")).unwrap(), Some(id));
+        let hits = index.lexical().search(&format!("What is unique{n}?"), 5).unwrap();
+        assert_eq!(ids(&hits), [n as u32]);
+        let hits = index.dense().unwrap().search(&vector_of(n), 5, 0).unwrap();
+        assert_eq!(hits[0].passage, id);
+        assert!((hits[0].score - 1.0).abs() < 1e-3, "{hits:?}");
+    }
+    assert!(index.passage(PassageId(3000)).is_err());
+    assert_eq!(index.row_of("p3000").unwrap(), None);
+    let report = verify::verify(&dir, &Quiet).unwrap();
+    assert_eq!((report.passages, report.damage), (3000, Vec::new()));
+}
+
+#[test]
+fn graph_search_finds_what_exact_search_finds() {
+    let (_parent, dir) = built(6000);
+    let index = Index::open(&dir).unwrap();
+    let dense = index.dense().unwrap();
+    let (mut found, mut wanted) = (0, 0);
+    for n in 0..200 {
+        let question = vector_of(1_000_000 + n);
+        let exact = ids(&dense.search_exact(&question, 10).unwrap());
+        let hits = ids(&dense.search(&question, 10, 0).unwrap());
+        found += exact.iter().filter(|id| hits.contains(id)).count();
+        wanted += exact.len();
+    }
+    assert!(found * 100 >= wanted * 97, "recall@10 is {found} of {wanted}");
+}
+
+#[test]
+fn any_text_is_a_question_and_any_vector_but_a_wrong_one() {
+    let (_parent, dir) = built(300);
+    let index = Index::open(&dir).unwrap();
+    let lexical = index.lexical();
+    for question in
+        ["", "?!*", "title:x AND (", "\"glacier", "the of a", "body:* OR -ice", "\0", &"ice storm ".repeat(20_000)]
+    {
+        lexical.search(question, 10).unwrap();
+    }
+    assert!(lexical.search("of the", 10).unwrap().is_empty());
+    assert!(lexical.search("ice", 0).unwrap().is_empty());
+    assert!(lexical.search("ice", usize::MAX).unwrap().len() <= 300);
+    let dense = index.dense().unwrap();
+    assert!(dense.search(&vector_of(1), 0, 0).unwrap().is_empty());
+    assert_eq!(dense.search(&vector_of(1), usize::MAX, 7).unwrap().len(), 300);
+    assert_eq!(dense.search_exact(&vector_of(1), usize::MAX).unwrap().len(), 300);
+    assert!(dense.search(&[0.0; DIM], 5, 0).is_ok());
+    assert!(dense.search(&[0.5; 3], 5, 0).is_err());
+    assert!(dense.search(&[f32::NAN; DIM], 5, 0).is_err());
+}
+
+#[test]
+fn the_same_corpus_gives_the_same_bytes_whatever_the_threads() {
+    let parent = tempfile::tempdir().unwrap();
+    let build = |name: &str, threads| {
+        build_with(&parent.path().join(name), 2500, &BuildOptions { threads, ..options() }).unwrap().checksum
+    };
+    assert_eq!(build("one", 1), build("three", 3));
+}
+
+#[test]
+fn an_index_that_is_there_is_replaced_only_when_asked() {
+    let (_parent, dir) = built(20);
+    let old = Index::open(&dir).unwrap();
+    let error = build_with(&dir, 30, &options()).unwrap_err();
+    assert!(error.to_string().contains("already") && error.hint().unwrap().contains("--overwrite"), "{error}");
+    build_with(&dir, 30, &BuildOptions { overwrite: true, ..options() }).unwrap();
+    assert_eq!(Index::open(&dir).unwrap().len(), 30);
+    // Who had the old one open still has it.
+    assert_eq!(old.len(), 20);
+    assert_eq!(old.passage(PassageId(19)).unwrap(), passage(19));
+    assert_eq!(ids(&old.lexical().search("unique7", 3).unwrap()), [7]);
+    let mut names: Vec<String> =
+        std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["gen-000002", "manifest.json", "writer.lock"]);
+}
+
+#[test]
+fn a_folder_with_other_things_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("thesis.tex"), "x").unwrap();
+    let error = build_with(dir.path(), 3, &BuildOptions { overwrite: true, ..options() }).unwrap_err().to_string();
+    assert!(error.contains("thesis.tex"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_corpus_without_passages_leaves_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
+    let error = build_with(&dir, 0, &options()).unwrap_err().to_string();
+    assert!(error.contains("no passages"), "{error}");
+    assert!(!dir.exists());
+}
+
+#[test]
+fn two_passages_with_one_id_are_refused_by_name() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
+    let mut source =
+        |sink: &mut dyn FnMut(Passage) -> Result<()>| [1, 2, 1].into_iter().try_for_each(|n| sink(passage(n)));
+    let error = build(&dir, &mut source, Some(&mut encode), &options(), &Quiet).unwrap_err().to_string();
+    assert!(error.contains("\"p1\""), "{error}");
+    assert!(!dir.exists());
+}
+
+#[test]
+fn two_writers_do_not_meet() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
+    let mut inner = None;
+    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| {
+        inner = Some(build_with(&dir, 3, &options()));
+        (0..5).try_for_each(|n| sink(passage(n)))
+    };
+    build(&dir, &mut source, Some(&mut encode), &options(), &Quiet).unwrap();
+    let error = inner.unwrap().unwrap_err().to_string();
+    assert!(error.contains("another process is writing it"), "{error}");
+    assert_eq!(Index::open(&dir).unwrap().len(), 5);
+}
+
+#[test]
+fn a_failed_build_keeps_the_old_index_and_the_vectors_so_far() {
+    let (_parent, dir) = built(10);
+    let overwrite = BuildOptions { overwrite: true, ..options() };
+    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| (0..5000).try_for_each(|n| sink(passage(n)));
+    let mut calls = 0;
+    let mut stops = |texts: &[String]| {
+        calls += 1;
+        if calls == 3 { Err(Error::Interrupted { kept: "test".into() }) } else { encode(texts) }
+    };
+    build(&dir, &mut source, Some(&mut stops), &overwrite, &Quiet).unwrap_err();
+    assert_eq!(Index::open(&dir).unwrap().len(), 10);
+    let report = build_with(&dir, 5000, &overwrite).unwrap();
+    assert_eq!((report.passages, report.resumed), (5000, 4096));
+    assert!(!dir.join("encode-cache").exists());
+    // A build that was not stopped gives the same bytes.
+    let parent = tempfile::tempdir().unwrap();
+    let straight = build_with(&parent.path().join("index"), 5000, &options()).unwrap();
+    let generation = |dir: &Path, name: &str| std::fs::read(dir.join(name)).unwrap();
+    for name in straight.files.keys() {
+        assert!(
+            generation(&dir.join("gen-000002"), name) == generation(&parent.path().join("index/gen-000001"), name),
+            "{name} differs"
+        );
+    }
+}
+
+#[test]
+fn an_index_without_vectors_is_searched_by_words_only() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
+    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| (0..50).try_for_each(|n| sink(passage(n)));
+    build(&dir, &mut source, None, &BuildOptions::default(), &Quiet).unwrap();
+    let index = Index::open(&dir).unwrap();
+    assert!(index.dense().is_none());
+    assert_eq!(ids(&index.lexical().search("unique7", 3).unwrap()), [7]);
+}
