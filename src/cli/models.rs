@@ -98,12 +98,12 @@ pub fn run(args: &ModelsArgs, globals: &Globals) -> Result<()> {
     let (options, progress) = (globals.runtime(), globals.progress());
     match &args.command {
         ModelsCommand::List => store::list()?.iter().try_for_each(|entry| list_line(entry, globals.json)),
-        ModelsCommand::Info { model } => info(&setup::model(model, &options, &*progress)?, globals.json),
+        ModelsCommand::Info { model } => info(&setup::locate(model, &options, &*progress)?, globals.json),
         ModelsCommand::Import { source, options } => {
             info(&store::import(source, &options.options("", None), &*progress)?, globals.json)
         }
         ModelsCommand::Export { model, dir } => {
-            store::export(&setup::model(model, &options, &*progress)?, dir)?;
+            store::export(&setup::locate(model, &options, &*progress)?, dir)?;
             info(&ModelDir::open(dir)?, globals.json)
         }
         ModelsCommand::Pull { id, revision, file, options } => {

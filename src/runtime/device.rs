@@ -1,10 +1,12 @@
 //! Where a model runs, and never somewhere else without saying so.
 //!
 //! A device that is asked for by name and cannot be had is an error that names what is missing. Only `auto`
-//! may end on the processor, and it says so.
+//! may end on the processor, and it says so. What a GPU provider cannot take of a graph, such as the arithmetic of
+//! shapes, ONNX Runtime runs on the processor all the same.
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Once;
 
 use ort::ep::{CUDA, ExecutionProvider, TensorRT};
 use ort::session::builder::SessionBuilder;
@@ -78,7 +80,8 @@ pub(in crate::runtime) fn register(
         Device::Auto => match provide(&mut builder, Device::Cuda(0)) {
             Ok(()) => Ok((builder, Device::Cuda(0))),
             Err(message) => {
-                tracing::info!("device auto: running on the processor, because there is no CUDA: {message}");
+                static SAID: Once = Once::new();
+                SAID.call_once(|| tracing::warn!("device auto: running on the processor, not on CUDA: {message}"));
                 Ok((builder, Device::Cpu))
             }
         },

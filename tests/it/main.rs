@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // clippy.toml's allowance stops at helper functions of tests
 mod common;
 mod export_bert; // exported encoders and cross-encoders against candle's forward pass
-mod setup; // first use, doctor and models: real failures, one clear sentence each
 mod export_lm; // exported language models against candle's forward pass, and the KV cache contract
-mod index; // building, opening, searching, damaging and killing an index
+mod index;
+mod setup; // first use, doctor and models: real failures, one clear sentence each // building, opening, searching, damaging and killing an index
 // Measurement: official values, whole runs, comparisons.
 mod eval;
 // Corpora of every format, whole and broken, through real files.

@@ -67,7 +67,7 @@ pub fn fetch_runtime(options: &RuntimeOptions, progress: &dyn Progress) -> Resul
     Ok(dir.join(&runtime.library))
 }
 
-/// The model of this name or in this folder.
+/// The model of this name or in this folder, ready to be run.
 ///
 /// A name may carry a precision, `all-MiniLM-L6-v2@fp32`; without one it is int8 for a starter model, and
 /// whatever was imported for another. A starter model is fetched and exported on first use, and the runtime
@@ -77,6 +77,13 @@ pub fn fetch_runtime(options: &RuntimeOptions, progress: &dyn Progress) -> Resul
 /// [`Error::Setup`] when a piece cannot or must not be fetched, [`Error::Model`] when there is no such model
 /// or it is damaged.
 pub fn model(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> Result<ModelDir> {
+    let model = locate(name, options, progress)?;
+    fetch_runtime(options, progress)?;
+    Ok(model)
+}
+
+/// Like [`model`], for who wants to look at it and not to run it: the runtime library is not needed.
+pub fn locate(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> Result<ModelDir> {
     if name.contains(['/', '\\']) || name.starts_with('.') {
         return ModelDir::open(Path::new(name));
     }
@@ -86,7 +93,6 @@ pub fn model(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> R
         return starter_model(starter, precision, options, progress);
     }
     if let Some(model) = store::find(stem, precision)? {
-        fetch_runtime(options, progress)?;
         return Ok(model);
     }
     if Path::new(name).is_dir() {
@@ -131,7 +137,6 @@ fn starter_model(
             exported
         })?;
     }
-    fetch_runtime(options, progress)?;
     Ok(ModelDir::open(&dir)?.called(format!("{}@{precision}", starter.name)))
 }
 

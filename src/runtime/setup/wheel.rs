@@ -18,6 +18,8 @@ use crate::runtime::setup::manifest::Wheel;
 const PYTHONS: &[&str] = if cfg!(windows) { &["python", "py"] } else { &["python3", "python"] };
 /// Pause between two looks at how far the client is.
 const PAUSE: Duration = Duration::from_millis(100);
+/// What is left of a fetch that did not end well.
+const NOTHING: &str = "nothing was installed";
 /// Longest message of the client that is passed on, in characters.
 const LONGEST_MESSAGE: usize = 300;
 
@@ -51,6 +53,8 @@ fn download(wheel: &Wheel, what: &str, scratch: &Path, progress: &dyn Progress) 
     let status = watch(&mut child, wheel, scratch, progress);
     progress.finish();
     if !status?.success() {
+        // Ctrl-C on a terminal reaches the client too, and may end it before the next look at it.
+        check_interrupt(|| NOTHING.to_owned())?;
         let said = said.and_then(|reader| reader.join().ok()?.ok()).unwrap_or_default();
         return Err(refused(what, &said));
     }
@@ -107,7 +111,7 @@ fn watch(
         let on_disk = bytes_in(scratch).min(wheel.bytes);
         progress.advance(on_disk.saturating_sub(seen));
         seen = seen.max(on_disk);
-        if let Err(interrupted) = check_interrupt(|| "nothing was installed".to_owned()) {
+        if let Err(interrupted) = check_interrupt(|| NOTHING.to_owned()) {
             // It may have ended by itself: Ctrl-C reaches it too.
             let _ = child.kill();
             let _ = child.wait();
