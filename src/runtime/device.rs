@@ -11,6 +11,10 @@ use ort::session::builder::SessionBuilder;
 
 use crate::error::{Error, Result};
 use crate::runtime::session::RuntimeOptions;
+use crate::runtime::setup;
+
+/// What is said of a library that knows nothing of the device.
+const BUILT_WITHOUT: &str = "this ONNX Runtime was built without";
 
 /// A device as it is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,10 +47,8 @@ impl FromStr for Device {
 
     fn from_str(text: &str) -> Result<Self> {
         let unknown = || {
-            Error::request(
-                format!("unknown device `{text}`"),
-                "use cpu, cuda, tensorrt or auto; cuda:1 is the second GPU",
-            )
+            let known = "cpu, cuda, tensorrt or auto, and cuda:1 is the second GPU";
+            Error::request(format!("unknown device `{text}`; it is one of {known}"), format!("use {known}"))
         };
         let (name, number) = match text.split_once(':') {
             Some((name, number)) => (name, Some(number.parse::<u32>().map_err(|_| unknown())?)),
@@ -82,7 +84,9 @@ pub(in crate::runtime) fn register(
         },
         asked => match provide(&mut builder, asked) {
             Ok(()) => Ok((builder, asked)),
-            Err(message) => Err(Error::Device { device: asked.to_string(), problem: message, hint: Some(hint(asked)) }),
+            Err(problem) => {
+                Err(Error::Device { hint: Some(hint(asked, &problem)), device: asked.to_string(), problem })
+            }
         },
     }
 }
@@ -96,10 +100,8 @@ fn provide(builder: &mut SessionBuilder, device: Device) -> Result<(), String> {
         _ => CUDA::is_available(),
     };
     if !built_in.map_err(|e| e.to_string())? {
-        return Err(format!(
-            "this ONNX Runtime was built without {}",
-            if matches!(device, Device::TensorRt(_)) { "TensorRT" } else { "CUDA" }
-        ));
+        let provider = if matches!(device, Device::TensorRt(_)) { "TensorRT" } else { "CUDA" };
+        return Err(format!("{BUILT_WITHOUT} {provider}"));
     }
     let registered = match device {
         Device::Cpu | Device::Auto => Ok(()),
@@ -124,14 +126,18 @@ fn missing_library(message: &str) -> String {
     }
 }
 
-fn hint(device: Device) -> String {
+fn hint(device: Device, problem: &str) -> String {
+    if problem.starts_with(BUILT_WITHOUT) {
+        return format!(
+            "unset {0} and run `nunatak setup --device cuda`, or point {0} at a GPU build of ONNX Runtime",
+            setup::LIBRARY_VARIABLE
+        );
+    }
     let needs = match device {
         Device::TensorRt(_) => "an NVIDIA driver, CUDA 13, cuDNN 9 and TensorRT 10",
         _ => "an NVIDIA driver, CUDA 13 and cuDNN 9",
     };
-    format!(
-        "it needs {needs} where the loader finds them, and a GPU build of ONNX Runtime: nunatak setup --device cuda"
-    )
+    format!("it needs {needs}, in folders where the system's loader looks (LD_LIBRARY_PATH)")
 }
 
 #[cfg(test)]

@@ -87,13 +87,11 @@ fn environment(options: &RuntimeOptions) -> Result<&'static Environment> {
     Ok(ENVIRONMENT.get_or_init(|| environment))
 }
 
-/// Version of the ONNX Runtime in use, which is loaded for it: `1.32.0`, or what a build of no release says of
-/// itself.
+/// Version of the ONNX Runtime in use, which is loaded for it: `1.32`. A build says no more of itself.
 pub fn runtime_version(options: &RuntimeOptions) -> Result<String> {
     environment(options)?;
-    let info = ort::info();
-    let release = info.split_once("git-branch=rel-").and_then(|(_, rest)| rest.split(',').next());
-    Ok(release.unwrap_or(info).to_owned())
+    let minor = ort::util::probe(setup::runtime_library(options)?);
+    Ok(minor.map_or("of an unknown version".to_owned(), |minor| format!("1.{minor}")))
 }
 
 impl Session {

@@ -5,11 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{ApiBuilder, ApiError};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
+use crate::runtime::model_dir::sha256_of;
 
 /// Small files that are wanted when they are there.
 const SMALL: [&str; 8] = [
@@ -44,30 +45,57 @@ pub fn fetch(id: &str, revision: &str, file: Option<&str>, progress: &dyn Progre
         builder = builder.with_token(Some(token));
     }
     let refused = |e: ApiError| refused(id, &e);
-    let hub = builder.build().map_err(refused)?.repo(repo);
-    if let Some(file) = file {
-        return get(&hub, file, progress).map_err(refused);
-    }
-    let listed: Vec<String> = hub.info().map_err(refused)?.siblings.into_iter().map(|s| s.rfilename).collect();
-    let wanted = wanted(&listed).ok_or_else(|| {
-        let ggufs: Vec<&str> = listed.iter().map(String::as_str).filter(|f| f.ends_with(".gguf")).collect();
-        Error::Setup {
-            problem: format!("{id} holds no safetensors and no ONNX graph"),
-            hint: Some(match ggufs.is_empty() {
-                true => "only safetensors, GGUF and ONNX models can be imported".to_owned(),
-                false => format!("choose one of its GGUF files with --file: {}", ggufs.join(", ")),
-            }),
+    let hub = builder.build().map_err(refused)?.repo(repo.clone());
+    let info = hub.info().map_err(refused)?;
+    let listed: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
+    let wanted = match file {
+        Some(file) if listed.iter().any(|l| l == file) => vec![file.to_owned()],
+        Some(file) => {
+            return Err(Error::Setup {
+                problem: format!("{id} has no file {file}"),
+                hint: Some(format!("its files: {}", listed.join(", "))),
+            });
         }
-    })?;
-    let mut folder = None;
-    for file in wanted {
+        None => wanted(&listed).ok_or_else(|| nothing_to_import(id, &listed))?,
+    };
+    // The commit, not the branch, says whether a file that is there already is the one that is meant.
+    let snapshot = Cache::from_env().repo(repo).pointer_path(&info.sha);
+    for name in &wanted {
         check_interrupt(|| format!("what was fetched of {id} is kept in the hub's cache"))?;
-        let path = get(&hub, &file, progress).map_err(refused)?;
-        if !file.contains('/') {
-            folder = path.parent().map(Path::to_path_buf);
+        let path = snapshot.join(name);
+        if !path.is_file() {
+            hub.download_with_progress(name, Bar(progress)).map_err(refused)?;
+            check_blob(&path, id)?;
         }
     }
-    folder.ok_or_else(|| Error::Internal { doing: "fetching a model", message: format!("{id} has no files") })
+    Ok(file.map_or(snapshot.clone(), |file| snapshot.join(file)))
+}
+
+/// Large files are kept under their sha256, so what arrived can be compared with what was announced.
+fn check_blob(path: &Path, id: &str) -> Result<()> {
+    let blob = std::fs::canonicalize(path).map_err(Error::file("read", path))?;
+    let announced = blob.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let is_sha256 = announced.len() == 64 && announced.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_sha256 && sha256_of(&blob)? != announced {
+        std::fs::remove_file(path).map_err(Error::file("remove", path))?;
+        std::fs::remove_file(&blob).map_err(Error::file("remove", &blob))?;
+        return Err(Error::Setup {
+            problem: format!("a file of {id} arrived damaged: its sha256 is not {announced}"),
+            hint: Some("it was removed; try again".into()),
+        });
+    }
+    Ok(())
+}
+
+fn nothing_to_import(id: &str, listed: &[String]) -> Error {
+    let ggufs: Vec<&str> = listed.iter().map(String::as_str).filter(|f| f.ends_with(".gguf")).collect();
+    Error::Setup {
+        problem: format!("{id} holds no safetensors and no ONNX graph"),
+        hint: Some(match ggufs.is_empty() {
+            true => "only safetensors, GGUF and ONNX models can be imported".to_owned(),
+            false => format!("choose one of its GGUF files with --file: {}", ggufs.join(", ")),
+        }),
+    }
 }
 
 /// Which of a model's files to fetch: what describes it, and its weights (safetensors, else a graph).
@@ -87,10 +115,6 @@ fn wanted(listed: &[String]) -> Option<Vec<String>> {
         files.extend(data.into_iter().filter(|d| has(d)));
     }
     Some(files)
-}
-
-fn get(hub: &ApiRepo, file: &str, progress: &dyn Progress) -> Result<PathBuf, ApiError> {
-    hub.download_with_progress(file, Bar(progress))
 }
 
 /// The hub's progress, told to ours.

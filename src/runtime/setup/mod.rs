@@ -152,9 +152,10 @@ fn fetch(
                 wheel.version,
                 home.display()
             ),
-            hint: Some(
-                "run `nunatak setup` once without --offline, or copy that folder from a machine that is set up".into(),
-            ),
+            hint: Some(format!(
+                "run `nunatak setup --device {}` once without --offline, or copy that folder from a machine that is set up",
+                options.device
+            )),
         });
     }
     cache::install(home, dir, &wheel.sha256, progress, |out, scratch| wheel::fetch(wheel, out, scratch, progress))

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -43,13 +44,15 @@ pub(super) fn fetch(wheel: &Wheel, out: &Path, scratch: &Path, progress: &dyn Pr
 }
 
 fn download(wheel: &Wheel, what: &str, scratch: &Path, progress: &dyn Progress) -> Result<PathBuf> {
-    let log_path = scratch.join("pip.log");
-    let mut child = start(wheel, what, scratch, &log_path)?;
+    let mut child = start(wheel, what, scratch)?;
+    // Not into a file: on a full disk the message that says so would be lost.
+    let said = child.stderr.take().map(|pipe| thread::spawn(move || io::read_to_string(pipe)));
     progress.start(&format!("fetching {what}"), Some(wheel.bytes), "B");
     let status = watch(&mut child, wheel, scratch, progress);
     progress.finish();
     if !status?.success() {
-        return Err(refused(what, &fs::read_to_string(&log_path).unwrap_or_default()));
+        let said = said.and_then(|reader| reader.join().ok()?.ok()).unwrap_or_default();
+        return Err(refused(what, &said));
     }
     let files = fs::read_dir(scratch).map_err(Error::file("read", scratch))?;
     let mut wheels =
@@ -62,9 +65,8 @@ fn download(wheel: &Wheel, what: &str, scratch: &Path, progress: &dyn Progress) 
 
 /// Start the package client. Its temporary files go to `scratch` too, so that a full disk is the cache's disk
 /// and so that its progress can be seen.
-fn start(wheel: &Wheel, what: &str, scratch: &Path, log_path: &Path) -> Result<Child> {
+fn start(wheel: &Wheel, what: &str, scratch: &Path) -> Result<Child> {
     for python in PYTHONS {
-        let log = File::create(log_path).map_err(Error::file("create", log_path))?;
         let mut command = Command::new(python);
         command
             .args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir"])
@@ -80,7 +82,7 @@ fn start(wheel: &Wheel, what: &str, scratch: &Path, log_path: &Path) -> Result<C
             .current_dir(scratch)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log);
+            .stderr(Stdio::piped());
         match command.spawn() {
             Ok(child) => return Ok(child),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -111,7 +113,7 @@ fn watch(
             let _ = child.wait();
             return Err(interrupted);
         }
-        std::thread::sleep(PAUSE);
+        thread::sleep(PAUSE);
     }
 }
 

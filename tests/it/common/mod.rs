@@ -1,1 +1,3 @@
 //! Helpers that several integration tests share.
+
+pub mod hub;
