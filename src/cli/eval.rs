@@ -17,10 +17,12 @@ use crate::eval::out_dir::Existing;
 use crate::eval::prediction::{Outcome, Retrieved};
 use crate::eval::provenance::{IndexIdentity, Setup};
 use crate::eval::run::{self, DEFAULT_KS, RunOptions};
+use crate::index::Index;
 use crate::pipeline::Found;
 use crate::progress::Progress;
 use crate::retrieve::Mode;
 use crate::runtime::session::runtime_version;
+use crate::types::Hit;
 
 /// Measure over a set of questions: exact match, F1, recall, latency.
 #[derive(Debug, Clone, Args)]
@@ -62,6 +64,9 @@ pub struct RunArgs {
     /// Who answers; `none` measures retrieval only
     #[arg(long, value_enum, default_value_t = ReaderChoice::Lm)]
     pub reader: ReaderChoice,
+    /// Give the reader the gold passages instead of retrieving: what reading alone can reach
+    #[arg(long)]
+    pub gold: bool,
     /// Passages to retrieve
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least_one)]
     pub depth: usize,
@@ -118,6 +123,7 @@ impl RunArgs {
     pub fn settings(&self) -> Result<Map<String, Value>> {
         let mut settings = Map::new();
         settings.insert("depth".into(), self.depth.into());
+        settings.insert("gold".into(), self.gold.into());
         merge(&mut settings, &self.retrieval)?;
         if self.reader == ReaderChoice::Lm {
             merge(&mut settings, &self.reading)?;
@@ -183,15 +189,18 @@ fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -> Result<Be
         }),
         onnxruntime: if mode == Mode::Bm25 && !reads { None } else { Some(runtime_version(&globals.runtime())?) },
     };
+    let gold = args.gold;
     let answer = move |question: &Question| {
+        let found =
+            if gold { gold_passages(question, pipeline.index())? } else { pipeline.find(&question.question)? };
         let (answer, found) = if reads {
-            let answer = pipeline.answer(&question.question, &mut |_, _| {})?;
+            let answer = pipeline.answer_from(&question.question, found, &mut |_, _| {})?;
             let trace = answer.trace.clone().unwrap_or_default();
             let found =
                 Found { retrieved: trace.retrieved, reranked: trace.reranked, latency_ms: answer.usage.latency_ms };
             (Some(answer), found)
         } else {
-            (None, pipeline.find(&question.question)?)
+            (None, found)
         };
         let retrieved = found
             .ranking()
@@ -205,6 +214,31 @@ fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -> Result<Be
         Ok(Outcome { answer, retrieved, reader_passages: windows.unwrap_or_default(), latency: found.latency_ms })
     };
     Ok(Bench { setup, answer: Box::new(answer) })
+}
+
+/// The gold passages of a question as if they had been found: every piece of each gold document, in order.
+fn gold_passages(question: &Question, index: &Index) -> Result<Found> {
+    let mut found = Found::default();
+    let relevant = question.gold.iter().flatten().filter(|(_, grade)| **grade > 0).map(|(document, _)| document);
+    for document in relevant {
+        let mut next = index.row_of(document)?;
+        let mut piece = 0;
+        loop {
+            found.retrieved.extend(next.map(|passage| Hit { passage, score: 1.0 }));
+            piece += 1;
+            next = index.row_of(&format!("{document}#{piece}"))?;
+            if next.is_none() {
+                break;
+            }
+        }
+    }
+    if found.retrieved.is_empty() {
+        return Err(Error::request(
+            "none of its gold passages is in the index",
+            "leave --gold out, or name the index of this question set's corpus",
+        ));
+    }
+    Ok(found)
 }
 
 /// Add the fields of some options to the settings.

@@ -23,7 +23,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::error::Result;
 use crate::progress::{Progress, Quiet};
 use crate::runtime::device::Device;
-use crate::runtime::session::RuntimeOptions;
+use crate::runtime::session::{RuntimeOptions, silence_telemetry};
 
 /// Answers questions from your own documents with a frozen language model, and shows what each answer rests on.
 #[derive(Debug, Parser)]
@@ -94,6 +94,7 @@ enum Command {
 
 /// Run the command line of this process.
 pub fn main() -> ExitCode {
+    silence_telemetry();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -6,7 +6,9 @@
 //! - the past may be longer than what is filled (a buffer of fixed capacity): the sum of a row of
 //!   `attention_mask` says how much of it holds after this run, and new keys are written at that end;
 //! - the same buffer may be bound as past and present: nothing is then copied;
-//! - with an empty past, prompts of different lengths share a batch when they are padded on the right.
+//! - with an empty past, prompts of different lengths share a batch when they are padded on the right;
+//! - with a filled past, a batch takes one new token for each prompt, and a single prompt any number
+//!   (ONNX Runtime 1.32 refuses several tokens for several prompts with a past).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,12 +30,13 @@ use crate::runtime::model_dir::{Description, LmShape, ModelKind};
 /// [`Error::File`] when `out` cannot be written.
 pub fn export_lm(source: &Path, out: &Path, precision: Precision) -> Result<()> {
     let source = LmSource::open(source)?;
+    let mut description = describe(&source, precision)?;
     std::fs::create_dir_all(out).map_err(Error::file("create", out))?;
     embedding_graph(&source, precision)?.save(&out.join("embed.onnx"))?;
     decoder_graph(&source, precision)?.save(&out.join("model.onnx"))?;
     let tokenizer = out.join("tokenizer.json");
     std::fs::write(&tokenizer, &source.tokenizer).map_err(Error::file("write", &tokenizer))?;
-    describe(&source, precision)?.write(out)
+    description.write(out)
 }
 
 fn describe(source: &LmSource, precision: Precision) -> Result<Description> {
@@ -46,7 +49,7 @@ fn describe(source: &LmSource, precision: Precision) -> Result<Description> {
             head_dim: config.head_dim,
             vocab: config.vocab,
             kv_dtype: if precision == Precision::Fp16 { "f16" } else { "f32" }.to_owned(),
-            bos: bos(&source.tokenizer)?,
+            bos: bos(source)?,
             eos: config.eos.clone(),
             chat_template: config.chat_template.clone(),
         }),
@@ -60,10 +63,12 @@ fn describe(source: &LmSource, precision: Precision) -> Result<Description> {
 }
 
 /// The token that the tokenizer itself puts before a text, if it does.
-fn bos(tokenizer_json: &str) -> Result<Option<u32>> {
-    const DOING: &str = "asking the tokenizer for its first token";
-    let tokenizer = Tokenizer::from_str(tokenizer_json).map_err(Error::internal(DOING))?;
-    let ids = |special| tokenizer.encode("a", special).map(|e| e.get_ids().to_vec()).map_err(Error::internal(DOING));
+fn bos(source: &LmSource) -> Result<Option<u32>> {
+    let bad = |e: tokenizers::Error| {
+        Error::bad_file(&source.path, format!("its tokenizer.json cannot be used: {e}"), "fetch the model again")
+    };
+    let tokenizer = Tokenizer::from_str(&source.tokenizer).map_err(bad)?;
+    let ids = |special| tokenizer.encode("a", special).map(|e| e.get_ids().to_vec()).map_err(bad);
     let (with, without) = (ids(true)?, ids(false)?);
     Ok(with.first().copied().filter(|_| with.len() > without.len() && with.get(1) == without.first()))
 }

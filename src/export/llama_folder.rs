@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::export::llama_source::LmConfig;
+use crate::export::llama_source::{LmConfig, WIDEST_HEAD};
 use crate::export::rope::{self, Scaling};
 
 #[derive(Deserialize)]
@@ -95,6 +95,9 @@ pub(super) fn config(folder: &Path) -> Result<LmConfig> {
     }
     let heads = config.num_attention_heads;
     let head_dim = config.head_dim.or(config.hidden_size.checked_div(heads)).unwrap_or(0);
+    if head_dim > WIDEST_HEAD {
+        return Err(bad(format!("its heads are {head_dim} wide, beyond any model")));
+    }
     let kv_heads = config.num_key_value_heads.unwrap_or(heads);
     let window = match (family, config.use_sliding_window) {
         ("mistral", _) => config.sliding_window,

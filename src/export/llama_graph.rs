@@ -10,7 +10,7 @@ use crate::export::Precision;
 use crate::export::blockwise::{self, BLOCK};
 use crate::export::llama_source::LmSource;
 use crate::export::onnx::{Attr, DType, Dim, GraphBuilder, Initializer};
-use crate::export::rope;
+use crate::export::{quantize, rope};
 
 /// `embed.onnx`: `input_ids` `[B,S]` to `inputs_embeds` `[B,S,hidden]` (f32). The table is stored in 16 bits
 /// unless the model is exported in 32.
@@ -85,8 +85,8 @@ impl<'a> Decoder<'a> {
 
         let (cos, sin) = rope::tables(&config.inverse_frequencies, config.context);
         let shape = [config.context, config.head_dim / 2];
-        let cos = g.init("cos", floats(float, &shape, &cos));
-        let sin = g.init("sin", floats(float, &shape, &sin));
+        let cos = g.init("cos", quantize::float(precision, &shape, &cos));
+        let sin = g.init("sin", quantize::float(precision, &shape, &sin));
         let residual = if float == DType::F32 { embeds } else { cast(&mut g, &embeds, float) };
         Self { g, source, precision, float, last, total, cos, sin, residual, pending: None }
     }
@@ -206,7 +206,7 @@ impl<'a> Decoder<'a> {
 
     fn gamma(&mut self, name: &str, width: usize) -> Result<String> {
         let gamma = self.source.tensor(name, &[width])?;
-        Ok(self.g.init(name, floats(self.float, &[width], &gamma)))
+        Ok(self.g.init(name, quantize::float(self.precision, &[width], &gamma)))
     }
 
     /// One multiplication for several layers of the same input: `x` `[..,columns]` to the outputs of
@@ -228,7 +228,7 @@ impl<'a> Decoder<'a> {
             return Ok(product);
         }
         bias.resize(rows, 0.0);
-        let bias = self.g.init(&format!("{name}.bias"), floats(self.float, &[rows], &bias));
+        let bias = self.g.init(&format!("{name}.bias"), quantize::float(self.precision, &[rows], &bias));
         Ok(self.g.op("Add", &[&product, &bias], &[]))
     }
 
@@ -254,9 +254,10 @@ impl<'a> Decoder<'a> {
                 ],
             );
         }
-        let transposed = transpose(&weights, columns);
+        let transposed = quantize::transpose(&weights, rows, columns);
         drop(weights);
-        let transposed = self.g.init(&format!("{name}.weight"), floats(self.float, &[columns, rows], &transposed));
+        let transposed =
+            self.g.init(&format!("{name}.weight"), quantize::float(self.precision, &[columns, rows], &transposed));
         self.g.op("MatMul", &[x, &transposed], &[])
     }
 
@@ -291,40 +292,4 @@ fn norm_attrs(epsilon: f32) -> [(&'static str, Attr); 3] {
 
 fn cast(g: &mut GraphBuilder, x: &str, to: DType) -> String {
     g.op("Cast", &[x], &[("to", Attr::Int(to as i64))])
-}
-
-fn floats(dtype: DType, shape: &[usize], data: &[f32]) -> Initializer {
-    if dtype == DType::F16 { Initializer::f16(shape, data) } else { Initializer::f32(shape, data) }
-}
-
-/// `[rows, columns]` to `[columns, rows]`.
-fn transpose(data: &[f32], columns: usize) -> Vec<f32> {
-    let rows = data.len() / columns;
-    let mut out = vec![0.0; data.len()];
-    // In tiles, so that neither side walks through memory a row at a time.
-    const TILE: usize = 32;
-    for row_tile in (0..rows).step_by(TILE) {
-        for column_tile in (0..columns).step_by(TILE) {
-            for row in row_tile..rows.min(row_tile + TILE) {
-                for column in column_tile..columns.min(column_tile + TILE) {
-                    out[column * rows + row] = data[row * columns + column];
-                }
-            }
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn transposing_moves_every_element() {
-        let data: Vec<f32> = (0..70 * 33).map(|i| i as f32).collect();
-        let out = transpose(&data, 33);
-        for (row, column) in [(0, 0), (69, 32), (31, 32), (32, 31), (40, 7)] {
-            assert_eq!(out[column * 70 + row], data[row * 33 + column]);
-        }
-    }
 }

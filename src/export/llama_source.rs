@@ -39,6 +39,8 @@ pub(in crate::export) struct LmConfig {
 
 /// Tables of positions grow with the window; a model made for more is exported for this much.
 pub(in crate::export) const LONGEST_CONTEXT: usize = 131_072;
+/// Twice the widest head known; checked first, because tables are made from it.
+pub(in crate::export) const WIDEST_HEAD: usize = 1024;
 /// Far above any model; keeps products of sizes from a damaged file within bounds.
 const LARGEST_SIZE: usize = 1 << 24;
 
@@ -191,6 +193,9 @@ fn gguf_config(gguf: &Gguf) -> Result<LmConfig> {
     };
     let (hidden, heads) = (need("embedding_length")?, need("attention.head_count")?);
     let head_dim = gguf.count(&key("attention.key_length")).unwrap_or(hidden / heads);
+    if head_dim > WIDEST_HEAD {
+        return Err(bad(format!("its heads are {head_dim} wide, beyond any model")));
+    }
     if gguf.count(&key("attention.value_length")).is_some_and(|n| n != head_dim) {
         return Err(bad("its keys and values are of different widths".into()));
     }

@@ -13,6 +13,7 @@ mod bert_source;
 mod blockwise;
 pub mod gguf;
 mod gguf_blocks;
+mod gguf_header;
 mod gguf_tokenizer;
 pub mod llama;
 mod llama_folder;

@@ -19,9 +19,17 @@ pub(super) fn float(precision: Precision, shape: &[usize], data: &[f32]) -> Init
 /// A matrix `[rows, columns]` transposed to `[columns, rows]`: checkpoints store `[out, in]`, ONNX
 /// multiplies by `[in, out]`.
 pub(super) fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(matrix.len());
-    for column in 0..columns {
-        out.extend(matrix.iter().skip(column).step_by(columns).take(rows));
+    // In tiles, so that neither side walks through memory a row at a time.
+    const TILE: usize = 32;
+    let mut out = vec![0.0; matrix.len()];
+    for row_tile in (0..rows).step_by(TILE) {
+        for column_tile in (0..columns).step_by(TILE) {
+            for row in row_tile..rows.min(row_tile + TILE) {
+                for column in column_tile..columns.min(column_tile + TILE) {
+                    out[column * rows + row] = matrix[row * columns + column];
+                }
+            }
+        }
     }
     out
 }
@@ -81,6 +89,10 @@ mod tests {
     #[test]
     fn a_transpose_swaps_the_axes() {
         assert_eq!(transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        // More than a tile on both sides.
+        let matrix: Vec<f32> = (0..70 * 33).map(|i| i as f32).collect();
+        let turned = transpose(&matrix, 70, 33);
+        assert!((0..70 * 33).all(|i| turned[(i % 33) * 70 + i / 33] == matrix[i]));
     }
 
     #[test]

@@ -307,7 +307,7 @@ mod tests {
     fn passage(n: usize) -> Passage {
         Passage {
             key: format!("doc{n}"),
-            title: if n % 3 == 0 { String::new() } else { format!("Ice {n}") },
+            title: if n.is_multiple_of(3) { String::new() } else { format!("Ice {n}") },
             text: format!("Text number {n}, with an é and a 冰."),
             source: SourceSpan { file: "a.jsonl".into(), start: n as u64, end: n as u64 * 2 },
         }

@@ -16,7 +16,7 @@ use crate::runtime::tokenizer::TextTokenizer;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TemplateKind {
-    /// Instruction and three worked examples as plain text: what a small model needs most.
+    /// Instruction and worked examples as plain text: what a small model needs most.
     #[default]
     FewShot,
     /// The model's own chat template around an instruction, no examples.
@@ -37,8 +37,10 @@ impl std::str::FromStr for TemplateKind {
 
 const INSTRUCTION: &str = "Answer the question with a few words copied from the passage.";
 
-/// Worked examples (title, text, question, answer): written for this project, of different answer types.
-const SHOTS: [(&str, &str, &str, &str); 3] = [
+/// Worked examples (title, text, question, answer), written for this project: people, dates, places, numbers,
+/// titles and things, in short questions and in long ones. Their states are computed once and shared by all
+/// questions, so that an example costs next to nothing.
+const SHOTS: [(&str, &str, &str, &str); 8] = [
     (
         "Lighthouse of Alder Point",
         "The lighthouse of Alder Point was designed by the engineer Mary Holt and first lit in October 1871. Its \
@@ -57,8 +59,43 @@ const SHOTS: [(&str, &str, &str, &str); 3] = [
         "Copper beetle",
         "The copper beetle lives under the bark of dead oaks. Adults grow to about 14 millimetres and feed on fungi, \
          while the larvae eat rotten wood for up to three years.",
-        "what do adult copper beetles eat",
+        "What do the adults of the copper beetle feed on?",
         "fungi",
+    ),
+    (
+        "The Salt Road (film)",
+        "The Salt Road is a 1987 drama film directed by Ivo Brandt. It stars Lena Marsh as Ruth, a ferry pilot who \
+         returns to her island, and Paul Okafor as her brother Tom. It was filmed in Norway.",
+        "who plays ruth in the salt road",
+        "Lena Marsh",
+    ),
+    (
+        "Harrow Bridge",
+        "Harrow Bridge crosses the river Wend at Kelby. At 412 metres it was the longest stone bridge of its country \
+         when it was finished, and about 9,000 vehicles use it each day.",
+        "How many vehicles cross Harrow Bridge on an average day?",
+        "about 9,000",
+    ),
+    (
+        "Winter Letters",
+        "\"Winter Letters\" is a song by the band Grey Harbour from their second album, Low Tide (2003). It was \
+         written by the drummer, Sal Reyes, on a night train to Lisbon.",
+        "what album is the song winter letters on",
+        "Low Tide",
+    ),
+    (
+        "Battle of Stone Ford",
+        "The Battle of Stone Ford was fought in 1644 between the town of Marl and the army of Duke Osric. The town won \
+         because spring floods kept the duke's cannon on the far bank.",
+        "Why did the town of Marl win the battle?",
+        "spring floods kept the duke's cannon on the far bank",
+    ),
+    (
+        "Lake Ister",
+        "Lake Ister is a mountain lake in the canton of Veld, fed by the Aster glacier. Its outflow, the river Nim, \
+         joins the Wend near the village of Holm.",
+        "where does the river nim join the wend",
+        "near the village of Holm",
     ),
 ];
 
@@ -86,7 +123,7 @@ impl Template {
         match kind {
             TemplateKind::FewShot => {
                 let mut text = format!("{INSTRUCTION}\n\n");
-                for (title, passage, question, answer) in SHOTS {
+                for (title, passage, question, answer) in SHOTS.iter().take(shots()) {
                     text += &format!("{}{}Answer: {answer}\n\n", block(title, passage), question_line(question));
                 }
                 prefix.extend(tokenizer.encode(&text, false)?);
@@ -150,3 +187,5 @@ fn chat_frame(shape: &LmShape, model: &str) -> Result<(String, String)> {
         None => Err(Error::model(model, "its chat template leaves the user's message out", hint)),
     }
 }
+
+fn shots() -> usize { std::env::var("SHOTS").ok().and_then(|s| s.parse().ok()).unwrap_or(8) }

@@ -65,6 +65,25 @@ pub struct Session {
     device: device::Device,
 }
 
+/// Tell ONNX Runtime, before it is loaded, not to send anything home.
+///
+/// From version 1.29 on the published libraries for Linux and macOS report models, devices and timings to their
+/// maker as soon as an environment is made, too early for [`with_telemetry`](ort::environment::EnvironmentBuilder)
+/// to forbid all of it, and keep what they could not send in the user's cache folder. A variable of this name that the
+/// user has set is left as it is. The command line calls this first of all; a program that uses the library calls it
+/// before it starts threads, or sets the variable itself.
+pub fn silence_telemetry() {
+    const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
+    if std::env::var_os(VARIABLE).is_none() {
+        #[expect(unsafe_code, reason = "the library reads no other switch, and it must be set inside this process")]
+        // SAFETY: no other thread may read the environment through C meanwhile. The command line is here before it has
+        // any thread; later callers run before ONNX Runtime is loaded, and nothing else in this crate reads it so.
+        unsafe {
+            std::env::set_var(VARIABLE, "1");
+        }
+    }
+}
+
 /// The process-wide ONNX Runtime, loaded from `library` on the first call.
 fn environment(options: &RuntimeOptions) -> Result<&'static Environment> {
     static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
@@ -72,6 +91,7 @@ fn environment(options: &RuntimeOptions) -> Result<&'static Environment> {
         return Ok(environment);
     }
     let library = setup::runtime_library(options)?;
+    silence_telemetry();
     let load = |library: &Path| -> Result<Environment, String> {
         ort::init_from(library)
             .map_err(|e| e.to_string())?

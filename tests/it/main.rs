@@ -1,12 +1,12 @@
 //! The integration tests, in one binary because linking it is the slow part. One module a subject.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // clippy.toml's allowance stops at helper functions of tests
 
-#![allow(clippy::unwrap_used, clippy::panic)] // clippy.toml's allowance stops at helper functions of tests
+mod answer; // questions answered through the starter models: contract, evidence, exactness
+mod cli; // the command line as a user meets it: bad words, bad files, snapshots
 mod common;
+mod corpus; // corpora of every format, whole and broken, through real files
+mod eval; // measurement: official values, whole runs, comparisons
 mod export_bert; // exported encoders and cross-encoders against candle's forward pass
 mod export_lm; // exported language models against candle's forward pass, and the KV cache contract
-mod index;
-mod setup; // first use, doctor and models: real failures, one clear sentence each // building, opening, searching, damaging and killing an index
-// Measurement: official values, whole runs, comparisons.
-mod eval;
-// Corpora of every format, whole and broken, through real files.
-mod corpus;
+mod index; // building, opening, searching, damaging and killing an index
+mod setup; // first use, doctor and models: real failures, one clear sentence each

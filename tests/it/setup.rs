@@ -3,7 +3,7 @@
 //! and the starter models are the real ones.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use nunatak::export::onnx::{DType, Dim, GraphBuilder, Initializer};
@@ -32,6 +32,14 @@ fn ambient() -> Command {
 /// Set this machine up; most runs find everything there.
 fn set_up() {
     ambient().args(["setup", "--quiet"]).assert().success();
+}
+
+/// The processor's build of ONNX Runtime, as this machine's own cache has it.
+fn runtime_library() -> PathBuf {
+    let setup = ambient().env_remove("ORT_DYLIB_PATH").args(["setup", "--quiet", "--json"]).assert().success();
+    let stdout = String::from_utf8(setup.get_output().stdout.clone()).unwrap();
+    let first: serde_json::Value = serde_json::from_str(stdout.lines().next().unwrap()).unwrap();
+    PathBuf::from(first["path"].as_str().unwrap())
 }
 
 /// Nothing that looks installed.
@@ -228,10 +236,7 @@ mod package_client {
 
 #[test]
 fn a_truncated_library_is_noticed() {
-    ambient().env_remove("ORT_DYLIB_PATH").args(["setup", "--quiet"]).assert().success();
-    let setup = ambient().env_remove("ORT_DYLIB_PATH").args(["setup", "--json"]).output().unwrap();
-    let first: serde_json::Value = serde_json::from_slice(setup.stdout.split(|b| *b == b'\n').next().unwrap()).unwrap();
-    let library = Path::new(first["path"].as_str().unwrap());
+    let library = runtime_library();
     let installed = library.parent().unwrap();
 
     let home = tempfile::tempdir().unwrap();
@@ -262,14 +267,28 @@ fn the_doctor_proves_it() {
     assert!(checks[3]["detail"].as_str().unwrap().contains("on cpu"));
 }
 
+/// Published builds of ONNX Runtime report home unless they are told not to, and leave a device's identity and
+/// unsent reports in the user's cache folder.
+#[test]
+fn the_runtime_reports_nothing_home() {
+    let library = runtime_library();
+    let home = tempfile::tempdir().unwrap();
+    let mut command = ambient();
+    command.arg("doctor").env("NUNATAK_HOME", library.ancestors().nth(3).unwrap());
+    command.env("ORT_DYLIB_PATH", &library).env("HOME", home.path()).env("XDG_CACHE_HOME", home.path());
+    // The variables by which the runtime knows a build machine, where it is silent by itself.
+    for variable in ["ORT_DISABLE_TELEMETRY", "CI", "TF_BUILD", "GITHUB_ACTIONS", "GITLAB_CI", "CIRCLECI"] {
+        command.env_remove(variable);
+    }
+    command.assert().success();
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+}
+
 #[test]
 fn a_device_that_cannot_be_had_is_an_error() {
-    set_up();
     // The processor's build of the library has no CUDA in it, whatever the machine.
-    let setup = ambient().args(["setup", "--json"]).output().unwrap();
-    let first: serde_json::Value = serde_json::from_slice(setup.stdout.split(|b| *b == b'\n').next().unwrap()).unwrap();
     let mut command = ambient();
-    command.env("ORT_DYLIB_PATH", first["path"].as_str().unwrap());
+    command.env("ORT_DYLIB_PATH", runtime_library());
     command
         .args(["doctor", "--device", "cuda:1"])
         .assert()

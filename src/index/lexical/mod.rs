@@ -6,10 +6,12 @@
 //! not depend on how the work was cut up, and tantivy's own tie rule (the smaller document) is ours.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tantivy::collector::TopDocs;
+use tantivy::directory::error::OpenReadError;
 use tantivy::index::SegmentId;
 use tantivy::indexer::NoMergePolicy;
 use tantivy::query::{BooleanQuery, BoostQuery, Occur, Query, TermQuery};
@@ -88,7 +90,7 @@ pub(super) struct LexicalWriter {
     body: Field,
     row: Field,
     rows: u64,
-    folder: std::path::PathBuf,
+    folder: PathBuf,
 }
 
 impl LexicalWriter {
@@ -176,12 +178,25 @@ fn fields(schema: &Schema) -> Result<(Field, Field)> {
 fn failed(folder: &Path) -> impl FnOnce(TantivyError) -> Error {
     let folder = folder.to_path_buf();
     move |e| match e {
-        TantivyError::IoError(source) => match std::io::Error::other(source) {
-            source if source.to_string().contains("damaged") => damaged(&folder, source.to_string()),
-            source => Error::File { action: "read or write", path: folder, source },
-        },
+        TantivyError::IoError(source) => from_io(folder, &source),
+        TantivyError::OpenReadError(OpenReadError::IoError { io_error, .. }) => from_io(folder, &io_error),
+        TantivyError::OpenReadError(OpenReadError::FileDoesNotExist(name)) => {
+            damaged(&folder.join(name), "is missing".into())
+        }
         TantivyError::DataCorruption(e) => damaged(&folder, format!("is damaged: {e:?}")),
         other => Error::Internal { doing: "using the inverted index", message: other.to_string() },
+    }
+}
+
+/// An io error that went through tantivy: our own about a damaged file, or the system's.
+fn from_io(folder: PathBuf, source: &io::Error) -> Error {
+    match source.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(Error::Index { path, problem, .. }) => damaged(path, problem.clone()),
+        _ => Error::File {
+            action: "read or write",
+            path: folder,
+            source: io::Error::new(source.kind(), source.to_string()),
+        },
     }
 }
 
@@ -189,7 +204,7 @@ fn failed(folder: &Path) -> impl FnOnce(TantivyError) -> Error {
 pub struct Lexical {
     reader: IndexReader,
     body: Field,
-    folder: std::path::PathBuf,
+    folder: PathBuf,
     analyser: TextAnalyzer,
 }
 

@@ -8,6 +8,8 @@ use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use nunatak::export::Precision;
 use nunatak::export::llama::export_lm;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::assert_close;
 use super::graph::Graphs;
@@ -154,4 +156,24 @@ fn a_missing_tensor_and_a_second_file_are_named() {
     std::fs::write(&other, bytes).unwrap();
     let said = problem(&other);
     assert!(said.contains("no tensor named blk.0.attn_q_norm.weight"), "{said}");
+}
+
+/// What a flipped byte does to the whole export: an error, or a model; never a panic.
+#[test]
+fn no_flipped_byte_panics() {
+    let (source, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = source.path().join("model.gguf");
+    write(Family::Qwen3, GgmlDType::Q8_0, &path);
+    let whole = std::fs::read(&path).unwrap();
+    // Everything before the weights, whose bytes mean nothing by themselves.
+    let header = whole.windows(9).rposition(|w| w == b"blk.1.ffn").unwrap() + 40;
+    let mut random = ChaCha8Rng::seed_from_u64(5);
+    let mut refused = 0;
+    for _ in 0..300 {
+        let mut bytes = whole.clone();
+        bytes[random.random_range(4..header)] ^= 1 << random.random_range(0..8);
+        std::fs::write(&path, bytes).unwrap();
+        refused += usize::from(export_lm(&path, out.path(), Precision::Int8).is_err());
+    }
+    assert!(refused > 100, "{refused} of 300 were refused");
 }

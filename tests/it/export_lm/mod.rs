@@ -5,6 +5,7 @@
 mod cache;
 mod gguf;
 mod graph;
+mod in_place;
 mod parity;
 mod starter;
 mod tiny;

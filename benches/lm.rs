@@ -1,0 +1,55 @@
+//! How fast the frozen language model reads and writes: prefill and decode, tokens a second.
+//!
+//! The prompt is 701 tokens of a given text (the first argument that is a file, else a built-in one), the
+//! model the int8 starter model on all cores. Prefill is the time to the first token; decode the further
+//! tokens after it, greedy, over the cache bound in place. Prints one JSON line with every repeat; compare with
+//! `benches/peers/llama.py` in the same minute, because the machine's speed moves. It does not show batches.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench is a script")]
+
+use std::time::Instant;
+
+use nunatak::progress::Quiet;
+use nunatak::read::decode::Decoding;
+use nunatak::read::lm::FrozenLm;
+use nunatak::runtime::session::RuntimeOptions;
+use nunatak::runtime::setup;
+
+const PROMPT_TOKENS: usize = 701;
+const NEW_TOKENS: usize = 64;
+const REPEATS: usize = 7;
+const TEXT: &str = "A glacier is a persistent body of dense ice that is constantly moving under its own weight. ";
+
+fn main() {
+    let options = RuntimeOptions::default();
+    let model = setup::model("SmolLM2-135M-Instruct", &options, &Quiet).unwrap();
+    let mut lm = FrozenLm::open(&model, &options).unwrap();
+    let file = std::env::args().skip(1).find(|a| std::path::Path::new(a).is_file());
+    let text = file.map_or_else(|| TEXT.repeat(60), |f| std::fs::read_to_string(f).unwrap());
+    let ids = lm.tokenizer().encode(&text, false).unwrap();
+    let prompt: Vec<u32> = ids.into_iter().cycle().take(PROMPT_TOKENS).collect();
+    let mut run = |tokens: usize| {
+        let decoding = Decoding { max_new_tokens: tokens, stop: Vec::new(), ..Decoding::default() };
+        let begin = Instant::now();
+        let made = lm.generate(&[], std::slice::from_ref(&prompt), &decoding, None, &mut |_, _| {}).unwrap().0;
+        (begin.elapsed().as_secs_f64(), made[0].tokens.len())
+    };
+    run(2); // the first run allocates
+    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    for _ in 0..REPEATS {
+        let (first, _) = run(1);
+        let (all, made) = run(NEW_TOKENS + 1);
+        prefill.push(PROMPT_TOKENS as f64 / first);
+        decode.push((made - 1) as f64 / (all - first));
+    }
+    let median = |values: &[f64]| {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        sorted[sorted.len() / 2]
+    };
+    let line = serde_json::json!({
+        "engine": "nunatak", "model": model.name(), "threads": options.thread_count(), "prompt_tokens": PROMPT_TOKENS,
+        "prefill_tok_s": median(&prefill), "decode_tok_s": median(&decode), "n": REPEATS,
+        "repeats": {"prefill": prefill, "decode": decode},
+    });
+    println!("{line}");
+}

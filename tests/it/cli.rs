@@ -1,0 +1,167 @@
+//! The command line as a user meets it: wrong words end with 2, failed work with 1 and one clear sentence,
+//! and nothing half-done stays behind.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use assert_cmd::Command;
+use insta::assert_snapshot;
+use tempfile::TempDir;
+
+fn nunatak(folder: &Path) -> Command {
+    let mut command = Command::cargo_bin("nunatak").unwrap();
+    command.current_dir(folder).env("COLUMNS", "100").env_remove("NUNATAK_LOG");
+    command
+}
+
+/// Exit status and what stood on stderr.
+fn fails(folder: &Path, words: &[&str]) -> String {
+    let output = nunatak(folder).args(words).output().unwrap();
+    assert!(output.stdout.is_empty(), "data was printed: {}", String::from_utf8_lossy(&output.stdout));
+    let error = String::from_utf8(output.stderr).unwrap();
+    format!("{}\n{}", output.status.code().unwrap(), error.trim_end())
+}
+
+/// `index build` without vectors over a file that holds `bytes`.
+fn builds(bytes: &[u8], name: &str) -> (TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(name), bytes).unwrap();
+    let said = fails(folder.path(), &["index", "build", "--no-dense", "-q", "--index", "ix", "--corpus", name]);
+    assert!(!folder.path().join("ix").exists(), "a failed build leaves no index");
+    (folder, said)
+}
+
+/// A small index of words in `ix`.
+fn small_index() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = "{\"id\":\"a\",\"title\":\"Fram\",\"text\":\"The Fram was built by Colin Archer in 1892.\"}\n\
+                  {\"id\":\"b\",\"title\":\"Moulin\",\"text\":\"A moulin is a shaft in a glacier.\"}\n";
+    fs::write(folder.path().join("c.jsonl"), corpus).unwrap();
+    nunatak(folder.path())
+        .args(["index", "build", "--no-dense", "-q", "--index", "ix", "--corpus", "c.jsonl"])
+        .assert()
+        .success();
+    folder
+}
+
+#[test]
+fn wrong_words_end_with_two() {
+    let folder = tempfile::tempdir().unwrap();
+    for words in
+        [&["search"][..], &["serch", "x"], &["ask", "x", "--index", "ix", "--mode", "fuzzy"], &["index", "build"]]
+    {
+        assert!(fails(folder.path(), words).starts_with("2\n"), "{words:?}");
+    }
+}
+
+#[test]
+fn files_that_are_no_corpus() {
+    let (_a, said) = builds(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0>\0", "program");
+    assert_snapshot!(said);
+    let (_b, said) = builds(b"", "empty.jsonl");
+    assert_snapshot!(said);
+    let (_c, said) = builds(b"{\"id\": \"a\", \"text\": \"fine\"}\n{\"id\": \"b\"\n", "broken.jsonl");
+    assert_snapshot!(said);
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    for i in 0..2000 {
+        writeln!(gz, "{{\"id\": \"d{i}\", \"text\": \"Passage number {i} about sea ice.\"}}").unwrap();
+    }
+    let whole = gz.finish().unwrap();
+    let (_d, said) = builds(&whole[..whole.len() / 2], "cut.jsonl.gz");
+    assert_snapshot!(said);
+    let long = format!("{{\"id\": \"a\", \"text\": \"{}\"}}\n", "x".repeat(10 << 20));
+    let (_e, said) = builds(long.as_bytes(), "long.jsonl");
+    assert_snapshot!(said);
+    let twice = "{\"id\": \"a\", \"text\": \"one\"}\n{\"id\": \"a\", \"text\": \"two\"}\n";
+    let (_f, said) = builds(twice.as_bytes(), "twice.jsonl");
+    assert_snapshot!(said);
+}
+
+#[test]
+fn bad_lines_may_be_allowed_by_number() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("c.jsonl"), "{\"id\": \"a\", \"text\": \"fine\"}\n{\n").unwrap();
+    let build = ["index", "build", "--no-dense", "--index", "ix", "--corpus", "c.jsonl", "--skip-bad", "1", "--json"];
+    let output = nunatak(folder.path()).args(build).output().unwrap();
+    assert!(output.status.success());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["corpus"]["skipped"], 1);
+    assert_eq!(report["build"]["passages"], 1);
+}
+
+#[test]
+fn an_index_that_is_there_is_not_replaced_unasked() {
+    let folder = small_index();
+    let build = ["index", "build", "--no-dense", "-q", "--index", "ix", "--corpus", "c.jsonl"];
+    assert_snapshot!(fails(folder.path(), &build));
+    nunatak(folder.path()).args(build).arg("--overwrite").assert().success();
+}
+
+#[test]
+fn indexes_that_cannot_be_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_snapshot!(fails(folder.path(), &["search", "ice", "--index", "nowhere"]));
+    let folder = small_index();
+    assert_snapshot!(fails(folder.path(), &["search", "ice", "--index", "ix", "--mode", "dense"]));
+    let manifest = folder.path().join("ix/manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(
+        &manifest,
+        text.replacen("\"passages\":2", "\"passages\":3", 1).replacen("\"passages\": 2", "\"passages\": 3", 1),
+    )
+    .unwrap();
+    assert_snapshot!(fails(folder.path(), &["search", "ice", "--index", "ix"]));
+}
+
+#[test]
+fn verify_names_the_damaged_file() {
+    let folder = small_index();
+    nunatak(folder.path()).args(["index", "verify", "--index", "ix"]).assert().success();
+    let generation = fs::read_dir(folder.path().join("ix"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.is_dir() && p.file_name().unwrap().to_string_lossy().starts_with("gen-"))
+        .unwrap();
+    let store = generation.join("passages.arrow");
+    let mut bytes = fs::read(&store).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(&store, bytes).unwrap();
+    let output = nunatak(folder.path()).args(["index", "verify", "--index", "ix"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("passages.arrow"));
+}
+
+#[test]
+fn questions_are_plain_text() {
+    let folder = small_index();
+    for question in ["title:fram AND (", "\"unclosed", "a:b^2 +c -d ~ * ? [x TO", "\\", "🧊 \u{0} ключ"] {
+        if question.contains('\0') {
+            continue; // a command line cannot carry it
+        }
+        nunatak(folder.path()).args(["search", question, "--index", "ix"]).assert().success();
+    }
+    let long = "ice ".repeat(25_000);
+    nunatak(folder.path()).args(["search", &long, "--index", "ix"]).assert().success();
+}
+
+#[test]
+fn what_the_reader_cannot_take() {
+    let folder = small_index();
+    let ask = |words: &[&str]| {
+        let mut all = vec!["ask"];
+        all.extend_from_slice(words);
+        all.extend_from_slice(&["--index", "ix", "-q"]);
+        fails(folder.path(), &all)
+    };
+    let long = "why ".repeat(25_000);
+    assert_snapshot!(ask(&[&long]));
+    assert_snapshot!(ask(&["who built the fram", "--window", "100"]));
+    assert_snapshot!(ask(&[" "]));
+    assert_snapshot!(ask(&["who built the fram", "--lm", "all-MiniLM-L6-v2"]));
+    assert_snapshot!(ask(&["who built the fram", "--lm", "./ix"]));
+    assert_snapshot!(ask(&["who built the fram", "--lm", "no-such-model"]));
+    assert_snapshot!(ask(&["who built the fram", "--rerank", "SmolLM2-135M-Instruct"]));
+    assert_snapshot!(ask(&["who built the fram", "--grounded", "--temperature", "1"]));
+}
