@@ -11,7 +11,7 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::checked::{CheckedFile, damaged};
-use super::kernel::{self, Quantized};
+use super::kernel::{self, Code};
 use super::manifest::{EncoderIdentity, GraphSettings};
 use super::walk::{self, Graph, Scored, Scratch};
 use crate::error::{Error, Result};
@@ -102,7 +102,7 @@ impl Dense {
         let ef = if ef == 0 { default_ef(depth) } else { ef }.clamp(depth, self.len.max(depth));
         let mut scratch = self.idle.lock().ok().and_then(|mut idle| idle.pop());
         let scratch = scratch.get_or_insert_with(|| Scratch::new(self.len));
-        let found = self.walk(&kernel::quantize(vector), ef, scratch);
+        let found = self.walk(kernel::quantize(vector).view(), ef, scratch);
         if let Ok(mut idle) = self.idle.lock() {
             idle.push(std::mem::take(scratch));
         }
@@ -159,7 +159,7 @@ impl Dense {
         ))
     }
 
-    fn walk(&self, query: &Quantized, ef: usize, scratch: &mut Scratch) -> Result<Vec<Scored>> {
+    fn walk(&self, query: Code, ef: usize, scratch: &mut Scratch) -> Result<Vec<Scored>> {
         let (mut dots, mut scores) = (Vec::new(), Vec::new());
         let entry = self.graph.entry;
         self.score(query, &[entry], &mut dots, &mut scores)?;
@@ -189,14 +189,14 @@ impl Graph for Dense {
     }
 
     #[inline]
-    fn score(&self, query: &Quantized, nodes: &[u32], dots: &mut Vec<i32>, out: &mut Vec<f32>) -> Result<()> {
+    fn score(&self, query: Code, nodes: &[u32], dots: &mut Vec<i32>, out: &mut Vec<f32>) -> Result<()> {
         let dim = self.encoder.dim;
         for &node in nodes {
             self.codes.slice(node as usize * dim..(node as usize + 1) * dim)?;
             self.scales.check(&(node as usize * 4..(node as usize + 1) * 4))?;
         }
         let scales: &[f32] = bytemuck::try_cast_slice(self.scales.raw()).unwrap_or_default();
-        kernel::dots(&query.codes, bytemuck::cast_slice(self.codes.raw()), nodes, dots);
+        kernel::dots(query.codes, bytemuck::cast_slice(self.codes.raw()), nodes, dots);
         out.extend(
             nodes
                 .iter()

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{self, Quantized};
+use super::kernel::{self, Code, Quantized};
 use super::manifest::GraphSettings;
 use super::walk::{self, Graph, NONE, Scored, Scratch};
 use crate::error::{Error, Result};
@@ -47,10 +47,10 @@ impl Codes {
         self.scales.push(vector.scale);
     }
 
-    fn get(&self, node: u32) -> Quantized {
+    fn get(&self, node: u32) -> Code<'_> {
         let start = node as usize * self.dim;
-        Quantized {
-            codes: self.codes.get(start..start + self.dim).map(<[i8]>::to_vec).unwrap_or_default(),
+        Code {
+            codes: self.codes.get(start..start + self.dim).unwrap_or_default(),
             scale: self.scales.get(node as usize).copied().unwrap_or(0.0),
         }
     }
@@ -112,8 +112,8 @@ impl Graph for Built<'_> {
     }
 
     #[inline]
-    fn score(&self, query: &Quantized, nodes: &[u32], dots: &mut Vec<i32>, out: &mut Vec<f32>) -> Result<()> {
-        kernel::dots(&query.codes, &self.codes.codes, nodes, dots);
+    fn score(&self, query: Code, nodes: &[u32], dots: &mut Vec<i32>, out: &mut Vec<f32>) -> Result<()> {
+        kernel::dots(query.codes, &self.codes.codes, nodes, dots);
         let scale = |node: u32| self.codes.scales.get(node as usize).copied().unwrap_or(0.0);
         out.extend(nodes.iter().zip(dots.iter()).map(|(&node, &dot)| dot as f32 * (scale(node) * query.scale)));
         Ok(())
@@ -221,22 +221,25 @@ fn search(built: &Built, levels: &[u8], batch: &[u32], node: u32, ef: usize, scr
     let (graph, query) = (built.graph, built.codes.get(node));
     let (mut dots, mut scores) = (Vec::new(), Vec::new());
     let peers: Vec<u32> = batch.iter().copied().filter(|&peer| peer != node).collect();
-    built.score(&query, &peers, &mut dots, &mut scores)?;
+    built.score(query, &peers, &mut dots, &mut scores)?;
     let peers: Vec<Scored> = peers.iter().zip(&scores).map(|(&peer, &score)| Scored::new(score, peer)).collect();
     scores.clear();
-    built.score(&query, &[graph.entry], &mut dots, &mut scores)?;
+    built.score(query, &[graph.entry], &mut dots, &mut scores)?;
     let mut best = Scored::new(scores.first().copied().unwrap_or(f32::MIN), graph.entry);
     let level = level_of(node).min(graph.top_level);
     for above in (level + 1..=graph.top_level).rev() {
-        best = walk::descend(built, &query, best, above, scratch)?;
+        best = walk::descend(built, query, best, above, scratch)?;
     }
     (0..=level)
         .rev()
         .map(|level| {
-            let mut near = walk::beam(built, &query, best, ef, level, scratch)?;
+            let mut near = walk::beam(built, query, best, ef, level, scratch)?;
             best = near.first().copied().unwrap_or(best);
-            near.extend(peers.iter().filter(|peer| level_of(peer.node()) >= level));
+            // Of the peers only those that the beam would have kept.
+            let worst = near.last().copied().filter(|_| near.len() >= ef);
+            near.extend(peers.iter().filter(|&&peer| level_of(peer.node()) >= level && Some(peer) > worst));
             near.sort_unstable_by(|a, b| b.cmp(a));
+            near.truncate(ef);
             Ok((level, diverse(built, &near, graph.m)?))
         })
         .collect()
@@ -256,7 +259,7 @@ fn link_back(built: &Built, level: u8, target: u32, group: &[(u8, u32, u32)]) ->
         return Ok(links);
     }
     let (mut dots, mut scores) = (Vec::new(), Vec::new());
-    built.score(&built.codes.get(target), &links, &mut dots, &mut scores)?;
+    built.score(built.codes.get(target), &links, &mut dots, &mut scores)?;
     let mut near: Vec<Scored> = links.iter().zip(&scores).map(|(&link, &score)| Scored::new(score, link)).collect();
     near.sort_unstable_by(|a, b| b.cmp(a));
     diverse(built, &near, room)
@@ -274,7 +277,7 @@ fn diverse(built: &Built, near: &[Scored], most: usize) -> Result<Vec<u32>> {
         let query = built.codes.get(candidate.node());
         for some in kept.chunks(4) {
             scores.clear();
-            built.score(&query, some, &mut dots, &mut scores)?;
+            built.score(query, some, &mut dots, &mut scores)?;
             if scores.iter().any(|&score| score >= candidate.score()) {
                 continue 'candidates;
             }
@@ -282,4 +285,93 @@ fn diverse(built: &Built, near: &[Scored], most: usize) -> Result<Vec<u32>> {
         kept.push(candidate.node());
     }
     Ok(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Quiet;
+
+    /// Vectors around a few centres, from the same generator as the levels.
+    fn clustered(n: u32, dim: usize) -> Codes {
+        let noise = |seed: u64, row: u32| (mix(seed, row) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let mut codes = Codes { dim, ..Codes::default() };
+        for row in 0..n {
+            let centre = (mix(3, row) % 20) as u32;
+            let vector: Vec<f32> =
+                (0..dim as u64).map(|d| noise(100 + d, centre) + 0.6 * noise(1000 + d, row)).collect();
+            let length = kernel::dot(&vector, &vector).sqrt();
+            codes.push(&kernel::quantize(&vector.iter().map(|x| x / length).collect::<Vec<f32>>()));
+        }
+        codes
+    }
+
+    fn settings(m: usize) -> GraphSettings {
+        GraphSettings { m, ef_construction: 60, seed: 4, entry: 0, top_level: 0 }
+    }
+
+    fn built(codes: &Codes, m: usize, threads: usize) -> FlatGraph {
+        build(codes, &settings(m), threads, &Quiet, &String::new).unwrap()
+    }
+
+    #[test]
+    fn links_are_other_nodes_each_once_and_on_their_level() {
+        let codes = clustered(1500, 24);
+        let graph = built(&codes, 6, 2);
+        for level in 0..=graph.top_level {
+            for node in (0..1500).filter(|&node| level_of(4, node, 6) >= level) {
+                let links: Vec<u32> = graph.links(level, node).iter().copied().take_while(|&l| l != NONE).collect();
+                let mut unique = links.clone();
+                unique.sort_unstable();
+                unique.dedup();
+                assert_eq!(unique.len(), links.len(), "node {node} on level {level}: {links:?}");
+                assert!(links.iter().all(|&link| link != node && link < 1500 && level_of(4, link, 6) >= level));
+                assert!(level > 0 || !links.is_empty(), "node {node} has no links");
+            }
+        }
+        assert_eq!(level_of(4, graph.entry, 6), graph.top_level);
+    }
+
+    #[test]
+    fn the_beam_finds_what_comparing_with_all_finds() {
+        let codes = clustered(4000, 24);
+        let graph = built(&codes, 12, 2);
+        let whole = Built { graph: &graph, codes: &codes };
+        let questions = clustered(4300, 24);
+        let mut scratch = Scratch::new(4000);
+        let (mut found, mut wanted) = (0, 0);
+        for question in 4000..4300 {
+            let query = questions.get(question);
+            let all: Vec<u32> = (0..4000).collect();
+            let (mut dots, mut scores) = (Vec::new(), Vec::new());
+            whole.score(query, &all, &mut dots, &mut scores).unwrap();
+            let mut exact: Vec<Scored> = scores.iter().zip(0..).map(|(&s, n)| Scored::new(s, n)).collect();
+            exact.sort_unstable_by(|a, b| b.cmp(a));
+            let mut best = Scored::new(scores[graph.entry as usize], graph.entry);
+            for level in (1..=graph.top_level).rev() {
+                best = walk::descend(&whole, query, best, level, &mut scratch).unwrap();
+            }
+            let near = walk::beam(&whole, query, best, 60, 0, &mut scratch).unwrap();
+            assert_eq!(near.len(), 60);
+            found += exact[..10].iter().filter(|e| near[..10].contains(e)).count();
+            wanted += 10;
+        }
+        assert!(found * 100 >= wanted * 98, "recall@10 is {found} of {wanted}");
+    }
+
+    #[test]
+    fn tiny_graphs_and_equal_vectors_work() {
+        for n in [1, 2, 3, 40] {
+            let mut codes = Codes { dim: 4, ..Codes::default() };
+            for _ in 0..n {
+                codes.push(&kernel::quantize(&[0.5, 0.5, 0.5, 0.5]));
+            }
+            let graph = built(&codes, 2, 1);
+            let whole = Built { graph: &graph, codes: &codes };
+            let query = kernel::quantize(&[1.0, 0.0, 0.0, 0.0]);
+            let start = Scored::new(0.0, graph.entry);
+            let near = walk::beam(&whole, query.view(), start, n, 0, &mut Scratch::new(n)).unwrap();
+            assert!(!near.is_empty());
+        }
+    }
 }

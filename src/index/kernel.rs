@@ -17,6 +17,22 @@ pub(super) struct Quantized {
     pub scale: f32,
 }
 
+impl Quantized {
+    /// The same, borrowed.
+    pub fn view(&self) -> Code<'_> {
+        Code { codes: &self.codes, scale: self.scale }
+    }
+}
+
+/// A borrowed [`Quantized`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Code<'a> {
+    /// One code a component.
+    pub codes: &'a [i8],
+    /// What a code of 1 is worth.
+    pub scale: f32,
+}
+
 /// Quantise a vector symmetrically by its own largest component.
 pub(super) fn quantize(vector: &[f32]) -> Quantized {
     let largest = vector.iter().fold(0.0_f32, |a, x| a.max(x.abs()));

@@ -75,6 +75,13 @@ impl Index {
             }
             _ => None,
         };
+        if manifest.analyser != lexical::ANALYSER {
+            return Err(Error::index(
+                dir,
+                format!("its words were analysed by {}, questions by {}", manifest.analyser, lexical::ANALYSER),
+                "build the index again",
+            ));
+        }
         let lexical = Lexical::open(&folder, files.rest())?;
         let index = Self { path: dir.to_path_buf(), manifest: manifest.clone(), store, lexical, dense };
         index.check_counts()?;

@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::kernel::Quantized;
+use super::kernel::Code;
 use crate::error::Result;
 
 /// Marks the unused end of a list of links.
@@ -16,7 +16,7 @@ pub(super) trait Graph {
     /// The neighbours of a node on a level; entries from the first [`NONE`] on are unused.
     fn links(&self, level: u8, node: u32) -> Result<&[u32]>;
     /// Append the similarity of `query` to each of `nodes` to `out`; `dots` is room to work in.
-    fn score(&self, query: &Quantized, nodes: &[u32], dots: &mut Vec<i32>, out: &mut Vec<f32>) -> Result<()>;
+    fn score(&self, query: Code, nodes: &[u32], dots: &mut Vec<i32>, out: &mut Vec<f32>) -> Result<()>;
 }
 
 /// A node with its similarity, packed so that plain integer order is "more similar first, then the smaller
@@ -90,7 +90,7 @@ impl Scratch {
 /// From `start`, step to the best neighbour on `level` until none is better.
 pub(super) fn descend(
     graph: &impl Graph,
-    query: &Quantized,
+    query: Code,
     start: Scored,
     level: u8,
     scratch: &mut Scratch,
@@ -112,7 +112,7 @@ pub(super) fn descend(
 /// The `ef` most similar nodes that a best-first search on `level` from `start` finds, best first.
 pub(super) fn beam(
     graph: &impl Graph,
-    query: &Quantized,
+    query: Code,
     start: Scored,
     ef: usize,
     level: u8,

@@ -49,6 +49,8 @@ pub(super) fn settle_names(folder: &Path) -> Result<()> {
     let name = SegmentId::from_uuid_string(SEGMENT).map_err(|e| internal(e.to_string()))?;
     let hyphened = serde_json::to_value(name).map_err(|e| internal(e.to_string()))?;
     let text = text.replace(id, hyphened.as_str().unwrap_or(SEGMENT));
+    // tantivy's own is readable by its maker only; the other files are as the user's umask has it.
+    disk::remove(&meta)?;
     std::fs::write(&meta, text).map_err(Error::file("write", &meta))
 }
 

@@ -4,6 +4,11 @@
 //! A question is a bag of words, put through the analyser that the passages went through: no character
 //! of it is syntax. The index is one segment whose document numbers are the passages' rows, so scores do
 //! not depend on how the work was cut up, and tantivy's own tie rule (the smaller document) is ours.
+//!
+//! One field holds title and text together. A field of its own for the title, added with a weight of 0.2,
+//! gave gold recall@1/20 of .498/.860 instead of .469/.833 on nq-dev but .609/.902 instead of .625/.905 on
+//! squad-dev (1,500 questions) and .127/.348 instead of .131/.350 on ottqa-dev, at 0.6 of the speed; title
+//! and text apart lost on all three.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +22,8 @@ use tantivy::indexer::NoMergePolicy;
 use tantivy::query::{BooleanQuery, BoostQuery, Occur, Query, TermQuery};
 use tantivy::schema::{Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
 use tantivy::tokenizer::{
-    Language, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer, StopWordFilter, TextAnalyzer, TokenizerManager,
+    AsciiFoldingFilter, Language, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer, StopWordFilter, TextAnalyzer,
+    TokenizerManager,
 };
 use tantivy::{IndexReader, ReloadPolicy, Searcher, TantivyDocument, TantivyError, Term};
 
@@ -44,23 +50,26 @@ const WRITER_MEMORY: usize = 256 << 20;
 const BODY: &str = "body";
 const ROW: &str = "row";
 
-/// Split at everything but letters and digits, lower case, stem (Snowball English).
+/// Split at everything but letters and digits, lower case, letters without accents, stem (Snowball
+/// English).
 fn passage_analyser() -> TextAnalyzer {
     TextAnalyzer::builder(SimpleTokenizer::default())
         .filter(RemoveLongFilter::limit(LONGEST_WORD))
         .filter(LowerCaser)
+        .filter(AsciiFoldingFilter)
         .filter(Stemmer::new(Language::English))
         .build()
 }
 
-/// The same without stop words. They stay in the index (dropping them there made no difference to
-/// quality), but a question's stop words would cost time and find nothing.
+/// The same without stop words. They stay in the index (dropping them there moved recall by less than
+/// 0.2 points either way); searching for them gains up to a point of recall@1 at half the speed.
 fn question_analyser() -> TextAnalyzer {
     let words = SimpleTokenizer::default();
     match StopWordFilter::new(Language::English) {
         Some(stop_words) => TextAnalyzer::builder(words)
             .filter(RemoveLongFilter::limit(LONGEST_WORD))
             .filter(LowerCaser)
+            .filter(AsciiFoldingFilter)
             .filter(stop_words)
             .filter(Stemmer::new(Language::English))
             .build(),
