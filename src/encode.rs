@@ -5,8 +5,9 @@
 //! inner product is their cosine.
 //!
 //! The same texts in one call give the same bytes every time. The int8 graph scales its activations over
-//! the whole batch, so a text's vector may differ in its last digits with the texts it is batched with
-//! (cosine above 0.999); fp32 differs by rounding only.
+//! the whole batch, so a text's vector depends a little on the texts it is batched with: alone or among 63
+//! others, 64 passages agreed to a cosine of 0.994 on average and 0.990 at least, which is what int8 costs
+//! against fp32 as well. fp32 differs by rounding only.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,8 +27,6 @@ use crate::runtime::tokenizer::{Cut, TextTokenizer};
 /// Texts that are tokenised and sorted together. Larger windows pad less and tokenise further ahead of the
 /// session; calls of [`Encoder::encode`] with several windows overlap tokenising and running.
 pub const WINDOW: usize = 1024;
-/// Padded tokens in a batch: activations of a batch should stay in the processor's cache.
-const TOKEN_BUDGET: usize = 16 * 1024;
 
 /// A bi-encoder, loaded and ready.
 #[derive(Debug)]
@@ -90,7 +89,7 @@ impl Encoder {
             cls: pooling == "cls",
             output,
             takes_types,
-            token_budget: TOKEN_BUDGET,
+            token_budget: batch::token_budget(session.device()),
             fingerprint: model.fingerprint(),
             truncation: Truncation::default(),
             session,
@@ -314,6 +313,28 @@ mod tests {
         assert_eq!(vectors.len(), many.len() * encoder.dim());
         assert!(vectors.chunks(6).all(|three| three == &few[..three.len()]));
         assert_eq!(encoder.encode(&[]).unwrap(), Vec::<f32>::new());
+    }
+
+    /// The int8 graph scales activations over the batch; this is how little it matters.
+    #[test]
+    fn a_vector_depends_little_on_the_texts_beside_it() {
+        let options = RuntimeOptions::default();
+        let model = crate::runtime::setup::model("all-MiniLM-L6-v2", &options, &crate::progress::Quiet).unwrap();
+        let mut encoder = Encoder::open(&model, &options).unwrap();
+        let passages = include_str!("cli/demo/passages.jsonl").lines().take(64).map(str::to_owned);
+        let passages: Vec<String> = passages.collect();
+        let together = encoder.encode(&passages).unwrap();
+        let cosines: Vec<f32> = passages
+            .iter()
+            .zip(together.chunks_exact(encoder.dim()))
+            .map(|(passage, vector)| {
+                let alone = encoder.encode(std::slice::from_ref(passage)).unwrap();
+                alone.iter().zip(vector).map(|(a, b)| a * b).sum()
+            })
+            .collect();
+        let (least, mean) = (cosines.iter().copied().fold(1.0, f32::min), cosines.iter().sum::<f32>() / 64.0);
+        assert!(least > 0.985 && mean > 0.993, "cosine {mean} on average, {least} at least");
+        assert_eq!(encoder.encode(&passages).unwrap(), together);
     }
 
     #[test]

@@ -14,9 +14,6 @@ use crate::runtime::model_dir::{ModelDir, ModelKind};
 use crate::runtime::session::{Input, RuntimeOptions, Session};
 use crate::runtime::tokenizer::{Cut, TextTokenizer};
 
-/// Padded tokens in a batch.
-const TOKEN_BUDGET: usize = 16 * 1024;
-
 /// A cross-encoder, loaded and ready.
 #[derive(Debug)]
 pub struct CrossEncoder {
@@ -88,7 +85,7 @@ impl CrossEncoder {
         }
         let lengths: Vec<usize> = pairs.iter().map(|p| p.ids.len()).collect();
         let mut scores = vec![0.0; passages.len()];
-        for rows in batch::plan(&lengths, TOKEN_BUDGET) {
+        for rows in batch::plan(&lengths, batch::token_budget(self.session.device())) {
             check_interrupt(|| "nothing of the passages being scored is kept".to_owned())?;
             let batch: Vec<&Cut> = rows.iter().filter_map(|&r| pairs.get(r)).collect();
             for (row, score) in rows.into_iter().zip(self.run(&batch)?) {

@@ -188,4 +188,6 @@ fn chat_frame(shape: &LmShape, model: &str) -> Result<(String, String)> {
     }
 }
 
-fn shots() -> usize { std::env::var("SHOTS").ok().and_then(|s| s.parse().ok()).unwrap_or(8) }
+fn shots() -> usize {
+    std::env::var("SHOTS").ok().and_then(|s| s.parse().ok()).unwrap_or(8)
+}

@@ -3,7 +3,20 @@
 //! A batch is padded to its longest text, so texts of like length belong together, and what bounds memory
 //! is the padded size, not the number of texts. Pure; running the batches is left to the callers.
 
+use crate::runtime::device::Device;
 use crate::runtime::tokenizer::Cut;
+
+/// Padded tokens of a batch on the processor. Speed hardly depends on it and memory does: 600 Wikipedia paragraphs
+/// through the starter encoder took 28.2, 29.7, 29.9 and 29.7 s of processor time at 2,048, 4,096, 8,192 and
+/// 16,384 tokens, and 0.26, 0.41, 0.70 and 1.30 GB at the peak. 4,096 still holds eight pairs of 512 tokens.
+const CPU_TOKENS: usize = 4096;
+/// The same on a GPU, which wants many rows at once.
+const GPU_TOKENS: usize = 32 * 1024;
+
+/// How many padded tokens a batch may have on a device.
+pub fn token_budget(device: Device) -> usize {
+    if device == Device::Cpu { CPU_TOKENS } else { GPU_TOKENS }
+}
 
 /// Indices of the texts of each batch, longest texts first (the peak of memory comes at once, not at the
 /// end), equal lengths in input order. `lengths` are in tokens; the padded size of a batch, its count
