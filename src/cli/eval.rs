@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use crate::cli::Globals;
@@ -33,7 +33,36 @@ pub struct EvalArgs {
     pub command: Option<EvalCommand>,
     /// A run.
     #[command(flatten)]
-    pub run: Option<RunArgs>,
+    pub run: MaybeRun,
+}
+
+/// The words of a run, unless there is a subcommand. (`Option<RunArgs>` would be clap's way, but its derive takes
+/// options within flattened structs for absent.)
+#[derive(Debug, Clone)]
+pub struct MaybeRun(pub Option<RunArgs>);
+
+impl FromArgMatches for MaybeRun {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        match matches.subcommand_name() {
+            Some(_) => Ok(Self(None)),
+            None => RunArgs::from_arg_matches(matches).map(|run| Self(Some(run))),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for MaybeRun {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        RunArgs::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        RunArgs::augment_args_for_update(command)
+    }
 }
 
 /// What else there is to do.
@@ -258,7 +287,7 @@ pub fn run_with(
     progress: &dyn Progress,
     out: &mut dyn Write,
 ) -> Result<()> {
-    let printed = match (&args.command, &args.run) {
+    let printed = match (&args.command, &args.run.0) {
         (Some(EvalCommand::Compare(args)), _) => {
             let comparison = compare(&args.a, &args.b, args.seed)?;
             if json { to_json(&comparison)? } else { comparison.table() }
