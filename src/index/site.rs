@@ -1,0 +1,133 @@
+//! The folder of an index while somebody writes to it: whose it is, and what is left in it afterwards.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::disk;
+use super::encode_cache::CACHE;
+use super::manifest::{MANIFEST, Manifest, generation_name};
+use crate::error::{Error, Result};
+
+/// Name of the lock file in an index folder.
+const LOCK: &str = "writer.lock";
+
+/// The folder a build works in, locked against other writers.
+pub(super) struct Site {
+    dir: PathBuf,
+    /// The generation that will be written.
+    pub next: u64,
+    /// Whether this build made the folder.
+    made: bool,
+    /// Held until the end; the system lets go of it even when the process is killed.
+    lock: File,
+}
+
+impl Site {
+    /// Make or take the folder at `dir`, lock it, and clear away what a crashed build left.
+    pub fn prepare(dir: &Path, overwrite: bool) -> Result<Self> {
+        let made = !dir.exists();
+        if !made {
+            refuse_strangers(dir)?;
+        }
+        fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
+        let lock_path = dir.join(LOCK);
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_path)
+            .map_err(Error::file("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(Error::index(dir, "another process is writing it", "wait until it is done"));
+            }
+            Err(fs::TryLockError::Error(e)) => return Err(Error::file("lock", &lock_path)(e)),
+        }
+        let mut site = Self { dir: dir.to_path_buf(), next: 1, made, lock };
+        let there = dir.join(MANIFEST).exists();
+        if there && !overwrite {
+            return Err(Error::index(
+                dir,
+                "there is an index here already",
+                "add --overwrite to replace it, or choose another folder",
+            ));
+        }
+        // A manifest that cannot be read is no reason to keep what it names, but its number is unknown:
+        // take one that no folder has.
+        site.next = generations(dir)?.iter().map(|&(number, _)| number).max().unwrap_or(0) + 1;
+        let current = Manifest::read(dir).ok().map(|manifest| manifest.generation);
+        for (number, path) in generations(dir)? {
+            if there && current.is_none_or(|current| current == number) {
+                continue;
+            }
+            disk::remove(&path)?;
+        }
+        let folder = site.generation();
+        fs::create_dir(&folder).map_err(Error::file("create", &folder))?;
+        Ok(site)
+    }
+
+    /// The generation folder that is being written.
+    pub fn generation(&self) -> PathBuf {
+        self.dir.join(generation_name(self.next))
+    }
+
+    /// Remove what is no longer of use: the old generations after a commit, the new one after a failure.
+    pub fn leave(&mut self, committed: bool, keep_cache: bool) -> Result<()> {
+        if committed {
+            for (number, path) in generations(&self.dir)? {
+                if number != self.next {
+                    disk::remove(&path)?;
+                }
+            }
+            if !keep_cache {
+                disk::remove(&self.dir.join(CACHE))?;
+            }
+            return Ok(());
+        }
+        disk::remove(&self.generation())?;
+        // Only if empty: it may hold vectors for the next build.
+        let _ = fs::remove_dir(self.dir.join(CACHE));
+        if self.made && fs::read_dir(&self.dir).is_ok_and(|entries| entries.count() == 1) {
+            disk::remove(&self.dir.join(LOCK))?;
+            let _ = fs::remove_dir(&self.dir);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
+    }
+}
+
+/// The generation folders of an index.
+fn generations(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
+        let path = entry.map_err(Error::file("list", dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(number) = name.strip_prefix("gen-").and_then(|n| n.parse().ok()) {
+            found.push((number, path));
+        }
+    }
+    Ok(found)
+}
+
+/// Fail for a folder that holds anything an index does not.
+fn refuse_strangers(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
+        let name = entry.map_err(Error::file("list", dir))?.file_name().to_string_lossy().into_owned();
+        let ours = [MANIFEST, "manifest.new", LOCK, CACHE].contains(&name.as_str())
+            || name.strip_prefix("gen-").is_some_and(|n| n.parse::<u64>().is_ok());
+        if !ours {
+            return Err(Error::request(
+                format!("{} holds other things than an index, for example {name}", dir.display()),
+                "choose an empty or new folder for the index",
+            ));
+        }
+    }
+    Ok(())
+}

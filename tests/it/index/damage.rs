@@ -1,0 +1,133 @@
+//! Indexes that are damaged, and builds that are killed.
+
+use std::path::Path;
+
+use nunatak::error::{Error, Result};
+use nunatak::index::writer::BuildOptions;
+use nunatak::index::{Index, verify};
+use nunatak::progress::Quiet;
+use nunatak::types::PassageId;
+
+use super::{build_with, built, ids, mix, options, passage, vector_of, word};
+
+/// Flip bits here and there, cut, and remove every file in turn: nothing may panic, nothing wrong may be
+/// read, and verify must name the file.
+#[test]
+fn damage_anywhere_is_named_and_never_read() {
+    let (_parent, dir) = built(700);
+    let whole = answers(&dir).unwrap();
+    let folder = dir.join("gen-000001");
+    let mut names: Vec<String> =
+        std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names.len(), Index::open(&dir).unwrap().manifest().files.len());
+    for name in names {
+        let path = folder.join(&name);
+        let bytes = std::fs::read(&path).unwrap();
+        let mut places: Vec<u64> = (0..25).map(|i| mix(i, bytes.len() as u64) % bytes.len() as u64).collect();
+        places.extend([0, bytes.len() as u64 - 1, bytes.len() as u64 / 2]);
+        for place in places {
+            let mut flipped = bytes.clone();
+            flipped[place as usize] ^= 1 << (place % 8);
+            change(&path, &flipped);
+            expect_damage(&dir, &name, &whole, &format!("{name} flipped at {place}"));
+        }
+        for length in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+            change(&path, &bytes[..length]);
+            expect_damage(&dir, &name, &whole, &format!("{name} cut to {length}"));
+            assert!(Index::open(&dir).is_err(), "{name} cut to {length} opens");
+        }
+        std::fs::remove_file(&path).unwrap();
+        expect_damage(&dir, &name, &whole, &format!("{name} removed"));
+        let error = Index::open(&dir).unwrap_err();
+        assert!(error.to_string().contains(&name) && error.hint().is_some(), "{name} removed: {error}");
+        std::fs::write(&path, &bytes).unwrap();
+    }
+    assert_eq!(answers(&dir).unwrap(), whole);
+    assert_eq!(verify::verify(&dir, &Quiet).unwrap().damage, []);
+}
+
+/// Replace a file by a new one: who has the old one mapped keeps it.
+fn change(path: &Path, bytes: &[u8]) {
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Everything that can be asked of an index, answered.
+fn answers(dir: &Path) -> Result<Vec<String>> {
+    let index = Index::open(dir)?;
+    let mut all = Vec::new();
+    for n in (0..700).step_by(7) {
+        all.push(format!("{:?}", index.passage(PassageId(n))?));
+        all.push(format!("{:?}", index.row_of(&format!("p{n}"))?));
+        all.push(format!("{:?}", index.lexical().search(&format!("{} unique{n}", word(n.into())), 20)?));
+    }
+    if let Some(dense) = index.dense() {
+        for n in 0..20 {
+            all.push(format!("{:?}", dense.search(&vector_of(n * 31), 20, 0)?));
+            all.push(format!("{:?}", dense.search_exact(&vector_of(n * 31), 20)?));
+        }
+    }
+    Ok(all)
+}
+
+fn expect_damage(dir: &Path, name: &str, whole: &[String], what: &str) {
+    let report = verify::verify(dir, &Quiet).unwrap();
+    let named: Vec<&str> = report.damage.iter().map(|damage| damage.file.as_str()).collect();
+    assert_eq!(named, [name], "{what}");
+    match answers(dir) {
+        // The damage was in bytes that nothing needs: padding, or a part that was not asked for.
+        Ok(answers) => assert_eq!(answers, whole, "{what}: wrong answers"),
+        Err(error) => assert!(matches!(error, Error::Index { .. }), "{what}: {error:?}"),
+    }
+}
+
+/// The child of the next test: build again and again, alternating two sizes, until killed.
+#[test]
+#[ignore = "runs as a child of `a_build_killed_at_any_instant_leaves_the_old_index_or_the_new`"]
+fn build_until_killed() {
+    let Some(dir) = std::env::var_os("NUNATAK_TEST_KILLED_BUILD") else { return };
+    let dir = Path::new(&dir);
+    let overwrite = BuildOptions { overwrite: true, ..options() };
+    loop {
+        let next = if Index::open(dir).is_ok_and(|index| index.len() == 300) { 500 } else { 300 };
+        build_with(dir, next, &overwrite).unwrap();
+    }
+}
+
+#[test]
+fn a_build_killed_at_any_instant_leaves_the_old_index_or_the_new() {
+    let kills = std::env::var("NUNATAK_TEST_KILLS").map_or(25, |n| n.parse().unwrap());
+    let (_parent, dir) = built(300);
+    let mut changes = 0;
+    let mut last = 300;
+    for kill in 0.. {
+        // Committing now and then is not a promise, but without it the kills hit nothing worth hitting.
+        if kill >= kills && changes > 0 {
+            break;
+        }
+        assert!(kill < 20 * kills, "no build was ever committed between kills");
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "index::damage::build_until_killed", "--ignored"])
+            .env("NUNATAK_TEST_KILLED_BUILD", &dir)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20 + mix(11, kill) % 400));
+        child.kill().unwrap();
+        assert!(!child.wait().unwrap().success(), "the child ended by itself at kill {kill}");
+        let index = Index::open(&dir).unwrap_or_else(|e| panic!("kill {kill}: {e}"));
+        assert!([300, 500].contains(&index.len()), "kill {kill}: {} passages", index.len());
+        changes += usize::from(index.len() != last);
+        last = index.len();
+        assert_eq!(verify::verify(&dir, &Quiet).unwrap().damage, [], "kill {kill}");
+        let n = mix(12, kill) % 300;
+        assert_eq!(index.passage(PassageId(n as u32)).unwrap(), passage(n));
+        assert_eq!(ids(&index.lexical().search(&format!("unique{n}"), 3).unwrap()), [n as u32]);
+        assert_eq!(index.dense().unwrap().search(&vector_of(n), 1, 0).unwrap()[0].passage, PassageId(n as u32));
+    }
+    // And the next build is none the worse for what they left.
+    build_with(&dir, 40, &BuildOptions { overwrite: true, ..options() }).unwrap();
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 3);
+}
