@@ -28,12 +28,12 @@ use crate::types::Hit;
 #[derive(Debug, Clone, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct EvalArgs {
+    /// A run. Stands first: it looks for the subcommand before that is taken away.
+    #[command(flatten)]
+    pub run: MaybeRun,
     /// What else there is to do.
     #[command(subcommand)]
     pub command: Option<EvalCommand>,
-    /// A run.
-    #[command(flatten)]
-    pub run: MaybeRun,
 }
 
 /// The words of a run, unless there is a subcommand. (`Option<RunArgs>` would be clap's way, but its derive takes

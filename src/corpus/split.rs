@@ -1,7 +1,10 @@
 //! Cuts a text into passages of about a wanted number of words, at sentence ends. Pure.
 //!
-//! A text of `w` words becomes `round(w / passage_words)` pieces of nearly equal size rather than full pieces
-//! and a rest: a rest of seven words is a passage that nobody can read.
+//! A text of `w` words becomes `floor(w / passage_words)` pieces of nearly equal size (at least one) rather than
+//! full pieces and a rest: a rest of seven words is a passage that nobody can read. A text of up to twice the
+//! wanted size stays whole, because tearing apart what an author kept together costs recall: on NQ-open over
+//! wiki223k, rounding instead of flooring (texts of 150 words became two pieces) lost 5 points of dense gold
+//! recall@1 and 1.2 of recall@20.
 
 use std::ops::Range;
 
@@ -31,7 +34,7 @@ pub fn split(text: &str, passage_words: usize) -> Vec<Piece> {
     if words == 0 {
         return Vec::new();
     }
-    let wanted = (words + passage_words / 2).checked_div(passage_words).unwrap_or(1);
+    let wanted = words.checked_div(passage_words).unwrap_or(1);
     if wanted <= 1 {
         return vec![Piece { range: whole, words }];
     }

@@ -22,6 +22,7 @@ mod hnsw;
 mod kernel;
 pub mod lexical;
 pub mod manifest;
+mod previous;
 mod site;
 mod store;
 pub mod verify;

@@ -24,6 +24,7 @@ use super::encode_cache::EncodeCache;
 use super::hnsw::{self, Codes};
 use super::lexical::{ANALYSER, LexicalWriter};
 use super::manifest::{CorpusSettings, EncoderIdentity, FORMAT, GraphSettings, Manifest};
+use super::previous::Previous;
 use super::site::Site;
 use super::store::{Store, StoreWriter};
 use super::{disk, kernel};
@@ -77,6 +78,8 @@ pub struct BuildReport {
     pub passages: u64,
     /// Passages whose vectors an earlier, stopped build had kept.
     pub resumed: u64,
+    /// Passages whose vectors came from the index that was replaced.
+    pub reused: u64,
     /// Size of the index on disk, in bytes.
     pub bytes: u64,
     /// The same by file.
@@ -236,6 +239,7 @@ impl Build<'_> {
     fn encode(&mut self, store: &Store, encode: &mut Encode, encoder: &EncoderIdentity) -> Result<Codes> {
         let (total, dim) = (store.len(), encoder.dim);
         let cache = EncodeCache::open(self.dir, &encoder.fingerprint, dim)?;
+        let previous = Previous::open(self.dir, encoder);
         let path = self.folder.join(HALVES);
         let mut halves = BufWriter::with_capacity(1 << 18, File::create(&path).map_err(Error::file("create", &path))?);
         let mut codes = Codes { dim, codes: Vec::with_capacity(total * dim), scales: Vec::with_capacity(total) };
@@ -244,16 +248,17 @@ impl Build<'_> {
         for first in (0..total).step_by(CHUNK) {
             check_interrupt(|| kept(first))?;
             let rows = first..total.min(first + CHUNK);
-            let texts = rows
-                .map(|row| Ok(store.passage(PassageId(row as u32))?.titled_text()))
-                .collect::<Result<Vec<String>>>()?;
+            let passages = rows.map(|row| store.passage(PassageId(row as u32))).collect::<Result<Vec<Passage>>>()?;
+            let texts: Vec<String> = passages.iter().map(Passage::titled_text).collect();
             let vectors = match cache.get(&texts, dim) {
                 Some(vectors) => {
                     self.report.resumed += texts.len() as u64;
                     vectors
                 }
                 None => {
-                    let vectors = unit_halves(encode(&texts)?, texts.len(), dim)?;
+                    let known: Vec<Option<Vec<f32>>> = passages.iter().map(|p| previous.vector(p)).collect();
+                    self.report.reused += known.iter().flatten().count() as u64;
+                    let vectors = unit_halves(fill(known, &texts, encode, dim)?, texts.len(), dim)?;
                     cache.put(&texts, &vectors)?;
                     vectors
                 }
@@ -269,6 +274,9 @@ impl Build<'_> {
         self.progress.finish();
         if self.report.resumed > 0 {
             self.progress.note(&format!("{} passages were encoded by an earlier build", self.report.resumed));
+        }
+        if self.report.reused > 0 {
+            self.progress.note(&format!("{} passages are unchanged and kept their vectors", self.report.reused));
         }
         Ok(codes)
     }
@@ -315,6 +323,19 @@ impl Build<'_> {
 /// What an interrupted build keeps.
 fn kept(passages: usize) -> String {
     format!("the vectors of {passages} passages are kept, and the same command goes on from there")
+}
+
+/// The vectors of `texts`, row by row: the known ones, and the others encoded together.
+fn fill(known: Vec<Option<Vec<f32>>>, texts: &[String], encode: &mut Encode, dim: usize) -> Result<Vec<f32>> {
+    let unknown: Vec<String> =
+        known.iter().zip(texts).filter(|(known, _)| known.is_none()).map(|(_, text)| text.clone()).collect();
+    if unknown.len() == texts.len() {
+        return encode(texts);
+    }
+    let fresh = if unknown.is_empty() { Vec::new() } else { encode(&unknown)? };
+    let mut fresh = fresh.chunks_exact(dim.max(1));
+    let rows = known.into_iter().filter_map(|row| row.or_else(|| fresh.next().map(<[f32]>::to_vec)));
+    Ok(rows.flatten().collect())
 }
 
 /// Encoded vectors, checked, brought to unit length and stored in 16 bits.
