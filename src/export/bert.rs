@@ -72,21 +72,7 @@ fn write(graph: Graph, source: &Path, out: &Path, kind: ModelKind) -> Result<()>
         source: source.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
         files: Default::default(),
     };
-    write_description(&mut description, out)
-}
-
-/// Hash the folder's files into the description and write it.
-fn write_description(description: &mut Description, dir: &Path) -> Result<()> {
-    use sha2::Digest;
-    for name in ["model.onnx", "tokenizer.json"] {
-        let path = dir.join(name);
-        let bytes = std::fs::read(&path).map_err(Error::file("read", &path))?;
-        let digest = sha2::Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
-        description.files.insert(name.to_owned(), digest);
-    }
-    let path = dir.join(crate::runtime::model_dir::DESCRIPTION);
-    let text = serde_json::to_string_pretty(description).map_err(Error::internal("writing a model description"))?;
-    std::fs::write(&path, text).map_err(Error::file("write", &path))
+    description.write(out)
 }
 
 /// Where token types come from.

@@ -1,7 +1,8 @@
-//! Named tensors as 32-bit floats, from safetensors files, sharded folders or GGUF files.
+//! Named tensors as 32-bit floats, from a safetensors file or a folder of them.
 //!
 //! Files are memory-mapped: opening a model reads its headers, and a tensor is read when it is asked for.
-//! What a tensor is called and what it means is the exporters' business.
+//! What a tensor is called and what it means is the exporters' business; GGUF files are read by
+//! [`gguf`](crate::export::gguf).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -46,8 +47,7 @@ struct ShardIndex {
 }
 
 impl Weights {
-    /// Open a safetensors file, a folder with `model.safetensors` or `model.safetensors.index.json`, or a
-    /// GGUF file.
+    /// Open a safetensors file, or a folder with `model.safetensors` or `model.safetensors.index.json`.
     ///
     /// # Errors
     /// [`Error::File`] for a file that is not there, [`Error::BadFile`] for one that is damaged or of
@@ -58,11 +58,7 @@ impl Weights {
         }
         match path.extension().and_then(|e| e.to_str()) {
             Some("safetensors") => Self::from_shards(path, vec![Shard::open(path)?]),
-            _ => Err(Error::bad_file(
-                path,
-                "is neither a safetensors nor a GGUF file",
-                "give a model folder, a .safetensors file or a .gguf file",
-            )),
+            _ => Err(Error::bad_file(path, "is not a safetensors file", "give a model folder or a .safetensors file")),
         }
     }
 
@@ -311,6 +307,6 @@ mod tests {
         }
         says(Weights::open(&dir.path().join("absent.safetensors")), "cannot open");
         std::fs::write(dir.path().join("a.bin"), "x").unwrap();
-        says(Weights::open(&dir.path().join("a.bin")), "neither a safetensors nor a GGUF");
+        says(Weights::open(&dir.path().join("a.bin")), "is not a safetensors file");
     }
 }

@@ -1,0 +1,121 @@
+//! Exported BERT-family graphs against candle's forward pass over the same weights: tiny random models
+//! of every family, and the starter encoder.
+#![allow(clippy::unwrap_used, reason = "what fails in a test's helper fails the test")]
+
+use nunatak::export::Precision;
+use nunatak::export::bert::{export_cross_encoder, export_encoder};
+use serde_json::{Value, json};
+
+use tiny::{Batch, Checkpoint, FAMILIES, Family, HIDDEN, config, root};
+
+mod starter;
+mod tiny;
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Smallest cosine of corresponding unit vectors.
+fn least_cosine(a: &[f32], b: &[f32]) -> f32 {
+    let cosine = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    a.chunks(HIDDEN).zip(b.chunks(HIDDEN)).map(cosine).fold(f32::INFINITY, f32::min)
+}
+
+#[test]
+fn encoders_equal_candle_in_every_family_pooling_and_naming() {
+    let batch = Batch::random(&[16, 3, 9, 1], 7, false);
+    for family in FAMILIES {
+        for (cls, root) in [(false, root(family)), (true, "")] {
+            let checkpoint = Checkpoint::new(family, root, 1, 11);
+            checkpoint.pool(cls);
+            let expected = checkpoint.embeddings(root, &batch, cls);
+            for precision in [Precision::Fp32, Precision::Fp16, Precision::Int8] {
+                let out = tempfile::tempdir().unwrap();
+                export_encoder(checkpoint.dir.path(), out.path(), precision).unwrap();
+                let found = batch.run(out.path(), "sentence_embedding");
+                let difference = largest_difference(&expected, &found);
+                let cosine = least_cosine(&expected, &found);
+                let case = format!("{family:?} cls={cls} {precision}: {difference} {cosine}");
+                println!("{case}");
+                match precision {
+                    Precision::Fp32 => assert!(difference < 1e-4, "{case}"),
+                    Precision::Fp16 => assert!(difference < 5e-3, "{case}"),
+                    Precision::Int8 => assert!(cosine > 0.99, "{case}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn cross_encoders_equal_candle_in_every_family() {
+    let batch = Batch::random(&[16, 4, 10], 8, true);
+    for family in FAMILIES {
+        let checkpoint = Checkpoint::new(family, root(family), 1, 13);
+        let expected = checkpoint.scores(root(family), &batch);
+        for (precision, tolerance) in [(Precision::Fp32, 1e-4), (Precision::Fp16, 2e-2), (Precision::Int8, 0.2)] {
+            let out = tempfile::tempdir().unwrap();
+            export_cross_encoder(checkpoint.dir.path(), out.path(), precision).unwrap();
+            let found = batch.run(out.path(), "score");
+            let difference = largest_difference(&expected, &found);
+            println!("{family:?} {precision}: {expected:?} {found:?} {difference}");
+            assert!(difference < tolerance, "{family:?} {precision}: {expected:?} {found:?}");
+        }
+    }
+}
+
+#[test]
+fn padding_does_not_change_a_text() {
+    let batch = Batch::random(&[16, 2, 9], 9, false);
+    for family in FAMILIES {
+        let checkpoint = Checkpoint::new(family, "", 1, 17);
+        // 8-bit activations share one scale a batch, so there a neighbour moves a text a little.
+        for (precision, tolerance) in [(Precision::Fp32, 1e-5), (Precision::Fp16, 5e-3), (Precision::Int8, 0.1)] {
+            let out = tempfile::tempdir().unwrap();
+            export_encoder(checkpoint.dir.path(), out.path(), precision).unwrap();
+            let together = batch.run(out.path(), "sentence_embedding");
+            for (row, together) in together.chunks(HIDDEN).enumerate() {
+                let alone = batch.row(row).run(out.path(), "sentence_embedding");
+                let difference = largest_difference(&alone, together);
+                println!("{family:?} {precision} {difference}");
+                assert!(difference < tolerance, "{family:?} {precision} row {row}: {difference}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_has_no_graph_is_refused_by_name() {
+    let says = |checkpoint: &Checkpoint, words: &str| {
+        let out = tempfile::tempdir().unwrap();
+        let message = export_encoder(checkpoint.dir.path(), out.path(), Precision::Fp32).unwrap_err().to_string();
+        assert!(message.contains(words), "{message}");
+        assert!(!out.path().join("nunatak.json").exists());
+    };
+    let edit = |checkpoint: &Checkpoint, key: &str, value: Value| {
+        let mut config = config(checkpoint.family);
+        config[key] = value;
+        std::fs::write(checkpoint.dir.path().join("config.json"), config.to_string()).unwrap();
+    };
+    let checkpoint = Checkpoint::new(Family::Bert, "", 2, 19);
+    edit(&checkpoint, "model_type", json!("t5"));
+    says(&checkpoint, "`t5` is not of the BERT family");
+    edit(&checkpoint, "hidden_act", json!("silu"));
+    says(&checkpoint, "`silu`");
+    edit(&checkpoint, "hidden_size", json!(64));
+    says(&checkpoint, "[60, 32]");
+    edit(&checkpoint, "num_hidden_layers", json!(3));
+    says(&checkpoint, "encoder.layer.2.attention.self.query.weight");
+    edit(&checkpoint, "hidden_size", json!("wide"));
+    says(&checkpoint, "config.json");
+    edit(&checkpoint, "model_type", json!("bert"));
+    let modules = json!([{"type": "sentence_transformers.models.Dense"}]).to_string();
+    std::fs::write(checkpoint.dir.path().join("modules.json"), modules).unwrap();
+    says(&checkpoint, "models.Dense");
+
+    let out = tempfile::tempdir().unwrap();
+    let two = Checkpoint::new(Family::Bert, "bert.", 2, 19);
+    let message = export_cross_encoder(two.dir.path(), out.path(), Precision::Fp32).unwrap_err().to_string();
+    assert!(message.contains("2 labels"), "{message}");
+}
