@@ -25,9 +25,8 @@ const QUESTIONS: usize = 500;
 const K: usize = 10;
 
 fn unit(random: &mut ChaCha8Rng, around: Option<&[f32]>) -> Vec<f32> {
-    let mut v: Vec<f32> = (0..DIM)
-        .map(|i| random.random_range(-1.0f32..1.0) + around.map_or(0.0, |c| c[i] * 12.0))
-        .collect();
+    let mut v: Vec<f32> =
+        (0..DIM).map(|i| random.random_range(-1.0f32..1.0) + around.map_or(0.0, |c| c[i] * 12.0)).collect();
     let length = v.iter().map(|x| x * x).sum::<f32>().sqrt();
     v.iter_mut().for_each(|x| *x /= length);
     v
@@ -66,10 +65,8 @@ fn main() {
     let report = build(&dir, &mut source, Some(&mut encode), &options, &Quiet).unwrap();
     let index = Index::open(&dir).unwrap();
     let dense = index.dense().unwrap();
-    let exact: Vec<HashSet<usize>> = questions
-        .iter()
-        .map(|q| dense.search_exact(q, K).unwrap().iter().map(|h| h.passage.row()).collect())
-        .collect();
+    let exact: Vec<HashSet<usize>> =
+        questions.iter().map(|q| dense.search_exact(q, K).unwrap().iter().map(|h| h.passage.row()).collect()).collect();
 
     let begin = Instant::now();
     let peer = Hnsw::<f32, DistDot>::new(16, n, 16, 200, DistDot {});
@@ -77,7 +74,7 @@ fn main() {
     peer.parallel_insert_slice(&rows);
     let peer_build = begin.elapsed().as_secs_f64();
 
-    let mut measure = |engine: &str, ef: usize, search: &dyn Fn(&[f32]) -> Vec<usize>| {
+    let measure = |engine: &str, ef: usize, search: &dyn Fn(&[f32]) -> Vec<usize>| {
         questions.iter().take(50).for_each(|q| drop(search(q))); // pages are mapped and caches filled
         let begin = Instant::now();
         let found: Vec<Vec<usize>> = questions.iter().map(|q| search(q)).collect();

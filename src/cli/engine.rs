@@ -229,6 +229,18 @@ fn open_retriever(
     })
 }
 
+fn open_reranker(
+    retrieval: &RetrievalArgs,
+    options: &RuntimeOptions,
+    progress: &dyn Progress,
+    models: &mut Models,
+) -> Result<Option<CrossEncoder>> {
+    let Some(name) = &retrieval.rerank else { return Ok(None) };
+    let model = setup::model(name, options, progress)?;
+    models.push(("reranker", model.name(), model.fingerprint()));
+    CrossEncoder::open(&model, options).map(Some)
+}
+
 /// Open the index and load what the options ask for. Without `reading` there is no reader.
 pub fn build(
     retrieval: &RetrievalArgs,
@@ -242,24 +254,30 @@ pub fn build(
     let index = Arc::new(Index::open(&retrieval.index)?);
     let mode = retrieval.mode.unwrap_or(if index.dense().is_some() { Mode::Hybrid } else { Mode::Bm25 });
     let mut models = Vec::new();
-    let retriever = open_retriever(&index, mode, retrieval, &options, progress, &mut models)?;
-    let reranker = match &retrieval.rerank {
-        Some(name) => {
-            let model = setup::model(name, &options, progress)?;
-            models.push(("reranker", model.name(), model.fingerprint()));
-            Some(CrossEncoder::open(&model, &options)?)
-        }
+    let reader_model = match reading {
+        Some(args) => Some((setup::model(&args.lm, &options, progress)?, args.settings(seed)?)),
         None => None,
     };
-    let reader = match reading {
-        Some(args) => {
-            let settings = args.settings(seed)?;
-            let model = setup::model(&args.lm, &options, progress)?;
-            models.push(("lm", model.name(), model.fingerprint()));
-            Some(Reader::open(&model, settings, &options)?)
-        }
+    // Loading the language model is the longest part of a cold start, and mostly one thread's work: the other
+    // models load beside it.
+    let (reader, others) = std::thread::scope(|scope| {
+        let reader = reader_model.as_ref().map(|(model, settings)| {
+            let (settings, options) = (settings.clone(), &options);
+            scope.spawn(move || Reader::open(model, settings, options))
+        });
+        let others = open_retriever(&index, mode, retrieval, &options, progress, &mut models)
+            .and_then(|retriever| Ok((retriever, open_reranker(retrieval, &options, progress, &mut models)?)));
+        let reader = reader.map(|thread| {
+            thread.join().map_err(|_| Error::Internal { doing: "loading the reader", message: "it panicked".into() })
+        });
+        (reader, others)
+    });
+    let (retriever, reranker) = others?;
+    let reader = match reader {
+        Some(loaded) => Some(loaded??),
         None => None,
     };
+    models.extend(reader_model.iter().map(|(model, _)| ("lm", model.name(), model.fingerprint())));
     let depths = Depths {
         retrieve: depth,
         rerank: retrieval.rerank_depth,

@@ -128,25 +128,29 @@ impl FrozenLm {
             ));
         }
         self.prepare_prefix(prefix)?;
+        let ends = self.ends(decoding, constraints.is_some());
+        let mut rows = Rows::new(prompts.len(), decoding, constraints, ends);
         let mut caches = Vec::with_capacity(prompts.len());
-        let mut logits = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            let (cache, last) =
-                self.prefill(prompt, if prompts.len() == 1 { capacity } else { prefix.len() + prompt.len() })?;
+        for (row, prompt) in prompts.iter().enumerate() {
+            let room = if prompts.len() == 1 { capacity } else { prefix.len() + prompt.len() };
+            let (cache, logits) = self.prefill(prompt, room)?;
             caches.push(cache);
-            logits.push(last);
+            // The first token of a row is known before the next row is read: who waits for it sees it now.
+            rows.step(row, &logits, &self.tokenizer, on_text)?;
         }
-        let mut cache = match caches.len() {
-            0 => return Ok((Vec::new(), Vec::new())),
-            1 => caches.remove(0),
-            _ => self.graph.join(&caches.iter().collect::<Vec<_>>(), capacity)?,
-        };
-        drop(caches);
-        self.decode(&mut cache, logits, decoding, constraints, on_text)
+        if rows.running() && decoding.max_new_tokens > 1 {
+            let mut cache = match caches.len() {
+                1 => caches.remove(0),
+                _ => self.graph.join(&caches.iter().collect::<Vec<_>>(), capacity)?,
+            };
+            drop(caches);
+            self.decode(&mut cache, &mut rows, on_text)?;
+        }
+        Ok(rows.finish())
     }
 
-    /// Make sure that the states of `prefix` are at hand.
-    fn prepare_prefix(&mut self, prefix: &[u32]) -> Result<()> {
+    /// Make sure that the states of `prefix` are at hand; the next [`Self::generate`] does it otherwise.
+    pub fn prepare_prefix(&mut self, prefix: &[u32]) -> Result<()> {
         if self.prefix.as_ref().is_some_and(|(tokens, _)| tokens == prefix) {
             return Ok(());
         }
@@ -171,91 +175,113 @@ impl FrozenLm {
         Ok((cache, pass.logits))
     }
 
-    fn decode(
-        &mut self,
-        cache: &mut KvCache,
-        mut logits: Vec<Vec<f32>>,
-        decoding: &Decoding,
-        constraints: Option<Vec<SpanConstraint>>,
-        on_text: OnText,
-    ) -> Result<(Vec<Generation>, Vec<Option<Span>>)> {
-        let rows = logits.len();
-        let ends = self.ends(constraints.is_some());
-        let mut constraints: Vec<Option<SpanConstraint>> = match constraints {
-            Some(list) => list.into_iter().map(Some).collect(),
-            None => (0..rows).map(|_| None).collect(),
-        };
-        let mut samplers: Vec<Sampler> = (0..rows).map(|row| Sampler::new(decoding, row)).collect();
-        let mut answers: Vec<Generation> = (0..rows)
-            .map(|_| Generation {
-                text: String::new(),
-                tokens: Vec::new(),
-                logprobs: Vec::new(),
-                finish: Finish::Length,
-            })
-            .collect();
-        let mut running = vec![true; rows];
-        for step in 0..decoding.max_new_tokens {
-            for row in (0..rows).filter(|&r| running[r]).collect::<Vec<_>>() {
-                let next = match &constraints[row] {
-                    Some(constraint) => pick_within(constraint, &logits[row], &ends),
-                    None => {
-                        let token = samplers[row].pick(&logits[row]);
-                        if ends.contains(&token) { Next::End(token) } else { Next::Token(token) }
-                    }
-                };
-                let (Next::Token(token) | Next::End(token)) = next;
-                let answer = &mut answers[row];
-                answer.logprobs.push(log_probability(&logits[row], token as usize));
-                answer.tokens.push(token);
-                match next {
-                    Next::Token(token) => {
-                        if let Some(constraint) = &mut constraints[row] {
-                            constraint.advance(token);
-                        }
-                        let text = self.tokenizer.decode(&answer.tokens)?;
-                        match decoding.stop.iter().filter_map(|s| stop_at(&text, s)).min() {
-                            Some(at) => {
-                                answer.text = text[..at].to_owned();
-                                answer.finish = Finish::Stop;
-                                running[row] = false;
-                            }
-                            None => answer.text = text,
-                        }
-                        on_text(row, &answer.text);
-                    }
-                    Next::End(_) => {
-                        answer.finish = Finish::Stop;
-                        running[row] = false;
-                    }
-                }
+    /// Step after step, all rows in one batch, until none is running.
+    fn decode(&mut self, cache: &mut KvCache, rows: &mut Rows, on_text: OnText) -> Result<()> {
+        let count = rows.answers.len();
+        let (fresh, every) = (vec![1; count], (0..count).collect::<Vec<usize>>());
+        for _ in 1..rows.decoding.max_new_tokens {
+            // Rows that are done take part with their last token: one batch shape, and nobody reads the result.
+            let embeds = self.embed(&rows.last_tokens())?;
+            let pass = self.graph.forward(cache, embeds, &fresh, &every, false)?;
+            let vocabulary = (pass.logits.len() / count).max(1);
+            for (row, logits) in pass.logits.chunks_exact(vocabulary).enumerate() {
+                rows.step(row, logits, &self.tokenizer, on_text)?;
             }
-            if step + 1 == decoding.max_new_tokens || !running.contains(&true) {
+            if !rows.running() {
                 break;
             }
-            // Rows that are done take part with their last token: one batch shape, and nobody reads the result.
-            let last: Vec<u32> = answers.iter().map(|a| a.tokens.last().copied().unwrap_or_default()).collect();
-            let embeds = self.embed(&last)?;
-            let fresh = vec![1; rows];
-            let every: Vec<usize> = (0..rows).collect();
-            let pass = self.graph.forward(cache, embeds, &fresh, &every, false)?;
-            let vocabulary = pass.logits.len() / rows;
-            for (row, chunk) in pass.logits.chunks_exact(vocabulary.max(1)).enumerate() {
-                logits[row].clear();
-                logits[row].extend_from_slice(chunk);
-            }
         }
-        let spans = constraints.iter().map(|c| c.as_ref().and_then(SpanConstraint::span)).collect();
-        Ok((answers, spans))
+        Ok(())
     }
 
-    /// Tokens that end an answer: the model's own, and under a span constraint also a line end.
-    fn ends(&self, constrained: bool) -> Vec<u32> {
+    /// Tokens that end an answer: the model's own, and under a span constraint, which chooses among tokens before
+    /// any text is written, also those that begin a new line where that is a stop text.
+    fn ends(&self, decoding: &Decoding, constrained: bool) -> Vec<u32> {
         let mut ends = self.shape.eos.clone();
-        if constrained {
+        if constrained && decoding.stop.iter().any(|s| s == "\n") {
             ends.extend(self.vocabulary().beginning_with(b'\n'));
         }
         ends
+    }
+}
+
+/// The answers under way, one a prompt.
+struct Rows<'a> {
+    decoding: &'a Decoding,
+    ends: Vec<u32>,
+    constraints: Vec<Option<SpanConstraint<'a>>>,
+    samplers: Vec<Sampler>,
+    answers: Vec<Generation>,
+    running: Vec<bool>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(count: usize, decoding: &'a Decoding, constraints: Option<Vec<SpanConstraint<'a>>>, ends: Vec<u32>) -> Self {
+        let unfinished =
+            Generation { text: String::new(), tokens: Vec::new(), logprobs: Vec::new(), finish: Finish::Length };
+        let mut constraints: Vec<_> = constraints.into_iter().flatten().map(Some).collect();
+        constraints.resize_with(count, || None);
+        Self {
+            decoding,
+            ends,
+            constraints,
+            samplers: (0..count).map(|row| Sampler::new(decoding, row)).collect(),
+            answers: vec![unfinished; count],
+            running: vec![decoding.max_new_tokens > 0; count],
+        }
+    }
+
+    fn running(&self) -> bool {
+        self.running.contains(&true)
+    }
+
+    fn last_tokens(&self) -> Vec<u32> {
+        self.answers.iter().map(|a| a.tokens.last().copied().unwrap_or_default()).collect()
+    }
+
+    /// Choose a row's next token from the logits before it.
+    fn step(&mut self, row: usize, logits: &[f32], tokenizer: &TextTokenizer, on_text: OnText) -> Result<()> {
+        if !self.running[row] {
+            return Ok(());
+        }
+        let next = match &self.constraints[row] {
+            Some(constraint) => pick_within(constraint, logits, &self.ends),
+            None => {
+                let token = self.samplers[row].pick(logits);
+                if self.ends.contains(&token) { Next::End(token) } else { Next::Token(token) }
+            }
+        };
+        let (Next::Token(token) | Next::End(token)) = next;
+        let answer = &mut self.answers[row];
+        answer.logprobs.push(log_probability(logits, token as usize));
+        answer.tokens.push(token);
+        if let Next::End(_) = next {
+            answer.finish = Finish::Stop;
+            self.running[row] = false;
+            return Ok(());
+        }
+        if let Some(constraint) = &mut self.constraints[row] {
+            constraint.advance(token);
+        }
+        let text = tokenizer.decode(&answer.tokens)?;
+        match self.decoding.stop.iter().filter_map(|s| stop_at(&text, s)).min() {
+            Some(at) => {
+                answer.text = text[..at].to_owned();
+                answer.finish = Finish::Stop;
+                self.running[row] = false;
+            }
+            None => answer.text = text,
+        }
+        on_text(row, &answer.text);
+        if answer.tokens.len() >= self.decoding.max_new_tokens {
+            self.running[row] = false;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> (Vec<Generation>, Vec<Option<Span>>) {
+        let spans = self.constraints.iter().map(|c| c.as_ref().and_then(SpanConstraint::span)).collect();
+        (self.answers, spans)
     }
 }
 

@@ -68,10 +68,13 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Load the model and prepare the template.
+    /// Load the model, prepare the template and compute its states.
     pub fn open(model: &ModelDir, settings: ReaderSettings, options: &RuntimeOptions) -> Result<Self> {
-        let lm = FrozenLm::open(model, options)?;
+        let mut lm = FrozenLm::open(model, options)?;
         let template = Template::new(settings.template, lm.shape(), lm.tokenizer(), lm.name())?;
+        if template.prefix().len() < lm.window() {
+            lm.prepare_prefix(template.prefix())?;
+        }
         Ok(Self { lm, template, settings })
     }
 

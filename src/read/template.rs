@@ -123,7 +123,7 @@ impl Template {
         match kind {
             TemplateKind::FewShot => {
                 let mut text = format!("{INSTRUCTION}\n\n");
-                for (title, passage, question, answer) in SHOTS.iter().take(shots()) {
+                for (title, passage, question, answer) in SHOTS {
                     text += &format!("{}{}Answer: {answer}\n\n", block(title, passage), question_line(question));
                 }
                 prefix.extend(tokenizer.encode(&text, false)?);
@@ -186,8 +186,4 @@ fn chat_frame(shape: &LmShape, model: &str) -> Result<(String, String)> {
         Some((before, after)) => Ok((before.to_owned(), after.to_owned())),
         None => Err(Error::model(model, "its chat template leaves the user's message out", hint)),
     }
-}
-
-fn shots() -> usize {
-    std::env::var("SHOTS").ok().and_then(|s| s.parse().ok()).unwrap_or(8)
 }
