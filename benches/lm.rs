@@ -1,9 +1,9 @@
 //! How fast the frozen language model reads and writes: prefill and decode, tokens a second.
 //!
-//! The prompt is 701 tokens of a given text (the first argument that is a file, else a built-in one), the
-//! model the int8 starter model on all cores. Prefill is the time to the first token; decode the further
-//! tokens after it, greedy, over the cache bound in place. Prints one JSON line with every repeat; compare with
-//! `benches/peers/llama.py` in the same minute, because the machine's speed moves. It does not show batches.
+//! The prompt is the first 701 tokens of the bundled passages (`title. text`, a line each), the model the int8
+//! starter model on all cores. Prefill is the time to the first token; decode the further tokens after it, greedy,
+//! over the cache bound in place. Prints one JSON line with every repeat; `benches/peers/llama.py --against` runs it
+//! in turns with llama.cpp, because the machine's speed moves. It does not show batches.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench is a script")]
 
 use std::time::Instant;
@@ -17,16 +17,19 @@ use nunatak::runtime::setup;
 const PROMPT_TOKENS: usize = 701;
 const NEW_TOKENS: usize = 64;
 const REPEATS: usize = 7;
-const TEXT: &str = "A glacier is a persistent body of dense ice that is constantly moving under its own weight. ";
+const PASSAGES: &str = include_str!("../src/cli/demo/passages.jsonl");
 
 fn main() {
     let options = RuntimeOptions::default();
     let model = setup::model("SmolLM2-135M-Instruct", &options, &Quiet).unwrap();
     let mut lm = FrozenLm::open(&model, &options).unwrap();
-    let file = std::env::args().skip(1).find(|a| std::path::Path::new(a).is_file());
-    let text = file.map_or_else(|| TEXT.repeat(60), |f| std::fs::read_to_string(f).unwrap());
-    let ids = lm.tokenizer().encode(&text, false).unwrap();
-    let prompt: Vec<u32> = ids.into_iter().cycle().take(PROMPT_TOKENS).collect();
+    let passages = PASSAGES.lines().map(|line| {
+        let passage: serde_json::Value = serde_json::from_str(line).unwrap();
+        format!("{}. {}", passage["title"].as_str().unwrap(), passage["text"].as_str().unwrap())
+    });
+    let text = passages.collect::<Vec<_>>().join("\n");
+    let mut prompt = lm.tokenizer().encode(&text, false).unwrap();
+    prompt.truncate(PROMPT_TOKENS);
     let mut run = |tokens: usize| {
         let decoding = Decoding { max_new_tokens: tokens, stop: Vec::new(), ..Decoding::default() };
         let begin = Instant::now();

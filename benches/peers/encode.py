@@ -13,6 +13,10 @@ around the graph is not shown here. Rounds are interleaved, so that a busy machi
 ratios compare processor seconds, which other processes distort least, and the best round's wall time is beside them.
 """
 
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime loads: its wheels report home otherwise
+
 import argparse
 import io
 import json

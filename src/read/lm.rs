@@ -130,21 +130,25 @@ impl FrozenLm {
         self.prepare_prefix(prefix)?;
         let ends = self.ends(decoding, constraints.is_some());
         let mut rows = Rows::new(prompts.len(), decoding, constraints, ends);
-        let mut caches = Vec::with_capacity(prompts.len());
+        // One prompt is decoded in the cache it was prefilled in; several are put together as they are read, so that
+        // no more than one of them is held twice.
+        let mut cache = match prompts.len() {
+            0 => return Ok(rows.finish()),
+            1 => None,
+            count => Some(self.graph.new_cache(count, capacity)?),
+        };
         for (row, prompt) in prompts.iter().enumerate() {
             let room = if prompts.len() == 1 { capacity } else { prefix.len() + prompt.len() };
-            let (cache, logits) = self.prefill(prompt, room)?;
-            caches.push(cache);
+            let (one, logits) = self.prefill(prompt, room)?;
+            match &mut cache {
+                Some(batch) => self.graph.place(&one, batch, row)?,
+                None => cache = Some(one),
+            }
             // The first token of a row is known before the next row is read: who waits for it sees it now.
             rows.step(row, &logits, &self.tokenizer, on_text)?;
         }
-        if rows.running() && decoding.max_new_tokens > 1 {
-            let mut cache = match caches.len() {
-                1 => caches.remove(0),
-                _ => self.graph.join(&caches.iter().collect::<Vec<_>>(), capacity)?,
-            };
-            drop(caches);
-            self.decode(&mut cache, &mut rows, on_text)?;
+        if let Some(cache) = cache.as_mut().filter(|_| rows.running()) {
+            self.decode(cache, &mut rows, on_text)?;
         }
         Ok(rows.finish())
     }
@@ -166,10 +170,10 @@ impl FrozenLm {
     /// States of the prepared prefix and `prompt`, and the logits after its last token.
     fn prefill(&mut self, prompt: &[u32], capacity: usize) -> Result<(KvCache, Vec<f32>)> {
         let embeds = self.embed(prompt)?;
-        let mut cache = match &self.prefix {
-            Some((tokens, prefix)) if !tokens.is_empty() => self.graph.join(&[prefix], capacity)?,
-            _ => self.graph.new_cache(1, capacity)?,
-        };
+        let mut cache = self.graph.new_cache(1, capacity)?;
+        if let Some((_, prefix)) = &self.prefix {
+            self.graph.place(prefix, &mut cache, 0)?;
+        }
         let last = prompt.len().saturating_sub(1);
         let pass = self.graph.forward(&mut cache, embeds, &[prompt.len()], &[last], false)?;
         Ok((cache, pass.logits))

@@ -151,32 +151,35 @@ impl KvSession {
         Ok(Pass { logits, hidden_states })
     }
 
-    /// One cache holding the sequences of several one-sequence caches, with room for `capacity` positions.
+    /// Copy the one sequence of `source` into row `row` of a batch.
     ///
     /// The states of past positions do not depend on what follows them, so a common prefix is computed
-    /// once and copied, and sequences of different lengths are prefilled apart (no padding) and joined
-    /// for decoding.
-    pub fn join(&mut self, sources: &[&KvCache], capacity: usize) -> Result<KvCache> {
+    /// once and copied, and sequences of different lengths are prefilled apart (no padding, and ONNX Runtime
+    /// takes several new positions behind a past for one sequence only) and put together for decoding.
+    pub fn place(&self, source: &KvCache, cache: &mut KvCache, row: usize) -> Result<()> {
         let failed = "copying the KV cache";
-        let mut cache = self.new_cache(sources.len(), capacity)?;
+        let length = source.lengths.first().copied().unwrap_or(0);
+        if row >= cache.batch || length > cache.capacity {
+            return Err(Error::Internal {
+                doing: failed,
+                message: format!("{length} positions do not fit row {row} of {} x {}", cache.batch, cache.capacity),
+            });
+        }
         let (heads, width) = (self.shape.kv_heads, self.shape.head_dim);
-        for (b, source) in sources.iter().enumerate() {
-            let length = source.lengths.first().copied().unwrap_or(0).min(capacity);
-            cache.lengths[b] = length;
-            for (from, to) in source.tensors.iter().zip(&mut cache.tensors) {
-                let place = Placement { row: b, heads, width, length, from: source.capacity, to: capacity };
-                if self.shape.kv_dtype == "f16" {
-                    let (_, source) = from.try_extract_tensor::<f16>().map_err(Error::internal(failed))?;
-                    let (_, target) = to.try_extract_tensor_mut::<f16>().map_err(Error::internal(failed))?;
-                    place.copy(source, target);
-                } else {
-                    let (_, source) = from.try_extract_tensor::<f32>().map_err(Error::internal(failed))?;
-                    let (_, target) = to.try_extract_tensor_mut::<f32>().map_err(Error::internal(failed))?;
-                    place.copy(source, target);
-                }
+        let place = Placement { row, heads, width, length, from: source.capacity, to: cache.capacity };
+        cache.lengths[row] = length;
+        for (from, to) in source.tensors.iter().zip(&mut cache.tensors) {
+            if self.shape.kv_dtype == "f16" {
+                let (_, source) = from.try_extract_tensor::<f16>().map_err(Error::internal(failed))?;
+                let (_, target) = to.try_extract_tensor_mut::<f16>().map_err(Error::internal(failed))?;
+                place.copy(source, target);
+            } else {
+                let (_, source) = from.try_extract_tensor::<f32>().map_err(Error::internal(failed))?;
+                let (_, target) = to.try_extract_tensor_mut::<f32>().map_err(Error::internal(failed))?;
+                place.copy(source, target);
             }
         }
-        Ok(cache)
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@
 //! owner; who needs two graphs at once opens two sessions.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use half::f16;
 use ort::environment::Environment;
@@ -87,6 +87,12 @@ pub fn silence_telemetry() {
 /// The process-wide ONNX Runtime, loaded from `library` on the first call.
 fn environment(options: &RuntimeOptions) -> Result<&'static Environment> {
     static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+    // ONNX Runtime takes one environment a process, and models may be loaded side by side.
+    static LOADING: Mutex<()> = Mutex::new(());
+    if let Some(environment) = ENVIRONMENT.get() {
+        return Ok(environment);
+    }
+    let _loading = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(environment) = ENVIRONMENT.get() {
         return Ok(environment);
     }
