@@ -94,6 +94,7 @@ pub fn run(args: &IndexArgs, globals: &Globals) -> Result<()> {
 fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
     let progress = globals.progress();
     let options = globals.runtime();
+    writer::refuse_existing(&args.index, args.overwrite)?;
     let corpus_options = CorpusOptions { passage_words: args.passage_words, skip_bad: args.skip_bad };
 
     // The corpus is read twice. The first pass costs seconds, finds a bad line before hours are spent on

@@ -45,7 +45,7 @@ pub struct Globals {
     /// Never fetch anything: what is missing is an error
     #[arg(long, global = true, env = "NUNATAK_OFFLINE", value_parser = clap::builder::FalseyValueParser::new())]
     pub offline: bool,
-    /// Where models run: cpu, cuda[:n], tensorrt[:n], or auto
+    /// Where models run: cpu, cuda, tensorrt (cuda:1 is the second GPU), or auto
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
     pub device: Device,
     /// Threads for models and builds; 0 takes all cores

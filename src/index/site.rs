@@ -45,14 +45,8 @@ impl Site {
             Err(fs::TryLockError::Error(e)) => return Err(Error::file("lock", &lock_path)(e)),
         }
         let mut site = Self { dir: dir.to_path_buf(), next: 1, made, lock };
+        refuse_existing(dir, overwrite)?;
         let there = dir.join(MANIFEST).exists();
-        if there && !overwrite {
-            return Err(Error::index(
-                dir,
-                "there is an index here already",
-                "add --overwrite to replace it, or choose another folder",
-            ));
-        }
         // A manifest that cannot be read is no reason to keep what it names, but its number is unknown:
         // take one that no folder has.
         site.next = generations(dir)?.iter().map(|&(number, _)| number).max().unwrap_or(0) + 1;
@@ -101,6 +95,15 @@ impl Drop for Site {
     fn drop(&mut self) {
         let _ = self.lock.unlock();
     }
+}
+
+/// Fail if there is an index at `dir` that may not be replaced. A build asks first of all, so that nobody waits for a
+/// corpus to be read before hearing it.
+pub fn refuse_existing(dir: &Path, overwrite: bool) -> Result<()> {
+    if overwrite || !dir.join(MANIFEST).exists() {
+        return Ok(());
+    }
+    Err(Error::index(dir, "there is an index here already", "add --overwrite to replace it, or choose another folder"))
 }
 
 /// The generation folders of an index.

@@ -26,6 +26,7 @@ use super::lexical::{ANALYSER, LexicalWriter};
 use super::manifest::{CorpusSettings, EncoderIdentity, FORMAT, GraphSettings, Manifest};
 use super::previous::Previous;
 use super::site::Site;
+pub use super::site::refuse_existing;
 use super::store::{Store, StoreWriter};
 use super::{disk, kernel};
 use crate::error::{Error, Result};

