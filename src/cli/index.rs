@@ -48,7 +48,8 @@ struct BuildArgs {
     /// Files and folders to read: JSONL, TSV, Parquet, Arrow, Markdown, text, HTML; gz and zst as they are
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     corpus: Vec<PathBuf>,
-    /// Split documents at sentence ends into passages of this many words, up to twice as many; 0 keeps them whole
+    /// Split documents at sentence ends into passages of this many words, up to twice as many; records (JSONL, TSV,
+    /// Parquet, Arrow) stay whole up to four times as many. 0 keeps everything whole
     #[arg(long, default_value_t = 100, value_name = "WORDS")]
     passage_words: usize,
     /// Go on over up to N bad records

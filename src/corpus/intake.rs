@@ -5,7 +5,8 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use super::outline::Section;
-use super::{CorpusOptions, CorpusReport, KEPT_PROBLEMS, files, split::split};
+use super::split::{split, split_record};
+use super::{CorpusOptions, CorpusReport, KEPT_PROBLEMS, files};
 use crate::error::{Error, Result};
 use crate::types::{Passage, SourceSpan, document_of};
 
@@ -104,7 +105,7 @@ impl Intake for Emitter<'_> {
         if id.is_empty() {
             return self.bad(place, "the id is empty".to_string());
         }
-        let pieces = split(text, self.options.passage_words);
+        let pieces = split_record(text, self.options.passage_words);
         if pieces.is_empty() {
             return self.bad(place, "the text is empty".to_string());
         }

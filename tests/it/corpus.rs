@@ -310,10 +310,23 @@ fn duplicate_ids_are_named_with_both_places() {
     assert_eq!(read_all(&[first, second], 100, 1).unwrap().1.skipped, 1);
 }
 
+/// 100 words a passage: a record of 399 words is taken as it is, one of 400 is cut; a section from 200 on.
+#[test]
+fn records_stay_whole_longer_than_sections_of_documents() {
+    let c = Corpus::new();
+    let words = |n: usize| "One two three four five. ".repeat(n / 5);
+    let record = |n: usize| format!("{{\"id\": \"a\", \"text\": \"{}\"}}\n", words(n));
+    let pieces = |path: &Path| read_all(&[path.to_path_buf()], 100, 0).unwrap().0.len();
+    assert_eq!(pieces(&c.file("whole.jsonl", record(395))), 1);
+    assert_eq!(pieces(&c.file("cut.jsonl", record(400))), 4);
+    assert_eq!(pieces(&c.file("whole.md", words(195))), 1);
+    assert_eq!(pieces(&c.file("cut.md", words(200))), 2);
+}
+
 #[test]
 fn ids_that_look_like_pieces_cannot_collide_with_pieces() {
     let c = Corpus::new();
-    let long = format!("{{\"id\": \"a\", \"text\": \"{}\"}}\n", "Some words here. ".repeat(20));
+    let long = format!("{{\"id\": \"a\", \"text\": \"{}\"}}\n", "Some words here. ".repeat(40));
     let like = "{\"id\": \"a#2\", \"text\": \"x\"}\n";
     let before = problem_at(&c.file("before.jsonl", format!("{like}{long}")), 20);
     assert!(before.contains("before.jsonl:2: the name of the piece \"a#2\" is taken"), "{before}");
