@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::eval::judgements;
 use crate::eval::ranking::Gold;
 
 /// A question with what is known of its answer.
@@ -51,7 +52,7 @@ pub struct Dataset {
 /// judgement that is none, and for an id that comes twice; [`Error::BadFile`] when nothing is left.
 pub fn read(path: &Path, skip_bad: usize) -> Result<Dataset> {
     let mut reader = Reader { hash: Sha256::new(), skip_bad, skipped: 0 };
-    let questions = match judged_folder(path)? {
+    let questions = match judgements::locate(path)? {
         Some((queries, judgements)) => {
             let questions = reader.questions(&queries)?;
             let gold = reader.judgements(&judgements)?;
@@ -65,47 +66,6 @@ pub fn read(path: &Path, skip_bad: usize) -> Result<Dataset> {
     }
     let sha256 = hex(&reader.hash.finalize());
     Ok(Dataset { questions, path: path.to_path_buf(), sha256, skipped: reader.skipped })
-}
-
-/// The queries and the judgements that `path` stands for, if it is of the BEIR kind.
-fn judged_folder(path: &Path) -> Result<Option<(PathBuf, PathBuf)>> {
-    if path.extension().is_some_and(|e| e == "tsv") {
-        let folders = path.ancestors().skip(1).take(2);
-        let found = folders.map(|f| f.join("queries.jsonl")).find(|queries| queries.is_file());
-        let hint = "keep queries.jsonl beside the judgements or one folder above";
-        let queries = found.ok_or_else(|| Error::bad_file(path, "these judgements have no queries.jsonl", hint))?;
-        return Ok(Some((queries, path.to_path_buf())));
-    }
-    if !path.is_dir() {
-        return Ok(None);
-    }
-    let queries = path.join("queries.jsonl");
-    let single = path.join("qrels.tsv");
-    let hint = "a BEIR folder holds queries.jsonl and qrels/test.tsv";
-    if !queries.is_file() {
-        return Err(Error::bad_file(path, "the folder has no queries.jsonl", hint));
-    }
-    if single.is_file() {
-        return Ok(Some((queries, single)));
-    }
-    let splits = path.join("qrels");
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(&splits).map_err(Error::file("read", &splits))? {
-        let split = entry.map_err(Error::file("read", &splits))?.path();
-        if split.extension().is_some_and(|e| e == "tsv") {
-            found.push(split);
-        }
-    }
-    found.sort();
-    let test = splits.join("test.tsv");
-    match found.as_slice() {
-        [only] => Ok(Some((queries, only.clone()))),
-        _ if found.contains(&test) => Ok(Some((queries, test))),
-        [] => Err(Error::bad_file(&splits, "there is no .tsv in it", hint)),
-        _ => {
-            Err(Error::bad_file(&splits, "several splits and no test.tsv", "name the one that is meant: qrels/dev.tsv"))
-        }
-    }
 }
 
 /// What goes on while files are read.
@@ -144,7 +104,7 @@ impl Reader {
         let bytes = self.bytes(path)?;
         let mut all: BTreeMap<String, Gold> = BTreeMap::new();
         for (line, text) in lines(&bytes) {
-            match text.and_then(|text| judgement(text, line)) {
+            match text.and_then(|text| judgements::parse(text, line)) {
                 Ok(Some((question, document, grade))) => {
                     all.entry(question.to_owned()).or_default().insert(document.to_owned(), grade);
                 }
@@ -174,25 +134,6 @@ impl Reader {
                 "get the file again; it may be cut short",
             )),
         }
-    }
-}
-
-/// A judgement: three columns (question, document, grade) or TREC's four (question, 0, document, grade). `None`
-/// for BEIR's header and for a grade of 0 or below, which means "not relevant".
-fn judgement(text: &str, line: u64) -> Result<Option<(&str, &str, u32)>, String> {
-    let columns: Vec<&str> = text.split_whitespace().collect();
-    let (question, document, grade) = match columns.as_slice() {
-        [question, document, grade] | [question, _, document, grade] => (*question, *document, *grade),
-        _ => return Err("a judgement has three columns: question, document, grade".to_owned()),
-    };
-    match grade.parse::<i64>() {
-        Ok(grade) if grade > 0 => {
-            let grade = u32::try_from(grade).map_err(|_| format!("the grade is too large: {grade}"))?;
-            Ok(Some((question, document, grade)))
-        }
-        Ok(_) => Ok(None),
-        Err(_) if line == 1 => Ok(None),
-        Err(_) => Err(format!("the grade is no whole number: {grade}")),
     }
 }
 
@@ -293,7 +234,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// Bytes as lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

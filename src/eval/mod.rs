@@ -10,6 +10,7 @@ mod characters;
 pub mod compare;
 pub mod dataset;
 pub mod has_answer;
+mod judgements;
 pub mod normalise;
 pub mod out_dir;
 pub mod prediction;
