@@ -42,27 +42,6 @@ pub struct Pass {
     pub hidden_states: Option<Vec<f32>>,
 }
 
-impl KvCache {
-    /// Filled positions of each sequence.
-    pub fn lengths(&self) -> &[usize] {
-        &self.lengths
-    }
-
-    /// Positions there is room for.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Bytes of the buffers.
-    pub fn bytes(&self) -> usize {
-        self.tensors.iter().map(|t| t.shape().num_elements() * element_size(t)).sum()
-    }
-}
-
-fn element_size(tensor: &DynTensor) -> usize {
-    if *tensor.data_type() == TensorElementType::Float16 { 2 } else { 4 }
-}
-
 impl KvSession {
     /// Load the graph at `path`.
     pub fn open(path: &std::path::Path, shape: &LmShape, hidden: usize, options: &RuntimeOptions) -> Result<Self> {
