@@ -9,7 +9,7 @@ use std::str::FromStr;
 use crate::error::Error;
 
 pub mod bert;
-mod bert_source;
+pub(crate) mod bert_source;
 mod blockwise;
 pub mod gguf;
 mod gguf_blocks;
@@ -18,7 +18,7 @@ mod gguf_tokenizer;
 pub mod llama;
 mod llama_folder;
 mod llama_graph;
-mod llama_source;
+pub(crate) mod llama_source;
 pub mod onnx;
 mod quantize;
 mod rope;

@@ -1,0 +1,16 @@
+//! Small modules beside the frozen language model, trained by anyone on their own data.
+//!
+//! One loop ([`trainer`]) trains every kind; a kind says what its variables, its loss and its measure are
+//! ([`trainer::Trainable`]). Models are computed on candle from the same weight files that the exporter reads, with
+//! gradients for what is learned and none for the language model ([`llama`], [`ops`]).
+
+pub mod checkpoint;
+pub mod llama;
+pub mod memory;
+pub mod ops;
+pub mod optimiser;
+pub mod prompt;
+pub mod prompt_run;
+pub mod record;
+pub mod trainer;
+pub mod windows;
