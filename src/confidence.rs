@@ -210,13 +210,23 @@ impl Calibration {
         (1.0 / (1.0 + (-log_odds).exp())) as f32
     }
 
+    /// What it was fitted on and what it goes by, for people.
+    pub fn summary(&self) -> String {
+        let on = self.fitted.as_ref().map_or("fitted on nothing".to_owned(), |f| {
+            let (n, right) = (f.n, f.right * 100.0);
+            format!("fitted on {n} answers to {}, {right:.1}% of them right; log loss {:.4}", f.questions, f.log_loss)
+        });
+        let term = |t: &Term| format!("  {:<14} {:+.3} a standard deviation of {:.3}\n", t.feature, t.weight, t.scale);
+        format!("{on}\nlog-odds {:+.3}, and\n{}", self.intercept, self.terms.iter().map(term).collect::<String>())
+    }
+
     /// Why its probabilities are off for a pipeline with these settings and models, in words: the first thing
     /// that is not as it was where they were fitted. `None` = it fits.
     pub fn mismatch(&self, settings: &Map<String, Value>, models: &BTreeMap<String, String>) -> Option<String> {
         let Some(fitted) = &self.fitted else { return Some("it was fitted on nothing".to_owned()) };
         let now = relevant_settings(settings);
         let names = fitted.settings.keys().chain(now.keys());
-        let differs = |name: &&String| fitted.settings.get(*name) != now.get(*name);
+        let differs = |name: &&String| !same(fitted.settings.get(*name), now.get(*name));
         // A path may differ where the fingerprint says that the model is the same.
         let by_fingerprint = |name: &&String| MODELS.contains(&name.as_str()) || *name == "rerank";
         if let Some(name) = names.into_iter().filter(|n| !by_fingerprint(n)).find(differs) {
@@ -227,6 +237,12 @@ impl Calibration {
         let role = roles.into_iter().find(|role| fitted.models.get(*role) != now.get(*role))?;
         Some(format!("it was fitted with another {role}"))
     }
+}
+
+/// Equal, numbers as they are typed: reading a file may move the last bit of one.
+fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
+    let number = |value: Option<&Value>| value.and_then(Value::as_f64).map(|x| x as f32);
+    a == b || number(a).is_some_and(|a| number(b) == Some(a))
 }
 
 #[cfg(test)]

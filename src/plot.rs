@@ -488,9 +488,9 @@ mod tests {
             parts: vec!["find".into(), "read".into()],
             bars: vec![("p50".into(), vec![10.0, 30.0]), ("p99".into(), vec![20.0, 60.0])],
         });
-        // Two swatches and the ground come first.
+        // 80 ms are 480 - 56 - 14 - 56 = 354 wide, so 10 ms 44.25. The ground and two swatches come first.
         let widths = &numbers(&bars, "rect", "width")[3..];
-        assert_eq!(widths, [88.5, 265.5 / 2.0 * 0.0 + 132.8, 88.5, 265.5]);
+        assert_eq!(widths, [44.2, 132.8, 88.5, 265.5]);
     }
 
     #[test]

@@ -128,6 +128,9 @@ fn bench(args: &RunArgs, answers: &'static [&'static str], stop_at: Option<&'sta
             answer: answers.get(number - 1).map(|text| Answer {
                 question: question.question.clone(),
                 answer: (*text).to_owned(),
+                // Surest of the first question.
+                confidence: 1.0 - 0.2 * number as f32,
+                abstained: text.is_empty(),
                 score: -0.25,
                 supported: true,
                 evidence: Vec::new(),
@@ -146,6 +149,8 @@ fn bench(args: &RunArgs, answers: &'static [&'static str], stop_at: Option<&'sta
                 score: 3.0,
                 tokens: 8,
             }],
+            first_stage: None,
+            trace: None,
             latency,
         })
     };
@@ -241,7 +246,7 @@ fn a_run_leaves_the_files_of_the_contract() {
     let mut names: Vec<String> =
         fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, ["predictions.jsonl", "report.json", "run.trec"]);
+    assert_eq!(names, ["predictions.jsonl", "report.html", "report.json", "run.trec"]);
 
     let report = Report::open(&out.join("report.json")).unwrap();
     let printed = printed.replace("DIR", &folder.path().display().to_string());
@@ -293,7 +298,7 @@ fn a_stopped_run_is_resumed_to_the_same_bytes() {
     torn.extend(b"{\"id\": \"q3\", \"ques");
     fs::write(path("stopped/predictions.jsonl.partial"), torn).unwrap();
     eval(folder.path(), "stopped", "--resume", GOOD, None).unwrap();
-    for name in ["predictions.jsonl", "run.trec", "report.json"] {
+    for name in ["predictions.jsonl", "run.trec", "report.json", "report.html"] {
         assert_eq!(
             fs::read(path("stopped").join(name)).unwrap(),
             fs::read(path("whole").join(name)).unwrap(),
