@@ -161,10 +161,12 @@ impl OutDir {
             })
         })?;
         let report = Report::new(page.columns(), provenance);
-        let html = page.render(&report)?;
+        let text = serde_json::to_string_pretty(&report).map_err(Error::internal("writing a report"))?;
+        // As it will be read, so that the page can be made again to the same bytes: a number's last bit may move.
+        let as_read = serde_json::from_str(&text).map_err(Error::internal("reading the report again"))?;
+        let html = page.render(&as_read)?;
         let at = partial(&path, PAGE);
         write_file(&at, |to| to.write_all(html.as_bytes()).map_err(Error::file("write", &at)))?;
-        let text = serde_json::to_string_pretty(&report).map_err(Error::internal("writing a report"))?;
         let at = partial(&path, REPORT);
         write_file(&at, |to| writeln!(to, "{text}").map_err(Error::file("write", &at)))?;
         for name in [PREDICTIONS, RUN, PAGE, REPORT] {

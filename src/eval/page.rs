@@ -120,7 +120,8 @@ impl Page {
         environment.add_filter("shown", |value: Jinja| match value.as_str() {
             Some(text) => text.to_owned(),
             None if value.is_none() => "none".to_owned(),
-            None => value.to_string(),
+            // Settings are 32 bits wide: 0.8 is not to be shown as 0.800000011920929.
+            None => f64::try_from(value.clone()).map_or_else(|_| value.to_string(), |x| (x as f32).to_string()),
         });
         let latency: Vec<(&str, Option<&Value>)> = STAGES.iter().map(|s| (*s, self.latency_of(report, s))).collect();
         let context = context! {
