@@ -15,12 +15,14 @@
 //! [`train`] learns the small modules around the frozen model; above them, [`cli`] is what people type.
 
 pub mod error;
+pub mod plot;
 pub mod progress;
 pub mod types;
 
 pub mod export;
 pub mod runtime;
 
+pub mod confidence;
 pub mod corpus;
 pub mod encode;
 pub mod index;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::confidence::{Calibration, Features};
 use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::pack::{self, Dealing, Packing};
@@ -40,6 +41,8 @@ pub struct Pipeline {
     reranker: Option<CrossEncoder>,
     reader: Option<Reader>,
     depths: Depths,
+    calibration: Calibration,
+    min_confidence: f32,
 }
 
 /// What the first stages found for a question.
@@ -70,7 +73,13 @@ impl Pipeline {
         reader: Option<Reader>,
         depths: Depths,
     ) -> Self {
-        Self { index, retriever, reranker, reader, depths }
+        let calibration = Calibration::uninformed();
+        Self { index, retriever, reranker, reader, depths, calibration, min_confidence: 0.0 }
+    }
+
+    /// Judge answers by `calibration`, and withhold those of a confidence below `least`.
+    pub fn with_confidence(self, calibration: Calibration, least: f32) -> Self {
+        Self { calibration, min_confidence: least, ..self }
     }
 
     /// The index it answers from.
@@ -95,7 +104,8 @@ impl Pipeline {
         let (reading, read) = timed(|| self.read(question, &packing, on_text))?;
         let total = found.latency_ms.total + pack + read;
         let latency_ms = Latency { pack, read, total, ..found.latency_ms };
-        Ok(assemble(question, found, packing, reading, latency_ms))
+        let answer = assemble(question, found, packing, reading, latency_ms);
+        Ok(judge(answer, &self.calibration, self.min_confidence))
     }
 
     /// Retrieve and re-rank.
@@ -151,16 +161,51 @@ fn assemble(question: &str, found: Found, packing: Packing, reading: Reading, la
     };
     let windows =
         packing.windows.into_iter().map(|window| window.into_iter().map(|packed| packed.passage).collect()).collect();
-    let trace = Trace { retrieved: found.retrieved, reranked: found.reranked, windows, left_out: packing.left_out };
+    let supported = !reading.evidence.is_empty();
+    let features = Features {
+        log_likelihood: Some(reading.log_likelihood),
+        score: Some(reading.score),
+        lead: reading.lead,
+        supported: Some(f32::from(u8::from(supported))),
+        p_abstain: reading.p_abstain,
+        ..Features::of_ranking(&found.ranking())
+    }
+    .finite();
+    let trace = Trace {
+        retrieved: found.retrieved,
+        reranked: found.reranked,
+        windows,
+        left_out: packing.left_out,
+        features,
+        withheld: None,
+    };
     Answer {
         question: question.to_owned(),
+        abstained: reading.answer.is_empty(),
         answer: reading.answer,
+        confidence: 0.0,
         score: reading.score,
-        supported: !reading.evidence.is_empty(),
+        supported,
         evidence: reading.evidence,
         usage,
         trace: Some(trace),
     }
+}
+
+/// Say how sure the answer is, and withhold it if that is not sure enough.
+fn judge(mut answer: Answer, calibration: &Calibration, least: f32) -> Answer {
+    let Some(trace) = &mut answer.trace else { return answer };
+    answer.confidence = calibration.confidence(&trace.features);
+    if answer.confidence < least && !answer.answer.is_empty() {
+        trace.withheld = Some(Withheld {
+            answer: std::mem::take(&mut answer.answer),
+            supported: std::mem::take(&mut answer.supported),
+            evidence: std::mem::take(&mut answer.evidence),
+            min_confidence: least,
+        });
+        answer.abstained = true;
+    }
+    answer
 }
 
 fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
@@ -178,8 +223,12 @@ fn millis(since: Instant) -> f64 {
 pub struct Answer {
     /// The question as it was asked.
     pub question: String,
-    /// The short answer; empty when the reader found none.
+    /// The short answer; empty when the reader found none, or was not sure enough of it.
     pub answer: String,
+    /// Probability, in [0, 1], that the answer (or the one that was withheld) is right, as calibrated.
+    pub confidence: f32,
+    /// Whether there is no answer: the corpus does not seem to hold it.
+    pub abstained: bool,
     /// Mean log-probability per answer token; higher is surer.
     pub score: f32,
     /// Whether the answer is a stretch of a passage the reader saw.
@@ -232,6 +281,24 @@ pub struct Trace {
     pub windows: Vec<Vec<PackedPassage>>,
     /// What did not get in whole, and why.
     pub left_out: Vec<LeftOut>,
+    /// What the confidence was computed from.
+    pub features: Features,
+    /// The answer that was not given, as its confidence was too low.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Withheld>,
+}
+
+/// An answer that was not given.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Withheld {
+    /// The answer.
+    pub answer: String,
+    /// Whether it is a stretch of a passage the reader saw.
+    pub supported: bool,
+    /// Where it stands.
+    pub evidence: Vec<Evidence>,
+    /// The confidence that was asked for.
+    pub min_confidence: f32,
 }
 
 /// A passage that is not, or not whole, in the reader's windows.
@@ -243,4 +310,36 @@ pub struct LeftOut {
     pub tokens: usize,
     /// Why.
     pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(text: &str, score: f32) -> Answer {
+        let evidence = Evidence { passage_id: "p".into(), title: String::new(), start: 0, end: 3, text: "ice".into() };
+        let reading = Reading { answer: text.into(), score, evidence: vec![evidence], ..Reading::default() };
+        assemble("q", Found::default(), Packing::default(), reading, Latency::default())
+    }
+
+    #[test]
+    fn an_answer_that_is_not_sure_enough_is_withheld_and_kept_in_the_trace() {
+        let calibration = Calibration::uninformed();
+        let sure = judge(answered("ice", -0.1), &calibration, 0.5);
+        assert!(sure.confidence > 0.5 && !sure.abstained && sure.answer == "ice" && sure.supported);
+        let unsure = judge(answered("ice", -2.0), &calibration, 0.5);
+        // 1 / (1 + e^2)
+        assert!((unsure.confidence - 0.119_203).abs() < 1e-6);
+        assert!(unsure.abstained && unsure.answer.is_empty() && unsure.evidence.is_empty() && !unsure.supported);
+        let withheld = unsure.trace.and_then(|t| t.withheld).unwrap();
+        assert_eq!((withheld.answer.as_str(), withheld.evidence.len(), withheld.supported), ("ice", 1, true));
+        let free = judge(answered("ice", -2.0), &calibration, 0.0);
+        assert_eq!((free.answer.as_str(), free.abstained), ("ice", false));
+    }
+
+    #[test]
+    fn nothing_read_is_no_answer_of_no_confidence() {
+        let nothing = judge(answered("", f32::NEG_INFINITY), &Calibration::uninformed(), 0.9);
+        assert!(nothing.abstained && nothing.confidence == 0.0 && nothing.trace.unwrap().withheld.is_none());
+    }
 }

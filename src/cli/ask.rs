@@ -7,10 +7,12 @@ use clap::Args;
 use crate::cli::Globals;
 use crate::cli::engine::{self, Engine, ReadingArgs, RetrievalArgs};
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
+use crate::confidence::FEATURES;
 use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::pipeline::Answer;
 use crate::progress::check_interrupt;
+use crate::types::Evidence;
 
 /// Longest line of a question, in bytes: far beyond any window, far below what hurts.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -41,6 +43,12 @@ pub struct AskArgs {
 /// Run `nunatak ask`.
 pub fn run(args: &AskArgs, globals: &Globals) -> Result<()> {
     let progress = globals.progress();
+    if args.stream && args.reading.min_confidence > 0.0 {
+        return Err(Error::request(
+            "--stream shows an answer before it is known how sure it is",
+            "leave --stream or --min-confidence out",
+        ));
+    }
     let mut engine =
         engine::build(&args.retrieval, Some(&args.reading), args.depth, args.seed, globals, progress.as_ref())?;
     if args.question != "-" {
@@ -85,7 +93,13 @@ fn ask(question: &str, engine: &mut Engine, args: &AskArgs, globals: &Globals) -
         }
         return output::json(&answer);
     }
-    print(&answer, engine.pipeline.index(), args.explain)
+    print(&answer, engine.pipeline.index(), args.explain)?;
+    match engine.calibration.as_ref().and_then(|c| Some((&c.name, c.mismatch.as_ref()?))) {
+        Some((name, reason)) if args.explain => {
+            output::line(format_args!("  {DIM}the confidence is a guess: {name} {reason}{DIM:#}"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// An answer for people.
@@ -93,14 +107,39 @@ pub fn print(answer: &Answer, index: &Index, explain: bool) -> Result<()> {
     if let (true, Some(trace)) = (explain, &answer.trace) {
         explain_trace(trace, index)?;
     }
-    let shown = if answer.answer.is_empty() { "(no answer)" } else { &answer.answer };
-    let support =
-        if answer.supported { format!("{GOOD}supported{GOOD:#}") } else { format!("{BAD}not supported{BAD:#}") };
-    output::line(format_args!(
-        "{GOOD}{shown}{GOOD:#}   {DIM}log-likelihood {:.2} a token,{DIM:#} {support}",
-        answer.score
-    ))?;
-    for evidence in &answer.evidence {
+    if answer.abstained {
+        output::line(format_args!("{BAD}The corpus does not seem to hold the answer.{BAD:#}"))?;
+        let withheld = answer.trace.as_ref().and_then(|t| t.withheld.as_ref());
+        if let (true, Some(withheld)) = (explain, withheld) {
+            output::line(format_args!(
+                "best guess: {}   {DIM}confidence {:.2}, and {:.2} was asked for; log-likelihood {:.2} a token{DIM:#}",
+                withheld.answer, answer.confidence, withheld.min_confidence, answer.score
+            ))?;
+            quote(&withheld.evidence, index)?;
+        }
+    } else {
+        let support =
+            if answer.supported { format!("{GOOD}supported{GOOD:#}") } else { format!("{BAD}not supported{BAD:#}") };
+        output::line(format_args!(
+            "{GOOD}{}{GOOD:#}   {DIM}confidence {:.2}, log-likelihood {:.2} a token,{DIM:#} {support}",
+            answer.answer, answer.confidence, answer.score
+        ))?;
+        quote(&answer.evidence, index)?;
+    }
+    if explain {
+        let usage = &answer.usage;
+        let ms = &usage.latency_ms;
+        output::line(format_args!(
+            "\n  {DIM}{} prompt tokens, {} answer tokens; ms: retrieve {:.0}, rerank {:.0}, pack {:.0}, read {:.0}, total {:.0}{DIM:#}",
+            usage.prompt_tokens, usage.answer_tokens, ms.retrieve, ms.rerank, ms.pack, ms.read, ms.total
+        ))?;
+    }
+    Ok(())
+}
+
+/// The evidence in its passages.
+fn quote(evidence: &[Evidence], index: &Index) -> Result<()> {
+    for evidence in evidence {
         let key = &evidence.passage_id;
         output::line(format_args!(
             "\n  {BOLD}{}{BOLD:#}  {DIM}{key}, bytes {}..{}{DIM:#}",
@@ -112,14 +151,6 @@ pub fn print(answer: &Answer, index: &Index, explain: bool) -> Result<()> {
             let after = text.get(evidence.end..).unwrap_or_default();
             output::line(format_args!("  {before}{GOOD}{}{GOOD:#}{after}", evidence.text))?;
         }
-    }
-    if explain {
-        let usage = &answer.usage;
-        let ms = &usage.latency_ms;
-        output::line(format_args!(
-            "\n  {DIM}{} prompt tokens, {} answer tokens; ms: retrieve {:.0}, rerank {:.0}, pack {:.0}, read {:.0}, total {:.0}{DIM:#}",
-            usage.prompt_tokens, usage.answer_tokens, ms.retrieve, ms.rerank, ms.pack, ms.read, ms.total
-        ))?;
     }
     Ok(())
 }
@@ -157,5 +188,8 @@ fn explain_trace(trace: &crate::pipeline::Trace, index: &Index) -> Result<()> {
     for left in &trace.left_out {
         output::line(format_args!("   -  {:>4} tokens of {} left out: {}", left.tokens, left.key, left.reason))?;
     }
+    let features = FEATURES.iter().zip(trace.features.values());
+    let known: Vec<String> = features.filter_map(|(name, value)| Some(format!("{name} {:.3}", value?))).collect();
+    output::line(format_args!("{BOLD}confidence{BOLD:#} from {}", known.join(", ")))?;
     output::line("")
 }

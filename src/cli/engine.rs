@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::cli::Globals;
+use crate::confidence::Calibration;
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
+use crate::eval::provenance::CalibrationIdentity;
 use crate::index::Index;
 use crate::pipeline::{Depths, Pipeline};
 use crate::progress::Progress;
@@ -116,6 +119,13 @@ pub struct ReadingArgs {
     /// Weight of a passage's rank score beside the answer's log-likelihood when windows compete
     #[arg(long, default_value_t = ReaderSettings::default().score_weight, value_name = "W")]
     pub score_weight: f32,
+    /// Withhold an answer whose probability of being right is below this; 0 gives them all
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub min_confidence: f32,
+    /// Where that probability comes from: a file of `eval calibrate` [default: the one that is built in]
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub calibration: Option<PathBuf>,
 }
 
 impl RetrievalArgs {
@@ -151,6 +161,8 @@ impl ReadingArgs {
             top_p: settings.decoding.top_p,
             top_k: settings.decoding.top_k,
             score_weight: settings.score_weight,
+            min_confidence: 0.0,
+            calibration: None,
         }
     }
 
@@ -181,6 +193,12 @@ impl ReadingArgs {
                 "leave --temperature or --grounded out",
             ));
         }
+        if !(0.0..=1.0).contains(&self.min_confidence) {
+            return Err(Error::request(
+                "--min-confidence is a probability, between 0 and 1",
+                "0 gives every answer; `nunatak eval` shows what a threshold costs",
+            ));
+        }
         if self.passages == 0 || self.max_answer == 0 {
             return Err(Error::request("--passages and --max-answer must be at least 1", "the defaults are 5 and 24"));
         }
@@ -209,6 +227,8 @@ pub struct Engine {
     pub mode: Mode,
     /// Names and fingerprints of the models in use, by role.
     pub models: Models,
+    /// Where confidences come from; `None` without a reader.
+    pub calibration: Option<CalibrationIdentity>,
 }
 
 /// Roles, names and fingerprints of models.
@@ -321,5 +341,45 @@ pub fn build(
         read: reading.map_or(0, |r| r.passages),
         apart: reading.is_none_or(|r| !r.together),
     };
-    Ok(Engine { pipeline: Pipeline::new(index, retriever, reranker, reader, depths), mode, models })
+    let mut pipeline = Pipeline::new(index, retriever, reranker, reader, depths);
+    let mut calibration = None;
+    if let Some(reading) = reading {
+        let (found, identity) = open_calibration(retrieval, reading, mode, &models)?;
+        if let (true, Some(reason)) = (reading.min_confidence > 0.0, &identity.mismatch) {
+            progress.note(&format!("--min-confidence is a guess here: {} {reason}", identity.name));
+        }
+        pipeline = pipeline.with_confidence(found, reading.min_confidence);
+        calibration = Some(identity);
+    }
+    Ok(Engine { pipeline, mode, models, calibration })
+}
+
+/// The calibration that is asked for, and whether it is made for what is in use.
+fn open_calibration(
+    retrieval: &RetrievalArgs,
+    reading: &ReadingArgs,
+    mode: Mode,
+    models: &Models,
+) -> Result<(Calibration, CalibrationIdentity)> {
+    let (calibration, sha256) = match &reading.calibration {
+        Some(path) => Calibration::open(path)?,
+        None => Calibration::built_in()?,
+    };
+    let mut settings = Map::new();
+    merge(&mut settings, retrieval)?;
+    merge(&mut settings, reading)?;
+    settings.insert("mode".into(), mode.name().into());
+    let models = models.iter().map(|(role, _, fingerprint)| ((*role).to_owned(), fingerprint.clone())).collect();
+    let name = reading.calibration.as_ref().map_or("the built-in calibration".into(), |p| p.display().to_string());
+    let mismatch = calibration.mismatch(&settings, &models);
+    let fitted_on = calibration.fitted.as_ref().map(|f| f.questions_sha256.clone());
+    Ok((calibration, CalibrationIdentity { name, sha256, fitted_on, mismatch }))
+}
+
+/// Add the fields of some options to the settings.
+pub fn merge(settings: &mut Map<String, Value>, options: &impl Serialize) -> Result<()> {
+    if let Value::Object(fields) = serde_json::to_value(options).map_err(Error::internal("recording settings"))? {
+        settings.extend(fields);
+    }
+    Ok(())
 }

@@ -2,27 +2,26 @@
 //!
 //! This file knows words and output; what to measure with is opened by the caller ([`run_with`]'s `open`).
 
+mod open;
+
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use crate::cli::Globals;
-use crate::cli::engine::{self, Engine, ReadingArgs, RetrievalArgs};
+use crate::cli::engine::{ReadingArgs, RetrievalArgs, merge};
 use crate::error::{Error, Result};
 use crate::eval::compare::compare;
 use crate::eval::dataset::{self, Question};
+use crate::eval::fit;
 use crate::eval::out_dir::Existing;
-use crate::eval::prediction::{Outcome, Retrieved};
-use crate::eval::provenance::{IndexIdentity, Setup};
+use crate::eval::page;
+use crate::eval::prediction::Outcome;
+use crate::eval::provenance::Setup;
 use crate::eval::run::{self, DEFAULT_KS, RunOptions};
-use crate::index::Index;
-use crate::pipeline::Found;
 use crate::progress::Progress;
-use crate::retrieve::Mode;
-use crate::runtime::session::runtime_version;
-use crate::types::Hit;
 
 /// Measure over a set of questions: exact match, F1, recall, latency.
 #[derive(Debug, Clone, Args)]
@@ -70,6 +69,10 @@ impl Args for MaybeRun {
 pub enum EvalCommand {
     /// Test run B against run A, question by question
     Compare(CompareArgs),
+    /// Fit the probabilities of --min-confidence to a run on training questions
+    Calibrate(CalibrateArgs),
+    /// Make the page report.html of a run again
+    Report(ReportArgs),
 }
 
 /// A run.
@@ -84,7 +87,7 @@ pub struct RunArgs {
     /// Questions: JSONL, a DPR JSON file, a BEIR folder or one of its qrels
     #[arg(long, value_name = "FILE")]
     pub questions: PathBuf,
-    /// Folder for predictions.jsonl, run.trec and report.json
+    /// Folder for predictions.jsonl, run.trec, report.json and report.html
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Ask only the first N questions
@@ -128,6 +131,25 @@ pub struct CompareArgs {
     /// Seed of resampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+}
+
+/// A fit.
+#[derive(Debug, Clone, Args)]
+pub struct CalibrateArgs {
+    /// The --out folder of a complete run; its questions must not be those that will measure
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+    /// The file to write, for --calibration
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// A page.
+#[derive(Debug, Clone, Args)]
+pub struct ReportArgs {
+    /// The --out folder of a complete run
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
 }
 
 /// Who answers.
@@ -195,87 +217,7 @@ pub struct Bench {
 pub fn run(args: &EvalArgs, globals: &Globals) -> Result<()> {
     let progress = globals.progress();
     let mut out = std::io::stdout().lock();
-    run_with(args, |args| open(args, globals, progress.as_ref()), globals.json, progress.as_ref(), &mut out)
-}
-
-/// The pipeline that `ask` would use, as a bench.
-fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -> Result<Bench> {
-    let reads = args.reader == ReaderChoice::Lm;
-    let reading = reads.then_some(&args.reading);
-    let Engine { mut pipeline, mode, models } =
-        engine::build(&args.retrieval, reading, args.depth, args.seed, globals, progress)?;
-    let mut settings = args.settings()?;
-    settings.insert("mode".into(), mode.name().into());
-    let index = pipeline.index();
-    let setup = Setup {
-        settings,
-        seed: args.seed,
-        models: models.into_iter().map(|(role, _, fingerprint)| (role.to_owned(), fingerprint)).collect(),
-        index: Some(IndexIdentity {
-            path: index.path().display().to_string(),
-            manifest_sha256: index.manifest().checksum.clone(),
-            passages: index.manifest().passages,
-        }),
-        onnxruntime: if mode == Mode::Bm25 && !reads { None } else { Some(runtime_version(&globals.runtime())?) },
-    };
-    let gold = args.gold;
-    let answer = move |question: &Question| {
-        let found =
-            if gold { gold_passages(question, pipeline.index())? } else { pipeline.find(&question.question)? };
-        let (answer, found) = if reads {
-            let answer = pipeline.answer_from(&question.question, found, &mut |_, _| {})?;
-            let trace = answer.trace.clone().unwrap_or_default();
-            let found =
-                Found { retrieved: trace.retrieved, reranked: trace.reranked, latency_ms: answer.usage.latency_ms };
-            (Some(answer), found)
-        } else {
-            (None, found)
-        };
-        let retrieved = found
-            .ranking()
-            .into_iter()
-            .map(|hit| {
-                let passage = pipeline.index().passage(hit.passage)?;
-                Ok(Retrieved { key: passage.key, text: passage.text, score: hit.score })
-            })
-            .collect::<Result<_>>()?;
-        let windows = answer.as_ref().and_then(|a| a.trace.as_ref()).map(|t| t.windows.concat());
-        Ok(Outcome { answer, retrieved, reader_passages: windows.unwrap_or_default(), latency: found.latency_ms })
-    };
-    Ok(Bench { setup, answer: Box::new(answer) })
-}
-
-/// The gold passages of a question as if they had been found: every piece of each gold document, in order.
-fn gold_passages(question: &Question, index: &Index) -> Result<Found> {
-    let mut found = Found::default();
-    let relevant = question.gold.iter().flatten().filter(|(_, grade)| **grade > 0).map(|(document, _)| document);
-    for document in relevant {
-        let mut next = index.row_of(document)?;
-        let mut piece = 0;
-        loop {
-            found.retrieved.extend(next.map(|passage| Hit { passage, score: 1.0 }));
-            piece += 1;
-            next = index.row_of(&format!("{document}#{piece}"))?;
-            if next.is_none() {
-                break;
-            }
-        }
-    }
-    if found.retrieved.is_empty() {
-        return Err(Error::request(
-            "none of its gold passages is in the index",
-            "leave --gold out, or name the index of this question set's corpus",
-        ));
-    }
-    Ok(found)
-}
-
-/// Add the fields of some options to the settings.
-fn merge(settings: &mut Map<String, Value>, options: &impl serde::Serialize) -> Result<()> {
-    if let Value::Object(fields) = serde_json::to_value(options).map_err(Error::internal("recording settings"))? {
-        settings.extend(fields);
-    }
-    Ok(())
+    run_with(args, |args| open::open(args, globals, progress.as_ref()), globals.json, progress.as_ref(), &mut out)
 }
 
 /// Do what was typed. `open` opens the index and the models, after the questions were found to be readable;
@@ -292,6 +234,15 @@ pub fn run_with(
             let comparison = compare(&args.a, &args.b, args.seed)?;
             if json { to_json(&comparison)? } else { comparison.table() }
         }
+        (Some(EvalCommand::Calibrate(args)), _) => {
+            let calibration = fit::calibrate(&args.run)?;
+            write_whole(&args.out, &calibration)?;
+            if json { to_json(&calibration)? } else { calibration.summary() }
+        }
+        (Some(EvalCommand::Report(args)), _) => {
+            let page = page::remake(&args.run)?;
+            if json { to_json(&serde_json::json!({"page": page}))? } else { format!("{}\n", page.display()) }
+        }
         (None, Some(args)) => {
             let options = args.options()?;
             let dataset = dataset::read(&args.questions, args.skip_bad)?;
@@ -299,12 +250,33 @@ pub fn run_with(
                 progress.note(&format!("{} bad lines of {} left out", dataset.skipped, args.questions.display()));
             }
             let Bench { setup, mut answer } = open(args)?;
+            note_calibration(&setup, &dataset.sha256, progress);
             let report = run::run(&dataset, setup, &args.out, &options, &mut *answer, progress)?;
+            progress.note(&format!("the page is {}", args.out.join(page::PAGE).display()));
             if json { to_json(&report)? } else { report.table() }
         }
         (None, None) => return Err(Error::request("nothing to measure", "say `nunatak eval --help`")),
     };
     out.write_all(printed.as_bytes()).map_err(Error::file("write", "standard output"))
+}
+
+/// Say what stands between the confidences and being probabilities.
+fn note_calibration(setup: &Setup, questions_sha256: &str, progress: &dyn Progress) {
+    let Some(calibration) = &setup.calibration else { return };
+    if calibration.fitted_on.as_deref() == Some(questions_sha256) {
+        progress.note("the confidences were fitted on these very questions: they will look better than they are");
+    } else if let Some(reason) = &calibration.mismatch {
+        progress.note(&format!("the confidences are guesses: {} {reason}", calibration.name));
+    }
+}
+
+/// Write a JSON file for people, whole or not at all.
+fn write_whole(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(Error::internal("writing JSON"))?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut part = tempfile::NamedTempFile::new_in(folder).map_err(Error::file("create a file in", folder))?;
+    writeln!(part, "{text}").map_err(Error::file("write", path))?;
+    part.persist(path).map(drop).map_err(|e| Error::file("write", path)(e.error))
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<String> {

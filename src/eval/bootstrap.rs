@@ -58,6 +58,48 @@ pub fn interval(values: &[f64], seed: u64) -> Option<Interval> {
     Some(Interval { low: quantile(&means, 0.025)?, high: quantile(&means, 0.975)? })
 }
 
+/// 95% percentile bootstrap interval of a statistic that is no mean, over `n` questions: `statistic` is given how often
+/// each question was drawn. Resamples where it has no value are left out; `None` when none has one.
+pub fn interval_of(n: usize, seed: u64, statistic: impl Fn(&[u32]) -> Option<f64> + Sync) -> Option<Interval> {
+    ends(resamples_of(n, seed, statistic)?)
+}
+
+fn ends(sorted: Vec<f64>) -> Option<Interval> {
+    Some(Interval { low: quantile(&sorted, 0.025)?, high: quantile(&sorted, 0.975)? })
+}
+
+/// The statistic of every resample, ascending.
+fn resamples_of(n: usize, seed: u64, statistic: impl Fn(&[u32]) -> Option<f64> + Sync) -> Option<Vec<f64>> {
+    let draws = u32::try_from(n).ok().filter(|n| *n > 0)?;
+    let mut values: Vec<f64> = (0..RESAMPLES)
+        .into_par_iter()
+        .filter_map(|resample| {
+            let mut random = stream(seed, resample);
+            let mut counts = vec![0; n];
+            for _ in 0..draws {
+                if let Some(count) = counts.get_mut(draw(&mut random, draws)) {
+                    *count += 1;
+                }
+            }
+            statistic(&counts)
+        })
+        .collect();
+    values.sort_by(f64::total_cmp);
+    Some(values)
+}
+
+/// Test a statistic that is no mean, over the same `n` questions in both runs: `difference` gives that of B less that of
+/// A for how often each question was drawn. The p-value is twice the share of resamples on the far side of zero
+/// (Efron & Tibshirani 1993, section 16.4, for the percentile interval): coarser than the exact tests above.
+pub fn paired_of(n: usize, seed: u64, difference: impl Fn(&[u32]) -> Option<f64> + Sync) -> Option<Paired> {
+    let observed = difference(&vec![1; n])?;
+    let resampled = resamples_of(n, seed, &difference)?;
+    let side = |on: fn(&f64) -> bool| resampled.iter().filter(|d| on(d)).count() as f64;
+    let least = f64::min(side(|d| *d <= 0.0), side(|d| *d >= 0.0));
+    let p = f64::min(1.0, 2.0 * (least + 1.0) / (resampled.len() as f64 + 1.0));
+    Some(Paired { difference: observed, interval: ends(resampled)?, p, test: PairedTest::Bootstrap, n })
+}
+
 /// What a paired test says of B against A.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Paired {
@@ -82,6 +124,8 @@ pub enum PairedTest {
     McNemar,
     /// Random sign flips of the differences, for all others.
     Permutation,
+    /// Questions resampled as pairs, for what is no mean over questions.
+    Bootstrap,
 }
 
 /// Test B against A, question by question: `pairs` holds (A, B). `None` of nothing.
@@ -212,6 +256,23 @@ mod tests {
         assert_eq!(found.test, PairedTest::Permutation);
         assert!(found.p > 0.9 && found.interval.low < 0.0 && found.interval.high > 0.0, "{found:?}");
         assert_eq!(paired(&[], 5), None);
+    }
+
+    #[test]
+    fn a_mean_by_counts_has_the_interval_of_the_mean() {
+        let values: Vec<f64> = (0..300).map(|i| f64::from(i % 7)).collect();
+        let by_counts = |counts: &[u32]| {
+            let sum: f64 = values.iter().zip(counts).map(|(v, c)| v * f64::from(*c)).sum();
+            Some(sum / f64::from(counts.iter().sum::<u32>()))
+        };
+        let (ours, direct) = (interval_of(300, 4, by_counts).unwrap(), interval(&values, 4).unwrap());
+        assert!((ours.low - direct.low).abs() < 1e-9 && (ours.high - direct.high).abs() < 1e-9, "{ours:?} {direct:?}");
+        assert_eq!(interval_of(0, 4, |_| Some(1.0)), None);
+        assert_eq!(interval_of(5, 4, |_| None), None);
+        let none = paired_of(300, 4, |_| Some(0.0)).unwrap();
+        assert_eq!((none.p, none.test, none.difference), (1.0, PairedTest::Bootstrap, 0.0));
+        let sure = paired_of(300, 4, |counts| Some(by_counts(counts)? - 1.0)).unwrap();
+        assert!(sure.p < 0.002 && sure.interval.low > 1.0, "{sure:?}");
     }
 
     proptest! {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::eval::bootstrap::{Paired, PairedTest, paired};
+use crate::eval::bootstrap::{Paired, PairedTest, paired, paired_of};
 use crate::eval::out_dir::{PREDICTIONS, read_predictions};
-use crate::eval::report::place;
+use crate::eval::report::{CONFIDENCE, keep_telling, place};
+use crate::eval::selective::Ordered;
 use crate::eval::table::aligned;
 
 /// A comparison of run B with run A.
@@ -43,6 +44,8 @@ struct Line {
     id: String,
     question: String,
     values: HashMap<String, f64>,
+    /// Confidence and exact match, where both are known.
+    scored: Option<(f64, f64)>,
 }
 
 /// Compare the runs `a` and `b` (folders, or `predictions.jsonl` files) question by question.
@@ -68,24 +71,38 @@ pub fn compare(a: &Path, b: &Path, seed: u64) -> Result<Comparison> {
     if let Some(line) = lines_b.iter().find(|line| !known.contains_key(line.id.as_str())) {
         return Err(different(format!("question {} is not in {}", line.id, a.display())));
     }
-    let mut columns: HashMap<&str, Vec<(f64, f64)>> = HashMap::new();
+    let mut columns: HashMap<String, Vec<(f64, f64)>> = HashMap::new();
     for (line, other) in &pairs {
         for (name, value) in &line.values {
             if let Some(value_b) = other.values.get(name) {
-                columns.entry(name).or_default().push((*value, *value_b));
+                columns.entry(name.clone()).or_default().push((*value, *value_b));
             }
         }
     }
-    let mut columns: Vec<(&str, Vec<(f64, f64)>)> = columns.into_iter().collect();
-    columns.sort_by_key(|(name, _)| (place(name), *name));
-    let row = |(name, column): (&str, Vec<(f64, f64)>)| {
+    let mut columns: Vec<(String, Vec<(f64, f64)>)> = columns.into_iter().collect();
+    let row = |(name, column): (String, Vec<(f64, f64)>)| {
         let n = column.len() as f64;
         let a = column.iter().map(|(a, _)| a).sum::<f64>() / n;
         let b = column.iter().map(|(_, b)| b).sum::<f64>() / n;
-        Some(Row { metric: name.to_owned(), a, b, paired: paired(&column, seed)? })
+        Some(Row { metric: name, a, b, paired: paired(&column, seed)? })
     };
-    let metrics = columns.into_iter().filter_map(row).collect();
+    keep_telling(&mut columns, |answered| *answered == (1.0, 1.0));
+    let mut metrics: Vec<Row> = columns.into_iter().filter_map(row).collect();
+    metrics.extend(confidence_rows(&pairs, seed));
+    metrics.sort_by(|a, b| (place(&a.metric), &a.metric).cmp(&(place(&b.metric), &b.metric)));
     Ok(Comparison { a: a.to_path_buf(), b: b.to_path_buf(), n: pairs.len(), metrics })
+}
+
+/// The measures of confidence that are no means over questions.
+fn confidence_rows(pairs: &[(&Line, &Line)], seed: u64) -> Vec<Row> {
+    let both: Vec<((f64, f64), (f64, f64))> = pairs.iter().filter_map(|(a, b)| a.scored.zip(b.scored)).collect();
+    let (a, b) = (Ordered::new(both.iter().map(|p| p.0)), Ordered::new(both.iter().map(|p| p.1)));
+    let row = |(name, statistic): (&str, fn(&Ordered) -> Option<f64>)| {
+        let difference = |counts: &[u32]| Some(statistic(&b.resampled(counts))? - statistic(&a.resampled(counts))?);
+        let paired = paired_of(both.len(), seed, difference)?;
+        Some(Row { metric: name.to_owned(), a: statistic(&a)?, b: statistic(&b)?, paired })
+    };
+    CONFIDENCE.into_iter().filter_map(row).collect()
 }
 
 fn different(problem: String) -> Error {
@@ -104,7 +121,8 @@ fn lines(run: &Path) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
     read_predictions(&path, |prediction| {
         let values = prediction.values().map(|(name, value)| (name.to_owned(), value)).collect();
-        lines.push(Line { values, id: prediction.id, question: prediction.question });
+        let scored = prediction.scored().map(|s| (s.confidence, s.exact_match));
+        lines.push(Line { values, scored, id: prediction.id, question: prediction.question });
         Ok(())
     })?;
     Ok(lines)
@@ -121,6 +139,7 @@ impl Comparison {
             let test = match test {
                 PairedTest::McNemar => "McNemar",
                 PairedTest::Permutation => "permutation",
+                PairedTest::Bootstrap => "bootstrap",
             };
             rows.push(vec![
                 metric.clone(),

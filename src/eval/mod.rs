@@ -2,21 +2,28 @@
 //!
 //! [`dataset`] reads questions; [`run`] puts each to a pipeline and keeps what came back as a
 //! [`prediction`]; [`normalise`], [`has_answer`] and [`ranking`] hold the field's metrics as pure
-//! functions; [`bootstrap`] says how far a mean can be trusted; [`report`] writes it down with everything
-//! needed to do it again; [`compare`] puts two runs side by side, question by question.
+//! functions; [`selective`] and [`calibration`] judge how well a pipeline knows when it is wrong, and [`fit`] teaches
+//! it; [`bootstrap`] says how far a number can be trusted; [`report`] writes it down with everything needed to do it
+//! again, and [`page`] as a page for people; [`compare`] puts two runs side by side, question by question.
 
 pub mod bootstrap;
+pub mod calibration;
 mod characters;
 pub mod compare;
 pub mod dataset;
+pub mod fit;
 pub mod has_answer;
 mod judgements;
+pub mod logistic;
 pub mod normalise;
 pub mod out_dir;
+pub mod page;
 pub mod prediction;
 pub mod provenance;
 pub mod ranking;
 pub mod report;
 pub mod run;
+pub mod selective;
 mod table;
+pub mod trace;
 pub mod trec;

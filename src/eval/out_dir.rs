@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `predictions.jsonl` | a line a question, appended as answers come |
 //! | `run.trec` | the rankings, for `trec_eval` |
+//! | `report.html` | the run as a page for people |
 //! | `report.json` | metrics and where they come from; written last, so its presence means a complete run |
 //! | `settings.json.partial` | where a run that is not complete comes from: what `--resume` must agree with |
 
@@ -13,9 +14,10 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::eval::dataset::Question;
+use crate::eval::page::{PAGE, Page};
 use crate::eval::prediction::Prediction;
 use crate::eval::provenance::Provenance;
-use crate::eval::report::{Columns, Report};
+use crate::eval::report::Report;
 use crate::eval::trec;
 
 /// The predictions of a complete run.
@@ -64,7 +66,7 @@ impl OutDir {
     /// the run to resume was made differently or is damaged.
     pub fn open(path: &Path, existing: Existing, provenance: &Provenance, questions: &[Question]) -> Result<Opened> {
         fs::create_dir_all(path).map_err(Error::file("create", path))?;
-        let names = [PREDICTIONS, RUN, REPORT, SETTINGS];
+        let names = [PREDICTIONS, RUN, PAGE, REPORT, SETTINGS];
         let ours = names.iter().flat_map(|name| [path.join(name), partial(path, name)]);
         let found: Vec<PathBuf> = ours.filter(|file| file.exists()).collect();
         match existing {
@@ -149,20 +151,25 @@ impl OutDir {
         let file = partial(&path, PREDICTIONS);
         let predictions = predictions.into_inner().map_err(|e| Error::file("write", &file)(e.into_error()))?;
         predictions.sync_all().map_err(Error::file("write", &file))?;
-        let mut columns = Columns::default();
+        let mut page = Page::default();
         write_file(&partial(&path, RUN), |run| {
             read_predictions(&file, |prediction| {
-                columns.push(&prediction);
+                page.push(&prediction);
                 let keys = prediction.passages.iter().map(String::as_str);
                 let lines = trec::lines(&prediction.id, keys.zip(prediction.passage_scores.iter().copied()));
                 trec::write(&lines, run).map_err(Error::file("write", partial(&path, RUN)))
             })
         })?;
-        let report = Report::new(columns, provenance);
+        let report = Report::new(page.columns(), provenance);
         let text = serde_json::to_string_pretty(&report).map_err(Error::internal("writing a report"))?;
+        // As it will be read, so that the page can be made again to the same bytes: a number's last bit may move.
+        let as_read = serde_json::from_str(&text).map_err(Error::internal("reading the report again"))?;
+        let html = page.render(&as_read)?;
+        let at = partial(&path, PAGE);
+        write_file(&at, |to| to.write_all(html.as_bytes()).map_err(Error::file("write", &at)))?;
         let at = partial(&path, REPORT);
         write_file(&at, |to| writeln!(to, "{text}").map_err(Error::file("write", &at)))?;
-        for name in [PREDICTIONS, RUN, REPORT] {
+        for name in [PREDICTIONS, RUN, PAGE, REPORT] {
             let from = partial(&path, name);
             fs::rename(&from, path.join(name)).map_err(Error::file("rename", &from))?;
         }

@@ -6,10 +6,14 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::confidence::Features;
+use crate::eval::calibration::brier;
 use crate::eval::dataset::Question;
 use crate::eval::has_answer::AnswerMatcher;
 use crate::eval::normalise::exact_match_and_f1;
 use crate::eval::ranking::{Judged, first_gold_passage, hit_at};
+use crate::eval::selective::Scored;
+use crate::eval::trace::{KEPT, QuestionTrace};
 use crate::pipeline::{Answer, Latency};
 use crate::types::PackedPassage;
 
@@ -23,8 +27,12 @@ pub struct Outcome {
     pub answer: Option<Answer>,
     /// The final ranking, best first: re-ranked if there is a re-ranker.
     pub retrieved: Vec<Retrieved>,
+    /// Ids in the order of the first stage, if a re-ranker changed it.
+    pub first_stage: Option<Vec<String>>,
     /// What the reader saw, in any order; empty when nobody read.
     pub reader_passages: Vec<PackedPassage>,
+    /// What every stage did, for people.
+    pub trace: Option<QuestionTrace>,
     /// Milliseconds by stage.
     pub latency: Latency,
 }
@@ -53,6 +61,15 @@ pub struct Prediction {
     pub score: Option<f64>,
     /// Acceptable answers; null when unknown.
     pub answers: Option<Vec<String>>,
+    /// Probability that the answer, or the one that was withheld, is right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f64>,
+    /// Whether no answer was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abstained: Option<bool>,
+    /// The answer that was withheld, its confidence being too low.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withheld: Option<Candidate>,
     /// 1 or 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exact_match: Option<f64>,
@@ -70,12 +87,48 @@ pub struct Prediction {
     pub passage_scores: Vec<f32>,
     /// Ids of the passages the reader saw.
     pub reader_passages: Vec<String>,
+    /// Ids of gold passages, the first few.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gold: Vec<String>,
+    /// Where the first hits stand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<Ranks>,
+    /// What the confidence was computed from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<Features>,
+    /// What every stage did, bounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<QuestionTrace>,
     /// Milliseconds by stage.
     pub latency_ms: Stages,
     /// Tokens put into the language model.
     pub prompt_tokens: usize,
     /// Tokens it generated.
     pub answer_tokens: usize,
+}
+
+/// An answer that was not given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The answer.
+    pub answer: String,
+    /// Its exact match, 1 or 0.
+    pub exact_match: Option<f64>,
+    /// Its token F1.
+    pub f1: Option<f64>,
+}
+
+/// Ranks, counted from 1; absent when nothing was found, or the question set does not say what to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ranks {
+    /// Passages in the ranking.
+    pub depth: usize,
+    /// First piece of a gold document.
+    pub gold: Option<usize>,
+    /// The same before re-ranking; absent without a re-ranker too.
+    pub gold_first_stage: Option<usize>,
+    /// First passage with an acceptable answer in it.
+    pub answer: Option<usize>,
 }
 
 /// Milliseconds by stage, as [`Latency`], which has no need to be read back.
@@ -102,11 +155,13 @@ impl From<Latency> for Stages {
 impl Prediction {
     /// Score an outcome; passages are counted at the ranks `ks`.
     pub fn score(question: &Question, outcome: Outcome, ks: &[usize]) -> Self {
-        let Outcome { answer, retrieved, reader_passages, latency } = outcome;
+        let Outcome { answer, retrieved, first_stage, reader_passages, trace, latency } = outcome;
         let mut metrics = Map::new();
+        let mut ranks = Ranks { depth: retrieved.len(), gold: None, gold_first_stage: None, answer: None };
         if let Some(answers) = question.answers.as_ref().filter(|answers| !answers.is_empty()) {
             let matcher = AnswerMatcher::new(answers);
             let first = retrieved.iter().position(|p| matcher.matches(&p.text)).map(|i| i + 1);
+            ranks.answer = first;
             for &k in ks {
                 metrics.insert(format!("has_answer@{k}"), hit_at(first, k).into());
             }
@@ -119,6 +174,9 @@ impl Prediction {
             let keys = || retrieved.iter().map(|p| p.key.as_str());
             let first = first_gold_passage(keys(), gold);
             let judged = Judged::new(keys(), gold);
+            ranks.gold = first;
+            ranks.gold_first_stage =
+                first_stage.as_ref().and_then(|keys| first_gold_passage(keys.iter().map(String::as_str), gold));
             for &k in ks {
                 metrics.insert(format!("recall@{k}"), hit_at(first, k).into());
             }
@@ -133,10 +191,14 @@ impl Prediction {
                 metrics.insert("recall_at_reader".into(), f64::from(u8::from(seen.is_some())).into());
             }
         }
-        let matched = match (&answer, &question.answers) {
-            (Some(answer), Some(answers)) => Some(exact_match_and_f1(&answer.answer, answers)),
-            _ => None,
-        };
+        let matching = |answer: &str| question.answers.as_ref().map(|answers| exact_match_and_f1(answer, answers));
+        let matched = answer.as_ref().and_then(|a| matching(&a.answer));
+        let stages = answer.as_ref().and_then(|a| a.trace.as_ref());
+        let withheld = stages.and_then(|t| t.withheld.as_ref()).map(|withheld| {
+            let (exact_match, f1) = matching(&withheld.answer).unzip();
+            Candidate { answer: withheld.answer.clone(), exact_match, f1 }
+        });
+        let gold = question.gold.iter().flatten().filter(|(_, grade)| **grade > 0).map(|(key, _)| key.clone());
         Self {
             id: question.id.clone(),
             question: question.question.clone(),
@@ -144,6 +206,9 @@ impl Prediction {
             // A score that is not a number is no number in JSON either.
             score: answer.as_ref().map(|a| f64::from(a.score)).filter(|score| score.is_finite()),
             answers: question.answers.clone(),
+            confidence: answer.as_ref().map(|a| f64::from(a.confidence)).filter(|c| c.is_finite()),
+            abstained: answer.as_ref().map(|a| a.abstained),
+            withheld,
             exact_match: matched.map(|(exact, _)| exact),
             f1: matched.map(|(_, f1)| f1),
             metrics,
@@ -151,15 +216,51 @@ impl Prediction {
             passage_scores: retrieved.iter().map(|p| finite(p.score)).collect(),
             passages: retrieved.into_iter().map(|p| p.key).collect(),
             reader_passages: reader_passages.into_iter().map(|p| p.key).collect(),
+            gold: gold.take(KEPT).collect(),
+            ranks: Some(ranks),
+            features: stages.map(|t| t.features),
+            trace,
             latency_ms: latency.into(),
             prompt_tokens: answer.as_ref().map_or(0, |a| a.usage.prompt_tokens),
             answer_tokens: answer.as_ref().map_or(0, |a| a.usage.answer_tokens),
         }
     }
 
+    /// The answer that would have been given without a threshold, as it is judged against others; `None` when
+    /// nobody read, when there is no confidence (a run of before), or when the right answer is not known.
+    pub fn scored(&self) -> Option<Scored> {
+        let given = (self.exact_match, self.f1);
+        let (exact_match, f1) = self.withheld.as_ref().map_or(given, |w| (w.exact_match, w.f1));
+        let text = self.withheld.as_ref().map_or(self.prediction.as_deref(), |w| Some(w.answer.as_str()))?;
+        Some(Scored {
+            confidence: self.confidence?,
+            exact_match: exact_match?,
+            f1: f1?,
+            answerable: self.answerable()?,
+            empty: text.is_empty(),
+        })
+    }
+
+    /// Whether the question has an answer; `None` when nobody said.
+    fn answerable(&self) -> Option<bool> {
+        self.answers.as_ref().map(|answers| !answers.is_empty())
+    }
+
     /// All metrics of this question, exact match and F1 first.
     pub fn values(&self) -> impl Iterator<Item = (&str, f64)> {
-        let matched = [("exact_match", self.exact_match), ("f1", self.f1)];
+        let answerable = self.answerable();
+        let when = |wanted: bool, value: Option<f64>| value.filter(|_| answerable == Some(wanted));
+        let answered = self.abstained.map(|abstained| f64::from(u8::from(!abstained)));
+        let matched = [
+            ("exact_match", self.exact_match),
+            ("f1", self.f1),
+            ("exact_match_has_ans", when(true, self.exact_match)),
+            ("f1_has_ans", when(true, self.f1)),
+            ("exact_match_no_ans", when(false, self.exact_match)),
+            ("coverage", answered),
+            ("exact_match_of_answered", self.exact_match.filter(|_| self.abstained == Some(false))),
+            ("brier", self.scored().map(|s| brier(s.confidence, s.exact_match))),
+        ];
         let matched = matched.into_iter().filter_map(|(name, value)| Some((name, value?)));
         matched.chain(self.metrics.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?))))
     }
@@ -174,7 +275,7 @@ fn finite(score: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::eval::ranking::Gold;
-    use crate::pipeline::Usage;
+    use crate::pipeline::{Usage, Withheld};
     use crate::types::PassageId;
 
     fn outcome(answer: Option<&str>) -> Outcome {
@@ -182,6 +283,8 @@ mod tests {
         let answer = answer.map(|text| Answer {
             question: "q".into(),
             answer: text.into(),
+            confidence: 0.25,
+            abstained: text.is_empty(),
             score: -0.5,
             supported: true,
             evidence: Vec::new(),
@@ -199,6 +302,8 @@ mod tests {
         Outcome {
             reader_passages: if answer.is_some() { vec![packed] } else { Vec::new() },
             answer,
+            first_stage: None,
+            trace: None,
             retrieved: vec![
                 passage("a#2", "nothing", 3.0),
                 passage("b#1", "Nansen went in 1893.", 2.0),
@@ -248,5 +353,45 @@ mod tests {
         assert_eq!(value(&unanswerable, "has_answer@1"), None);
         let judged_only = Prediction::score(&ask(None, &["b"]), outcome(Some("1893")), &[1]);
         assert_eq!(value(&judged_only, "exact_match"), None);
+        assert_eq!(judged_only.scored(), None);
+    }
+
+    #[test]
+    fn a_withheld_answer_is_right_where_there_is_none_and_is_still_judged() {
+        let withhold = |answers: Option<&[&str]>| {
+            let mut outcome = outcome(Some(""));
+            let withheld =
+                Withheld { answer: "1893".into(), supported: true, evidence: Vec::new(), min_confidence: 0.5 };
+            let trace = crate::pipeline::Trace { withheld: Some(withheld), ..Default::default() };
+            if let Some(answer) = &mut outcome.answer {
+                answer.trace = Some(trace);
+            }
+            Prediction::score(&ask(answers, &[]), outcome, &[1])
+        };
+        let none = withhold(Some(&[]));
+        assert_eq!(
+            (none.exact_match, value(&none, "exact_match_no_ans"), value(&none, "coverage")),
+            (Some(1.0), Some(1.0), Some(0.0))
+        );
+        let scored = none.scored().unwrap();
+        assert_eq!((scored.exact_match, scored.answerable, scored.empty), (0.0, false, false));
+        let some = withhold(Some(&["1893"]));
+        assert_eq!((some.exact_match, value(&some, "exact_match_has_ans")), (Some(0.0), Some(0.0)));
+        assert_eq!(value(&some, "exact_match_of_answered"), None);
+        // (0.25 - 1)^2
+        assert_eq!((some.scored().unwrap().f1, value(&some, "brier")), (1.0, Some(0.5625)));
+        let line = serde_json::to_string(&some).unwrap();
+        assert_eq!(serde_json::from_str::<Prediction>(&line).unwrap(), some);
+    }
+
+    #[test]
+    fn a_line_of_the_first_version_is_read() {
+        let line = r#"{"id":"q","question":"when?","prediction":"1893","score":-0.5,"answers":["1893"],"exact_match":1.0,
+            "f1":1.0,"metrics":{"recall@1":1.0},"supported":true,"passages":["a"],"passage_scores":[1.5],
+            "reader_passages":["a"],"latency_ms":{"retrieve":1.0,"rerank":0.0,"pack":0.1,"read":9.0,"total":10.1},
+            "prompt_tokens":40,"answer_tokens":3}"#;
+        let old: Prediction = serde_json::from_str(line).unwrap();
+        assert_eq!((old.scored(), old.ranks, old.trace.clone()), (None, None, None));
+        assert_eq!(value(&old, "exact_match_has_ans"), Some(1.0));
     }
 }

@@ -22,6 +22,9 @@ pub struct Setup {
     pub index: Option<IndexIdentity>,
     /// Version of ONNX Runtime, if a model was run.
     pub onnxruntime: Option<String>,
+    /// Where confidences come from, if there are any.
+    #[serde(default)]
+    pub calibration: Option<CalibrationIdentity>,
 }
 
 /// Which index was asked.
@@ -46,6 +49,19 @@ pub struct QuestionsIdentity {
     pub n: usize,
     /// Bad lines left out.
     pub skipped: usize,
+}
+
+/// Where confidences come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationIdentity {
+    /// Its file, for people.
+    pub name: String,
+    /// sha256 of that file.
+    pub sha256: String,
+    /// sha256 of the questions it was fitted on; `None` = it was fitted on nothing.
+    pub fitted_on: Option<String>,
+    /// Why it does not fit the models and settings in use, if it does not.
+    pub mismatch: Option<String>,
 }
 
 /// Where a run was made.
@@ -85,6 +101,9 @@ pub struct Provenance {
     pub index: Option<IndexIdentity>,
     /// The questions.
     pub questions: QuestionsIdentity,
+    /// Where confidences come from; `None` without a reader, and in reports of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationIdentity>,
     /// The machine.
     pub machine: Machine,
 }
@@ -92,7 +111,7 @@ pub struct Provenance {
 impl Provenance {
     /// Of a run of `setup` over the first `n` of `dataset` on this machine.
     pub fn new(setup: Setup, dataset: &Dataset, n: usize) -> Self {
-        let Setup { settings, seed, models, index, onnxruntime } = setup;
+        let Setup { settings, seed, models, index, onnxruntime, calibration } = setup;
         let git = option_env!("NUNATAK_GIT_HASH").filter(|hash| !hash.is_empty()).map(str::to_owned);
         Self {
             settings,
@@ -106,6 +125,7 @@ impl Provenance {
                 n,
                 skipped: dataset.skipped,
             },
+            calibration,
             machine: Machine::here(),
         }
     }
@@ -117,6 +137,7 @@ impl Provenance {
             return Some(format!("--{name}"));
         }
         let index = |p: &Self| p.index.as_ref().map(|index| index.manifest_sha256.clone());
+        let calibration = |p: &Self| p.calibration.as_ref().map(|c| c.sha256.clone());
         let questions = |p: &Self| (p.questions.sha256.clone(), p.questions.n, p.questions.skipped);
         let checks = [
             ("the seed", self.seed == other.seed),
@@ -124,6 +145,7 @@ impl Provenance {
             ("a model", self.models == other.models),
             ("the index", index(self) == index(other)),
             ("the questions", questions(self) == questions(other)),
+            ("the calibration", calibration(self) == calibration(other)),
         ];
         checks.into_iter().find(|(_, same)| !same).map(|(what, _)| what.to_owned())
     }

@@ -55,14 +55,19 @@ pub struct Reading {
     pub answer: String,
     /// Mean log-probability per token of the answer and its end.
     pub score: f32,
+    /// Sum of the same.
+    pub log_likelihood: f32,
+    /// How far it was ahead of the best different answer of another window, in log-likelihood and weighted rank
+    /// score; `None` when no window gave a different one.
+    pub lead: Option<f32>,
+    /// Probability of "there is no answer" under a prompt that learned to say so.
+    pub p_abstain: Option<f32>,
     /// Where it stands in the passages.
     pub evidence: Vec<Evidence>,
     /// Tokens given to the model, over all windows.
     pub prompt_tokens: usize,
     /// Tokens it generated, over all windows.
     pub answer_tokens: usize,
-    /// Probability that the chosen window holds no answer, if the prompt was taught to tell.
-    pub nothing: Option<f32>,
 }
 
 /// A frozen language model with a template, and perhaps a learned prompt before it.
@@ -157,7 +162,7 @@ impl Reader {
     /// Read all windows and choose an answer. Nothing to read gives an empty answer.
     pub fn read(&mut self, question: &str, windows: &[Window], on_text: OnText) -> Result<Reading> {
         if windows.is_empty() {
-            return Ok(Reading { score: f32::NEG_INFINITY, ..Reading::default() });
+            return Ok(Reading { score: f32::NEG_INFINITY, log_likelihood: f32::NEG_INFINITY, ..Reading::default() });
         }
         let tail = self.template.tail(question, self.lm.tokenizer())?;
         let prompts: Vec<Prompt> = windows
@@ -202,11 +207,21 @@ impl Reader {
         Ok(Reading {
             answer,
             score: answers[best].mean_logprob(),
+            log_likelihood: answers[best].logprobs.iter().sum(),
+            lead: self.lead(best, &answers, windows),
+            p_abstain: answers[best].nothing.map(f32::exp),
             evidence,
             prompt_tokens: prompts.iter().map(Prompt::positions).sum(),
             answer_tokens: answers.iter().map(|a| a.tokens.len()).sum(),
-            nothing: answers[best].nothing.map(f32::exp),
         })
+    }
+
+    /// How much better the answer of window `best` looks than the best different one.
+    fn lead(&self, best: usize, answers: &[Generation], windows: &[Window]) -> Option<f32> {
+        let worth = |row: usize| Some(self.worth(answers.get(row)?, windows.get(row)?));
+        let plain = |row: usize| answers.get(row).map(|a| plain(&a.text));
+        let others = (0..answers.len()).filter(|&row| plain(row) != plain(best)).filter_map(worth);
+        Some(worth(best)? - others.reduce(f32::max)?)
     }
 
     /// How good an answer looks: likelihood, and the rank score of the best passage it was read from.
@@ -215,6 +230,11 @@ impl Reader {
         let likelihood: f32 = answer.logprobs.iter().sum();
         likelihood + self.settings.score_weight * score
     }
+}
+
+/// An answer without what does not make it a different one: case, spaces, punctuation.
+fn plain(answer: &str) -> String {
+    answer.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
 /// A span of a window's passages as evidence. Packed texts are beginnings of the stored ones, so offsets hold in both.

@@ -1,4 +1,4 @@
-//! What a training run leaves beside its module: `run.json`, with everything needed to do it again.
+//! What a training run leaves beside its module: `run.json`, with everything needed to do it again, and `loss.svg`.
 
 use std::path::Path;
 
@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::plot::{Chart, Series, lines};
 use crate::train::trainer::RunLog;
 
 /// The content of `run.json`.
@@ -66,9 +67,30 @@ pub fn speed(log: &RunLog) -> (f64, f64) {
     (log.seen as f64 / seconds, log.tokens as f64 / seconds)
 }
 
-/// Write `run.json` into `folder`.
+/// Write `run.json` and `loss.svg` into `folder`.
 pub fn write(record: &RunRecord, folder: &Path) -> Result<()> {
     let path = folder.join("run.json");
     let text = serde_json::to_string_pretty(record).map_err(Error::internal("writing run.json"))?;
-    std::fs::write(&path, text + "\n").map_err(Error::file("write", &path))
+    std::fs::write(&path, text + "\n").map_err(Error::file("write", &path))?;
+    let path = folder.join("loss.svg");
+    std::fs::write(&path, curve(record)).map_err(Error::file("write", &path))
+}
+
+/// Steps of which a point of the loss curve is the mean: a single step's examples say little.
+const SMOOTHED: usize = 10;
+
+/// The loss and the measure over the examples seen, as a picture.
+fn curve(record: &RunRecord) -> String {
+    let loss = record.log.losses.chunks(SMOOTHED).filter_map(|steps| {
+        let mean = steps.iter().map(|(_, loss)| loss).sum::<f64>() / steps.len() as f64;
+        Some((steps.last()?.0 as f64, mean))
+    });
+    let measure = record.log.evaluations.iter().map(|(seen, value)| (*seen as f64, *value));
+    lines(&Chart {
+        title: format!("Training a {}", record.module),
+        x_label: "examples seen".into(),
+        y_label: "loss, and the measure on held-out examples".into(),
+        series: vec![Series::new("loss", loss.collect()), Series::new(record.metric, measure.collect())],
+        ..Chart::default()
+    })
 }

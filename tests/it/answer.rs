@@ -68,7 +68,7 @@ fn search_prints_what_other_tools_rely_on() {
 fn an_answer_carries_evidence_that_is_a_slice_of_the_stored_text() {
     for words in [&["ask", QUESTION, "--grounded"][..], &["ask", QUESTION], &["ask", QUESTION, "--together"]] {
         let answer = json_lines(words).remove(0);
-        let expected = ["question", "answer", "score", "supported", "evidence", "usage"];
+        let expected = ["question", "answer", "confidence", "abstained", "score", "supported", "evidence", "usage"];
         assert_eq!(keys(&answer), BTreeSet::from(expected));
         assert_eq!(answer["question"], QUESTION);
         assert!(answer["score"].as_f64().unwrap() < 0.0);
@@ -95,6 +95,29 @@ fn explain_shows_every_stage() {
     let together = json_lines(&["ask", QUESTION, "--explain", "--passages", "2", "--together"]).remove(0);
     assert_eq!(together["trace"]["windows"].as_array().unwrap().len(), 1);
     assert_eq!(together["trace"]["windows"][0].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn an_answer_below_the_confidence_asked_for_is_withheld() {
+    let given = json_lines(&["ask", QUESTION]).remove(0);
+    let confidence = given["confidence"].as_f64().unwrap();
+    assert!(confidence > 0.0 && confidence < 1.0 && given["abstained"] == false);
+    let above = (confidence + 1.0) / 2.0;
+    let words = ["ask", QUESTION, "--min-confidence", &above.to_string()];
+    let withheld = json_lines(&words).remove(0);
+    assert_eq!((&withheld["answer"], &withheld["abstained"]), (&Value::from(""), &Value::from(true)));
+    assert_eq!((&withheld["confidence"], &withheld["supported"]), (&given["confidence"], &Value::from(false)));
+    assert!(withheld["evidence"].as_array().unwrap().is_empty() && withheld.get("trace").is_none());
+    let said = |more: &[&str]| {
+        let output =
+            nunatak().args(words).args(more).arg("--index").arg(index()).assert().success().get_output().clone();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let answer = given["answer"].as_str().unwrap();
+    assert_eq!(said(&[]), "The corpus does not seem to hold the answer.\n");
+    assert!(said(&["--explain"]).contains(&format!("best guess: {answer} ")));
+    nunatak().args(["ask", QUESTION, "--min-confidence", "1.5", "--index"]).arg(index()).assert().code(1);
+    nunatak().args(words).args(["--stream", "--index"]).arg(index()).assert().code(1);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use clap::Parser;
 use insta::assert_snapshot;
 use nunatak::cli::Globals;
 use nunatak::cli::eval::{Bench, EvalArgs, RunArgs, run_with};
+use nunatak::confidence::{Calibration, Features};
 use nunatak::error::{Error, Result};
 use nunatak::eval::dataset::{self, Question};
 use nunatak::eval::normalise::{exact_match_and_f1, normalise};
@@ -17,7 +18,7 @@ use nunatak::eval::provenance::Setup;
 use nunatak::eval::ranking::{Gold, Judged, first_gold_passage, hit_at};
 use nunatak::eval::report::Report;
 use nunatak::eval::trec;
-use nunatak::pipeline::{Answer, Latency, Usage};
+use nunatak::pipeline::{Answer, Latency, Trace, Usage};
 use nunatak::progress::Quiet;
 use nunatak::types::{PackedPassage, PassageId};
 use serde::Deserialize;
@@ -128,6 +129,9 @@ fn bench(args: &RunArgs, answers: &'static [&'static str], stop_at: Option<&'sta
             answer: answers.get(number - 1).map(|text| Answer {
                 question: question.question.clone(),
                 answer: (*text).to_owned(),
+                // Surest of the first question.
+                confidence: 1.0 - 0.2 * number as f32,
+                abstained: text.is_empty(),
                 score: -0.25,
                 supported: true,
                 evidence: Vec::new(),
@@ -146,6 +150,8 @@ fn bench(args: &RunArgs, answers: &'static [&'static str], stop_at: Option<&'sta
                 score: 3.0,
                 tokens: 8,
             }],
+            first_stage: None,
+            trace: None,
             latency,
         })
     };
@@ -203,25 +209,40 @@ fn compare(folder: &Path, a: &str, b: &str) -> Result<String, String> {
     act(folder, &args, &[], None)
 }
 
+/// The confidences are 0.8, 0.6, 0.4, 0.2 and only the first answer is wrong. By hand: aurc = the mean of 1, 1/2, 1/3,
+/// 1/4; ece, a bin an answer, = the mean of 0.8, 0.4, 0.6, 0.8; brier = that of 0.64, 0.16, 0.36, 0.64.
 #[test]
 fn a_run_prints_a_table() {
     let folder = tempfile::tempdir().unwrap();
     let table = eval(folder.path(), "run", "--depth 5", GOOD, None).unwrap();
     assert_snapshot!(table, @r"
-    metric                 mean    95% interval  questions
-    exact_match           0.750  0.250 .. 1.000          4
-    f1                    0.917  0.750 .. 1.000          4
-    has_answer@1          0.667  0.000 .. 1.000          3
-    has_answer@5          0.667  0.000 .. 1.000          3
-    recall@1              0.750  0.250 .. 1.000          4
-    recall@5              1.000  1.000 .. 1.000          4
-    mrr@10                0.875  0.625 .. 1.000          4
-    ndcg@10               0.811  0.622 .. 1.000          4
-    map                   0.750  0.500 .. 1.000          4
-    document_recall@1     0.625  0.250 .. 1.000          4
-    document_recall@5     0.875  0.625 .. 1.000          4
-    recall_at_reader      0.750  0.250 .. 1.000          4
-    has_answer_at_reader  0.333  0.000 .. 1.000          3
+    metric                    mean    95% interval  questions
+    exact_match              0.750  0.250 .. 1.000          4
+    f1                       0.917  0.750 .. 1.000          4
+    exact_match_has_ans      0.667  0.000 .. 1.000          3
+    f1_has_ans               0.889  0.667 .. 1.000          3
+    exact_match_no_ans       1.000  1.000 .. 1.000          1
+    coverage                 0.750  0.250 .. 1.000          4
+    exact_match_of_answered  0.667  0.000 .. 1.000          3
+    aurc                     0.521  0.000 .. 0.938          4
+    ece                      0.650  0.500 .. 0.800          4
+    brier                    0.450  0.260 .. 0.640          4
+    has_answer@1             0.667  0.000 .. 1.000          3
+    has_answer@5             0.667  0.000 .. 1.000          3
+    recall@1                 0.750  0.250 .. 1.000          4
+    recall@5                 1.000  1.000 .. 1.000          4
+    mrr@10                   0.875  0.625 .. 1.000          4
+    ndcg@10                  0.811  0.622 .. 1.000          4
+    map                      0.750  0.500 .. 1.000          4
+    document_recall@1        0.625  0.250 .. 1.000          4
+    document_recall@5        0.875  0.625 .. 1.000          4
+    recall_at_reader         0.750  0.250 .. 1.000          4
+    has_answer_at_reader     0.333  0.000 .. 1.000          3
+
+    if only the surest are answered    10%    25%    50%    75%   100%
+    exact match of these             0.000  0.000  0.500  0.667  0.750
+
+    oracle (in hindsight): exact match 0.750 with --min-confidence 0.000
 
     latency, ms  retrieve  rerank  pack  read  total
     p50               2.5     0.0   0.0   0.0   25.0
@@ -241,7 +262,7 @@ fn a_run_leaves_the_files_of_the_contract() {
     let mut names: Vec<String> =
         fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, ["predictions.jsonl", "report.json", "run.trec"]);
+    assert_eq!(names, ["predictions.jsonl", "report.html", "report.json", "run.trec"]);
 
     let report = Report::open(&out.join("report.json")).unwrap();
     let printed = printed.replace("DIR", &folder.path().display().to_string());
@@ -293,7 +314,7 @@ fn a_stopped_run_is_resumed_to_the_same_bytes() {
     torn.extend(b"{\"id\": \"q3\", \"ques");
     fs::write(path("stopped/predictions.jsonl.partial"), torn).unwrap();
     eval(folder.path(), "stopped", "--resume", GOOD, None).unwrap();
-    for name in ["predictions.jsonl", "run.trec", "report.json"] {
+    for name in ["predictions.jsonl", "run.trec", "report.json", "report.html"] {
         assert_eq!(
             fs::read(path("stopped").join(name)).unwrap(),
             fs::read(path("whole").join(name)).unwrap(),
@@ -343,17 +364,25 @@ fn two_runs_are_compared_question_by_question() {
     A  DIR/poor
     B  DIR/good
 
-    metric                    A      B   B - A      95% interval       p         test  questions
-    exact_match           0.250  0.750  +0.500  +0.000 .. +1.000  0.5000      McNemar          4
-    f1                    0.417  0.917  +0.500  +0.167 .. +0.833  0.2561  permutation          4
-    has_answer@1          0.667  0.667  +0.000  +0.000 .. +0.000  1.0000      McNemar          3
-    recall@1              0.750  0.750  +0.000  +0.000 .. +0.000  1.0000      McNemar          4
-    mrr@10                0.875  0.875  +0.000  +0.000 .. +0.000  1.0000  permutation          4
-    ndcg@10               0.811  0.811  +0.000  +0.000 .. +0.000  1.0000  permutation          4
-    map                   0.750  0.750  +0.000  +0.000 .. +0.000  1.0000  permutation          4
-    document_recall@1     0.625  0.625  +0.000  +0.000 .. +0.000  1.0000  permutation          4
-    recall_at_reader      0.750  0.750  +0.000  +0.000 .. +0.000  1.0000      McNemar          4
-    has_answer_at_reader  0.333  0.333  +0.000  +0.000 .. +0.000  1.0000      McNemar          3
+    metric                       A      B   B - A      95% interval       p         test  questions
+    exact_match              0.250  0.750  +0.500  +0.000 .. +1.000  0.5000      McNemar          4
+    f1                       0.417  0.917  +0.500  +0.167 .. +0.833  0.2561  permutation          4
+    exact_match_has_ans      0.333  0.667  +0.333  +0.000 .. +1.000  1.0000      McNemar          3
+    f1_has_ans               0.556  0.889  +0.333  +0.000 .. +0.667  0.5032  permutation          3
+    exact_match_no_ans       0.000  1.000  +1.000  +1.000 .. +1.000  1.0000      McNemar          1
+    coverage                 1.000  0.750  -0.250  -0.750 .. +0.000  1.0000      McNemar          4
+    exact_match_of_answered  0.333  0.667  +0.333  +0.000 .. +1.000  1.0000      McNemar          3
+    aurc                     0.729  0.521  -0.208  -1.000 .. +0.000  0.1219    bootstrap          4
+    ece                      0.450  0.650  +0.200  +0.000 .. +0.450  0.1219    bootstrap          4
+    brier                    0.250  0.450  +0.200  +0.000 .. +0.450  0.5032  permutation          4
+    has_answer@1             0.667  0.667  +0.000  +0.000 .. +0.000  1.0000      McNemar          3
+    recall@1                 0.750  0.750  +0.000  +0.000 .. +0.000  1.0000      McNemar          4
+    mrr@10                   0.875  0.875  +0.000  +0.000 .. +0.000  1.0000  permutation          4
+    ndcg@10                  0.811  0.811  +0.000  +0.000 .. +0.000  1.0000  permutation          4
+    map                      0.750  0.750  +0.000  +0.000 .. +0.000  1.0000  permutation          4
+    document_recall@1        0.625  0.625  +0.000  +0.000 .. +0.000  1.0000  permutation          4
+    recall_at_reader         0.750  0.750  +0.000  +0.000 .. +0.000  1.0000      McNemar          4
+    has_answer_at_reader     0.333  0.333  +0.000  +0.000 .. +0.000  1.0000      McNemar          3
     ");
     let by_file = compare(folder.path(), "poor/predictions.jsonl", "good/predictions.jsonl").unwrap();
     assert!(by_file.contains("exact_match"), "{by_file}");
@@ -396,4 +425,84 @@ fn questions_of_a_beir_folder_come_with_their_judgements() {
     fs::write(folder.path().join("qrels/test.tsv"), "query-id\tcorpus-id\tscore\n7\td1\t1\n").unwrap();
     let set = dataset::read(folder.path(), 0).unwrap();
     assert_eq!((set.questions[0].question.as_str(), set.questions[0].answers.as_ref()), ("t", None));
+}
+
+/// A run over 80 questions of which every answer with a score above -1 is right, and one in eight of the others.
+fn run_with_features(folder: &Path, out: &str) -> Result<String, String> {
+    let questions: String = (0..80)
+        .map(|i| format!("{{\"id\": \"q{i}\", \"question\": \"question {i}?\", \"answers\": [\"ice\"]}}\n"))
+        .collect();
+    fs::write(folder.join("train.jsonl"), questions).unwrap();
+    let at = |name: &str| folder.join(name).display().to_string();
+    let words = ["eval", "--index", "none", "--questions", &at("train.jsonl"), "--out", &at(out), "--k", "1"];
+    let args = Typed::try_parse_from(words).map_err(|e| e.to_string())?;
+    let open = |args: &RunArgs| {
+        let mut bench = bench(args, &[], None);
+        bench.answer = Box::new(|question| {
+            let number: usize = question.id[1..].parse().unwrap();
+            let score = -(number as f32) / 40.0;
+            let features = Features { score: Some(score), supported: Some(1.0), ..Features::default() };
+            let right = score > -1.0 || number % 8 == 0;
+            let answer = Answer {
+                question: question.question.clone(),
+                answer: if right { "ice" } else { "rock" }.to_owned(),
+                confidence: 0.5,
+                abstained: false,
+                score,
+                supported: true,
+                evidence: Vec::new(),
+                usage: Usage::default(),
+                trace: Some(Trace { features, ..Trace::default() }),
+            };
+            let latency = Latency::default();
+            let retrieved = Vec::new();
+            let reader_passages = Vec::new();
+            Ok(Outcome { answer: Some(answer), retrieved, first_stage: None, reader_passages, trace: None, latency })
+        });
+        Ok(bench)
+    };
+    let mut printed = Vec::new();
+    run_with(&args.eval, open, false, &Quiet, &mut printed).map_err(|e| e.to_string())?;
+    Ok(String::from_utf8(printed).unwrap())
+}
+
+#[test]
+fn a_run_with_known_answers_calibrates() {
+    let folder = tempfile::tempdir().unwrap();
+    run_with_features(folder.path(), "train").unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let calibrate = |run: &str| {
+        let words = ["eval", "calibrate", "--run", &at(run), "--out", &at("c.json")];
+        act(folder.path(), &Typed::try_parse_from(words).unwrap(), &[], None)
+    };
+    let said = calibrate("train").unwrap();
+    assert!(said.starts_with("fitted on 80 answers to train.jsonl, 56.2% of them right; log loss 0."), "{said}");
+    let (calibration, _) = Calibration::open(Path::new(&at("c.json"))).unwrap();
+    let names: Vec<&str> = calibration.terms.iter().map(|t| t.feature.as_str()).collect();
+    assert_eq!(names, ["score"], "what is the same for all answers says nothing");
+    let sure = |score| calibration.confidence(&Features { score: Some(score), ..Features::default() });
+    assert!(sure(0.0) > 0.9 && sure(-2.0) < 0.25, "{} {}", sure(0.0), sure(-2.0));
+
+    fs::remove_file(at("c.json")).unwrap();
+    eval(folder.path(), "few", "", GOOD, None).unwrap();
+    let error = calibrate("few").unwrap_err();
+    assert!(error.contains("0 answers with a confidence, 0 of them right, are no ground"), "{error}");
+    assert!(calibrate("nowhere").unwrap_err().contains("no complete run here"));
+    assert!(!folder.path().join("c.json").exists());
+}
+
+#[test]
+fn the_page_of_a_run_is_made_again_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    eval(folder.path(), "run", "", GOOD, None).unwrap();
+    let page = folder.path().join("run/report.html");
+    let made = fs::read(&page).unwrap();
+    fs::remove_file(&page).unwrap();
+    let report = |run: &str| {
+        let words = ["eval", "report", "--run", &folder.path().join(run).display().to_string()];
+        act(folder.path(), &Typed::try_parse_from(words).unwrap(), &[], None)
+    };
+    assert_eq!(report("run").unwrap(), "DIR/run/report.html\n");
+    assert_eq!(fs::read(&page).unwrap(), made);
+    assert!(report("nowhere").unwrap_err().contains("no complete run here"));
 }
