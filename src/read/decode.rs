@@ -29,7 +29,15 @@ pub struct Decoding {
 
 impl Default for Decoding {
     fn default() -> Self {
-        Self { max_new_tokens: 24, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, stop: vec!["\n".to_owned()], nothing: None }
+        Self {
+            max_new_tokens: 24,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 0,
+            stop: vec!["\n".to_owned()],
+            nothing: None,
+        }
     }
 }
 

@@ -250,7 +250,8 @@ impl Loader<'_> {
         } else {
             None
         };
-        let attention = [("q", queries), ("k", keys), ("v", keys)].map(|(p, n)| (name(&format!("self_attn.{p}_proj")), n));
+        let attention =
+            [("q", queries), ("k", keys), ("v", keys)].map(|(p, n)| (name(&format!("self_attn.{p}_proj")), n));
         let mlp = ["gate", "up"].map(|part| (name(&format!("mlp.{part}_proj")), intermediate));
         Ok(Layer {
             attention_norm: self.tensor(&name("input_layernorm.weight"), &[hidden])?,

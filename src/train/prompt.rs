@@ -57,10 +57,9 @@ impl<'a> PromptModule<'a> {
     pub fn set_values(&self, values: &[f32]) -> Result<()> {
         let mut rest = values;
         for variable in &self.variables {
-            let (own, after) = rest.split_at_checked(variable.elem_count()).ok_or_else(|| Error::Internal {
-                doing: "setting a prompt",
-                message: "it has another size".into(),
-            })?;
+            let (own, after) = rest
+                .split_at_checked(variable.elem_count())
+                .ok_or_else(|| Error::Internal { doing: "setting a prompt", message: "it has another size".into() })?;
             let tensor = Tensor::from_slice(own, variable.shape(), variable.device()).map_err(failed)?;
             variable.set(&tensor).map_err(failed)?;
             rest = after;

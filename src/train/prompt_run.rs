@@ -84,14 +84,9 @@ pub fn train(
     progress.finish();
     let from = run.from.as_deref().map(SoftPrompt::load).transpose()?;
     let words = words(run, from.as_deref(), &tokenizer)?;
-    let mut module =
-        PromptModule::new(&lm, run.kind, &words, (&train, &dev), run.dev, run.trainer.tokens_per_pass)?;
-    let target = PromptTarget {
-        name: stem(&model.name()),
-        layers: lm.layers(),
-        kv_width: lm.kv_width(),
-        hidden: lm.hidden(),
-    };
+    let mut module = PromptModule::new(&lm, run.kind, &words, (&train, &dev), run.dev, run.trainer.tokens_per_pass)?;
+    let target =
+        PromptTarget { name: stem(&model.name()), layers: lm.layers(), kv_width: lm.kv_width(), hidden: lm.hidden() };
     if let Some(from) = &from {
         if from.description.kind != run.kind || from.description.target != target {
             let hint = "go on from a prompt of the same kind for the same model";

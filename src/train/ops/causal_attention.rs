@@ -303,8 +303,7 @@ impl CustomOp2 for Causal {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (data, states, gradient) = (qkv.contiguous()?, prefix.contiguous()?, gradient.contiguous()?);
-        let (d_qkv, d_prefix) =
-            with_floats(&[&data, &states, &gradient], |s| Ok(self.backward(s[0], s[1], s[2])))?;
+        let (d_qkv, d_prefix) = with_floats(&[&data, &states, &gradient], |s| Ok(self.backward(s[0], s[1], s[2])))?;
         let d_qkv = Tensor::from_vec(d_qkv, qkv.shape(), qkv.device())?;
         let d_prefix = Tensor::from_vec(d_prefix, prefix.shape(), prefix.device())?;
         Ok((Some(d_qkv), Some(d_prefix)))
