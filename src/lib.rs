@@ -31,3 +31,4 @@ pub mod retrieve;
 
 pub mod cli;
 pub mod eval;
+pub mod train;

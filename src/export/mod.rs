@@ -9,7 +9,7 @@ use std::str::FromStr;
 use crate::error::Error;
 
 pub mod bert;
-mod bert_source;
+pub(crate) mod bert_source;
 mod blockwise;
 pub mod gguf;
 mod gguf_blocks;

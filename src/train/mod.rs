@@ -1,0 +1,3 @@
+//! Small modules trained beside a frozen language model, on candle.
+
+pub mod bert;
