@@ -5,8 +5,18 @@
 
 use rayon::prelude::*;
 
-/// Rows that one task takes through a product: enough to make up for packing the other matrix again.
-const ROWS: usize = 256;
+/// Most rows that one task takes through a product: enough to make up for packing the other matrix again.
+const ROWS: usize = 320;
+/// Blocks come in multiples of it, so that few threads get equal shares.
+const BLOCKS: usize = 8;
+/// Rows that the kernel computes at once.
+const KERNEL_ROWS: usize = 6;
+
+/// How many of `rows` one task takes: by the rows alone and not by the threads, so that results do not depend on them.
+fn block(rows: usize) -> usize {
+    let blocks = BLOCKS * rows.div_ceil(BLOCKS * ROWS).max(1);
+    rows.div_ceil(blocks).next_multiple_of(KERNEL_ROWS)
+}
 /// Rows of a weight's gradient that one task computes.
 const WEIGHT_ROWS: usize = 96;
 
@@ -99,20 +109,22 @@ pub(super) fn multiply(dst: &mut [f32], stride: usize, into: Into, scale: f32, a
 pub(super) fn dense(x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32], then: impl Fn(usize, &mut [f32]) + Sync) {
     let n = bias.len();
     let k = w.len() / n;
-    y.par_chunks_mut(ROWS * n).zip(x.par_chunks(ROWS * k)).enumerate().for_each(|(block, (y, x))| {
+    let block = block(y.len() / n);
+    y.par_chunks_mut(block * n).zip(x.par_chunks(block * k)).enumerate().for_each(|(number, (y, x))| {
         for row in y.chunks_exact_mut(n) {
             row.copy_from_slice(bias);
         }
         let rows = y.len() / n;
         multiply(y, n, Into::Add, 1.0, Matrix::new(x, rows, k), Matrix::new(w, n, k).turned());
-        then(block * ROWS, y);
+        then(number * block, y);
     });
 }
 
 /// `dx [T,k] (+)= dy [T,n] w`, the gradient of a dense layer's input.
 pub(super) fn dense_input(dy: &[f32], w: &[f32], n: usize, dx: &mut [f32], into: Into) {
     let k = w.len() / n;
-    dx.par_chunks_mut(ROWS * k).zip(dy.par_chunks(ROWS * n)).for_each(|(dx, dy)| {
+    let block = block(dy.len() / n);
+    dx.par_chunks_mut(block * k).zip(dy.par_chunks(block * n)).for_each(|(dx, dy)| {
         let rows = dx.len() / k;
         multiply(dx, k, into, 1.0, Matrix::new(dy, rows, n), Matrix::new(w, n, k));
     });

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp2, D, Error, Layout, Result, Shape, Tensor};
 
 use super::attention::{self, Texts};
+use super::buffer::Buffer;
 use super::dense::{Into, add, dense, dense_input, dense_parameters};
 use super::{activation, contiguous, layer_norm, slice, with_slice};
 use crate::export::bert_source::Activation;
@@ -114,17 +115,17 @@ fn view_mut<'a>(shape: &LayerShape, params: &'a mut [f32]) -> Parts<&'a mut [f32
 
 /// What the backward pass takes from the forward pass.
 struct Saved {
-    q: Vec<f32>,
-    kv: Vec<f32>,
-    context: Vec<f32>,
+    q: Buffer,
+    kv: Buffer,
+    context: Buffer,
     /// The first sum, normalised; and 1/σ of each of its rows.
-    normal: Vec<f32>,
+    normal: Buffer,
     inverse: Vec<f32>,
     /// The first normalisation's result.
-    middle: Vec<f32>,
+    middle: Buffer,
     /// Before the activation.
-    inner: Vec<f32>,
-    last_normal: Vec<f32>,
+    inner: Buffer,
+    last_normal: Buffer,
     last_inverse: Vec<f32>,
 }
 
@@ -175,24 +176,24 @@ impl BertLayer {
         let p = view(&self.shape, params);
         let asking = self.asking(x);
         let rows = asking.len() / d;
-        let mut q = vec![0.0; rows * d];
+        let mut q = Buffer::new(rows * d);
         dense(&asking, p.q, p.q_bias, &mut q, |_, _| {});
-        let mut kv = vec![0.0; 2 * x.len()];
+        let mut kv = Buffer::new(2 * x.len());
         dense(x, p.kv, p.kv_bias, &mut kv, |_, _| {});
-        let mut context = vec![0.0; rows * d];
+        let mut context = Buffer::new(rows * d);
         attention::forward(self.texts(), heads, d, &q, &kv, &mut context);
 
-        let mut normal = vec![0.0; rows * d];
+        let mut normal = Buffer::new(rows * d);
         dense(&context, p.out, p.out_bias, &mut normal, |row, y| add(y, &asking[row * d..]));
         let inverse = layer_norm::normalise(&mut normal, d, eps);
-        let mut middle = vec![0.0; rows * d];
+        let mut middle = Buffer::new(rows * d);
         layer_norm::scale(&normal, p.norm, p.norm_bias, &mut middle);
 
-        let mut inner = vec![0.0; rows * f];
+        let mut inner = Buffer::new(rows * f);
         dense(&middle, p.up, p.up_bias, &mut inner, |_, _| {});
-        let mut active = vec![0.0; rows * f];
+        let mut active = Buffer::new(rows * f);
         activate(&inner, &mut active, |x, y| activation::forward(kind, x, y));
-        let mut last_normal = vec![0.0; rows * d];
+        let mut last_normal = Buffer::new(rows * d);
         dense(&active, p.down, p.down_bias, &mut last_normal, |row, y| add(y, &middle[row * d..]));
         let last_inverse = layer_norm::normalise(&mut last_normal, d, eps);
         let mut y = vec![0.0; rows * d];
@@ -211,9 +212,9 @@ impl BertLayer {
 
         let mut dmiddle = dy.to_vec();
         layer_norm::backward(&mut dmiddle, &saved.last_normal, &saved.last_inverse, p.last, g.last, g.last_bias);
-        let mut dinner = vec![0.0; rows * f];
+        let mut dinner = Buffer::new(rows * f);
         dense_input(&dmiddle, p.down, d, &mut dinner, Into::Set);
-        let mut active = vec![0.0; rows * f];
+        let mut active = Buffer::new(rows * f);
         activate_backward(&saved.inner, &mut active, &mut dinner, |x, y, dy| activation::backward(kind, x, y, dy));
         dense_parameters(&dmiddle, &active, g.down, g.down_bias);
         drop(active);
@@ -222,12 +223,12 @@ impl BertLayer {
         drop(dinner);
 
         layer_norm::backward(&mut dmiddle, &saved.normal, &saved.inverse, p.norm, g.norm, g.norm_bias);
-        let mut dcontext = vec![0.0; rows * d];
+        let mut dcontext = Buffer::new(rows * d);
         dense_input(&dmiddle, p.out, d, &mut dcontext, Into::Set);
         dense_parameters(&dmiddle, &saved.context, g.out, g.out_bias);
 
-        let (mut dq, mut dkv) = (vec![0.0; rows * d], vec![0.0; 2 * x.len()]);
-        attention::backward(self.texts(), heads, d, [&saved.q, &saved.kv, &dcontext], &mut dq, &mut dkv);
+        let (mut dq, mut dkv) = (Buffer::new(rows * d), Buffer::new(2 * x.len()));
+        attention::backward(self.texts(), heads, d, [&*saved.q, &*saved.kv, &*dcontext], &mut dq, &mut dkv);
         dense_parameters(&dq, &asking, g.q, g.q_bias);
         dense_parameters(&dkv, x, g.kv, g.kv_bias);
         dense_input(&dq, p.q, d, &mut dmiddle, Into::Add);
@@ -354,7 +355,10 @@ mod tests {
         for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
             let shape = LayerShape { hidden: 24, heads: 3, intermediate: 40, activation, eps: 1e-6 };
             let starts: Arc<[usize]> = [0, 5, 6, 23, 300].into();
-            let vars = [variable(&[300, 24], 5), variable(&[shape.shapes().iter().map(|s| s.iter().product::<usize>()).sum::<usize>()], 6)];
+            let vars = [
+                variable(&[300, 24], 5),
+                variable(&[shape.shapes().iter().map(|s| s.iter().product::<usize>()).sum::<usize>()], 6),
+            ];
             for (first_only, keep) in [(false, true), (true, true), (false, false)] {
                 let kernel = bert_layer(&vars[0], &vars[1], shape, &starts, first_only, keep).unwrap();
                 let formula = composed(&vars[0], &vars[1], shape, &starts, first_only).unwrap();

@@ -11,6 +11,7 @@
 
 mod activation;
 mod attention;
+mod buffer;
 mod dense;
 mod layer;
 mod layer_norm;
