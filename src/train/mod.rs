@@ -1,3 +1,4 @@
 //! Small modules trained beside a frozen language model, on candle.
 
 pub mod bert;
+pub mod mine;
