@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use nunatak::progress::Quiet;
 use nunatak::read::decode::Decoding;
-use nunatak::read::lm::FrozenLm;
+use nunatak::read::lm::{FrozenLm, Prompt};
 use nunatak::runtime::session::RuntimeOptions;
 use nunatak::runtime::setup;
 
@@ -30,10 +30,11 @@ fn main() {
     let text = passages.collect::<Vec<_>>().join("\n");
     let mut prompt = lm.tokenizer().encode(&text, false).unwrap();
     prompt.truncate(PROMPT_TOKENS);
+    let prompt = Prompt::of(prompt);
     let mut run = |tokens: usize| {
         let decoding = Decoding { max_new_tokens: tokens, stop: Vec::new(), ..Decoding::default() };
         let begin = Instant::now();
-        let made = lm.generate(&[], std::slice::from_ref(&prompt), &decoding, None, &mut |_, _| {}).unwrap().0;
+        let made = lm.generate(std::slice::from_ref(&prompt), &decoding, None, &mut |_, _| {}).unwrap().0;
         (begin.elapsed().as_secs_f64(), made[0].tokens.len())
     };
     run(2); // the first run allocates

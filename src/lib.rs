@@ -11,7 +11,8 @@
 //! 7. [`read`] lets the frozen language model answer, and checks what the answer rests on.
 //!
 //! [`pipeline`] is these stages on one screen. Beneath them, [`runtime`] runs models and [`export`] makes
-//! them; beside them, [`eval`] measures; above them, [`cli`] is what people type.
+//! them; beside them, [`eval`] measures and
+//! [`train`] learns the small modules around the frozen model; above them, [`cli`] is what people type.
 
 pub mod error;
 pub mod progress;

@@ -13,6 +13,8 @@ pub trait Progress: Sync {
     fn start(&self, stage: &str, total: Option<u64>, unit: &'static str);
     /// So many more units are done.
     fn advance(&self, units: u64);
+    /// What the stage is doing, beside its amount: the loss of a training.
+    fn status(&self, _text: &str) {}
     /// The stage is over.
     fn finish(&self);
     /// A remark worth keeping on the screen.

@@ -11,7 +11,7 @@ use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::read::decode::Decoding;
-use crate::read::lm::FrozenLm;
+use crate::read::lm::{FrozenLm, Prompt};
 use crate::runtime::session::{RuntimeOptions, runtime_version};
 use crate::runtime::setup::{self, Manifest, StarterModel, fetch_runtime, store};
 
@@ -117,7 +117,7 @@ fn prove(starter: &StarterModel, options: &RuntimeOptions, progress: &dyn Progre
         let mut lm = FrozenLm::open(&model, options)?;
         let prompt = lm.tokenizer().encode(PROMPT.0, false)?;
         let decoding = Decoding { max_new_tokens: 4, ..Decoding::default() };
-        let (answers, _) = lm.generate(&[], &[prompt], &decoding, None, &mut |_, _| {})?;
+        let (answers, _) = lm.generate(&[Prompt::of(prompt)], &decoding, None, &mut |_, _| {})?;
         let text = answers.into_iter().next().map(|a| a.text).unwrap_or_default();
         if !text.contains(PROMPT.1) {
             return Err(wrong(format!("it runs, but goes on after \"{}\" with \"{text}\"", PROMPT.0)));

@@ -13,10 +13,13 @@ use crate::index::Index;
 use crate::pipeline::{Depths, Pipeline};
 use crate::progress::Progress;
 use crate::read::decode::Decoding;
+use crate::read::prompts;
 use crate::read::reader::{Reader, ReaderSettings};
+use crate::read::soft_prompt::SoftPrompt;
 use crate::read::template::TemplateKind;
 use crate::rerank::CrossEncoder;
 use crate::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, Mode, Retriever};
+use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup;
 
@@ -82,9 +85,13 @@ pub struct ReadingArgs {
     /// Hold the answer to a stretch of a passage
     #[arg(long)]
     pub grounded: bool,
-    /// Prompt: few-shot or chat
-    #[arg(long, default_value = "few-shot")]
-    pub template: TemplateKind,
+    /// Learned prompt: a name, a file that `nunatak train prompt` wrote, or none [default: reader, for the default
+    /// language model]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub prompt: Option<String>,
+    /// Prompt in words, without a learned one: few-shot, chat or plain
+    #[arg(long)]
+    pub template: Option<TemplateKind>,
     /// Tokens of a window, prompt and answer included
     #[arg(long, default_value_t = 2048, value_name = "TOKENS")]
     pub window: usize,
@@ -129,13 +136,28 @@ impl ReadingArgs {
             passages: PASSAGES,
             together: false,
             grounded: settings.grounded,
-            template: settings.template,
+            prompt: None,
+            template: None,
             window: settings.window,
             max_answer: settings.decoding.max_new_tokens,
             temperature: settings.decoding.temperature,
             top_p: settings.decoding.top_p,
             top_k: settings.decoding.top_k,
             score_weight: settings.score_weight,
+        }
+    }
+
+    /// The learned prompt that is asked for, or that stands ready for this model, with its name.
+    fn learned_prompt(&self, model: &ModelDir) -> Result<Option<(String, Arc<SoftPrompt>)>> {
+        match (self.prompt.as_deref(), self.template) {
+            (Some("none"), _) => Ok(None),
+            (Some(_), Some(_)) => Err(Error::request(
+                "a learned prompt has a template of its own",
+                "leave --template out, or say --prompt none",
+            )),
+            (Some(name), None) => prompts::find(name).map(|prompt| Some((name.to_owned(), prompt))),
+            (None, Some(_)) => Ok(None),
+            (None, None) => prompts::default_for(model),
         }
     }
 
@@ -156,7 +178,7 @@ impl ReadingArgs {
             return Err(Error::request("--passages and --max-answer must be at least 1", "the defaults are 5 and 24"));
         }
         Ok(ReaderSettings {
-            template: self.template,
+            template: self.template.unwrap_or_default(),
             grounded: self.grounded,
             window: self.window,
             score_weight: self.score_weight,
@@ -186,7 +208,7 @@ pub struct Engine {
 type Models = Vec<(&'static str, String, String)>;
 
 /// The first stage that `retrieval` asks for, with the encoder of the index where it needs one.
-fn open_retriever(
+pub(crate) fn open_retriever(
     index: &Arc<Index>,
     mode: Mode,
     retrieval: &RetrievalArgs,
@@ -255,15 +277,20 @@ pub fn build(
     let mode = retrieval.mode.unwrap_or(if index.dense().is_some() { Mode::Hybrid } else { Mode::Bm25 });
     let mut models = Vec::new();
     let reader_model = match reading {
-        Some(args) => Some((setup::model(&args.lm, &options, progress)?, args.settings(seed)?)),
+        Some(args) => {
+            let model = setup::model(&args.lm, &options, progress)?;
+            let prompt = args.learned_prompt(&model)?;
+            models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), p.hash().to_owned())));
+            Some((model, args.settings(seed)?, prompt.map(|(_, prompt)| prompt)))
+        }
         None => None,
     };
     // Loading the language model is the longest part of a cold start, and mostly one thread's work: the other
     // models load beside it.
     let (reader, others) = std::thread::scope(|scope| {
-        let reader = reader_model.as_ref().map(|(model, settings)| {
-            let (settings, options) = (settings.clone(), &options);
-            scope.spawn(move || Reader::open(model, settings, options))
+        let reader = reader_model.as_ref().map(|(model, settings, prompt)| {
+            let (settings, prompt, options) = (settings.clone(), prompt.clone(), &options);
+            scope.spawn(move || Reader::open(model, settings, prompt, options))
         });
         let others = open_retriever(&index, mode, retrieval, &options, progress, &mut models)
             .and_then(|retriever| Ok((retriever, open_reranker(retrieval, &options, progress, &mut models)?)));
@@ -277,7 +304,7 @@ pub fn build(
         Some(loaded) => Some(loaded??),
         None => None,
     };
-    models.extend(reader_model.iter().map(|(model, _)| ("lm", model.name(), model.fingerprint())));
+    models.extend(reader_model.iter().map(|(model, _, _)| ("lm", model.name(), model.fingerprint())));
     let depths = Depths {
         retrieve: depth,
         rerank: retrieval.rerank_depth,

@@ -14,6 +14,8 @@ pub mod output;
 pub mod progress;
 pub mod search;
 pub mod setup;
+pub mod train;
+pub mod train_reranker;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -90,6 +92,8 @@ enum Command {
     Ask(ask::AskArgs),
     /// Measure retrieval and answers on a question set, or compare two runs
     Eval(eval::EvalArgs),
+    /// Learn small modules around the frozen language model
+    Train(train::TrainArgs),
 }
 
 /// Run the command line of this process.
@@ -128,5 +132,6 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Search(args) => search::run(args, globals),
         Command::Ask(args) => ask::run(args, globals),
         Command::Eval(args) => eval::run(args, globals),
+        Command::Train(args) => train::run(args, globals),
     }
 }

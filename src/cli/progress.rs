@@ -35,7 +35,7 @@ impl Progress for Bars {
             (None, unit) => format!("{{spinner}} {{msg}} {{human_pos}} {unit} {{per_sec}} {{elapsed}}"),
             (Some(_), "B") => "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}".to_owned(),
             (Some(_), unit) => {
-                format!("{{msg}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{eta}}")
+                format!("{{msg}} {{wide_bar}} {{prefix}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{eta}}")
             }
         };
         if let Ok(style) = ProgressStyle::with_template(&template) {
@@ -50,6 +50,14 @@ impl Progress for Bars {
         self.with(|current| {
             if let Some(bar) = current {
                 bar.inc(units);
+            }
+        });
+    }
+
+    fn status(&self, text: &str) {
+        self.with(|current| {
+            if let Some(bar) = current {
+                bar.set_prefix(text.to_owned());
             }
         });
     }
@@ -79,6 +87,7 @@ struct Stage {
     name: String,
     total: Option<u64>,
     unit: &'static str,
+    status: String,
     done: u64,
     began: Instant,
     said: Instant,
@@ -100,7 +109,8 @@ impl Stage {
         let seconds = self.began.elapsed().as_secs();
         let amount = self.amount();
         let comma = if amount.is_empty() { "" } else { ", " };
-        line(&format!("{}: {amount}{comma}{seconds} s", self.name));
+        let (open, status, close) = if self.status.is_empty() { ("", "", "") } else { (" (", &*self.status, ")") };
+        line(&format!("{}: {amount}{comma}{seconds} s{open}{status}{close}", self.name));
     }
 }
 
@@ -114,7 +124,8 @@ impl Progress for Lines {
     fn start(&self, stage: &str, total: Option<u64>, unit: &'static str) {
         let now = Instant::now();
         self.with(|current| {
-            *current = Some(Stage { name: stage.to_owned(), total, unit, done: 0, began: now, said: now });
+            let (name, status) = (stage.to_owned(), String::new());
+            *current = Some(Stage { name, total, unit, status, done: 0, began: now, said: now });
         });
     }
 
@@ -126,6 +137,14 @@ impl Progress for Lines {
                     stage.said = Instant::now();
                     stage.say();
                 }
+            }
+        });
+    }
+
+    fn status(&self, text: &str) {
+        self.with(|current| {
+            if let Some(stage) = current {
+                text.clone_into(&mut stage.status);
             }
         });
     }

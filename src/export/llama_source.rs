@@ -14,7 +14,7 @@ use crate::export::{gguf_tokenizer, llama_folder};
 
 /// The sizes and habits of a model.
 #[derive(Debug, Clone)]
-pub(in crate::export) struct LmConfig {
+pub(crate) struct LmConfig {
     /// `llama`, `mistral`, `qwen2` or `qwen3`.
     pub family: &'static str,
     pub layers: usize,
@@ -38,9 +38,9 @@ pub(in crate::export) struct LmConfig {
 }
 
 /// Tables of positions grow with the window; a model made for more is exported for this much.
-pub(in crate::export) const LONGEST_CONTEXT: usize = 131_072;
+pub(crate) const LONGEST_CONTEXT: usize = 131_072;
 /// Twice the widest head known; checked first, because tables are made from it.
-pub(in crate::export) const WIDEST_HEAD: usize = 1024;
+pub(crate) const WIDEST_HEAD: usize = 1024;
 /// Far above any model; keeps products of sizes from a damaged file within bounds.
 const LARGEST_SIZE: usize = 1 << 24;
 
@@ -63,7 +63,7 @@ impl LmConfig {
 
 /// An opened model.
 #[derive(Debug)]
-pub(in crate::export) struct LmSource {
+pub(crate) struct LmSource {
     pub path: PathBuf,
     pub config: LmConfig,
     /// The content of its tokenizer.json.

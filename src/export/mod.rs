@@ -18,7 +18,7 @@ mod gguf_tokenizer;
 pub mod llama;
 mod llama_folder;
 mod llama_graph;
-mod llama_source;
+pub(crate) mod llama_source;
 pub mod onnx;
 mod quantize;
 mod rope;

@@ -142,6 +142,17 @@ impl Index {
         self.store.row_of(key)
     }
 
+    /// The passages that a document became, in order; none if the index does not have it.
+    pub fn pieces_of(&self, document: &str) -> Result<Vec<PassageId>> {
+        let mut pieces: Vec<PassageId> = self.row_of(document)?.into_iter().collect();
+        let mut number = 1;
+        while let Some(piece) = self.row_of(&format!("{document}#{number}"))? {
+            pieces.push(piece);
+            number += 1;
+        }
+        Ok(pieces)
+    }
+
     /// The inverted index.
     pub fn lexical(&self) -> &Lexical {
         &self.lexical

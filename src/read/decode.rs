@@ -21,11 +21,23 @@ pub struct Decoding {
     pub seed: u64,
     /// Texts that end the answer and are not part of it. The tokenizer's end tokens always end it.
     pub stop: Vec<String>,
+    /// The token that says "there is no answer here" when it comes first, if the prompt was taught one. It is never
+    /// chosen first; how likely it was is kept in [`Generation::nothing`].
+    #[serde(skip)]
+    pub nothing: Option<u32>,
 }
 
 impl Default for Decoding {
     fn default() -> Self {
-        Self { max_new_tokens: 24, temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, stop: vec!["\n".to_owned()] }
+        Self {
+            max_new_tokens: 24,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 0,
+            stop: vec!["\n".to_owned()],
+            nothing: None,
+        }
     }
 }
 
@@ -48,6 +60,8 @@ pub struct Generation {
     pub tokens: Vec<u32>,
     /// Log-probability of each token under the language model (temperature 1, unconstrained).
     pub logprobs: Vec<f32>,
+    /// Log-probability of there being no answer, where [`Decoding::nothing`] says how that is told.
+    pub nothing: Option<f32>,
     /// Why it ended.
     pub finish: Finish,
 }

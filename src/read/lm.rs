@@ -1,15 +1,23 @@
 //! The frozen language model: prompts of token ids in, generations with log-probabilities out.
 //!
 //! Nothing here changes a weight. What is learned reaches the model as input embeddings
-//! ([`FrozenLm::embed`] shows where they come from), and its last hidden states are there for who wants
-//! to learn from them ([`FrozenLm::hidden_states`]).
+//! ([`FrozenLm::embed`] shows where they come from) or as states in its cache ([`Prefix`]), and its last hidden states
+//! are there for who wants to learn from them ([`FrozenLm::hidden_states`]).
+//!
+//! A prompt is read in three parts: what stands before every window, the passages, and the question. States of the
+//! first two do not depend on what follows, so each part is a pass of its own whether its states are kept or not, and
+//! keeping them changes nothing but the time.
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
 use crate::read::decode::{Decoding, Finish, Generation, Next, Sampler, log_probability, pick_within};
+use crate::read::prefix::{Prefix, cache_order};
+use crate::read::soft_prompt::PromptKind;
 use crate::read::spans::{Span, SpanConstraint, Vocabulary};
-use crate::runtime::kv_session::{KvCache, KvSession};
+use crate::read::states::{CacheStatistics, StateCache};
+use crate::runtime::kv_session::{KvCache, KvSession, States};
 use crate::runtime::model_dir::{LmShape, ModelDir, ModelKind};
 use crate::runtime::session::{Input, RuntimeOptions, Session};
 use crate::runtime::tokenizer::TextTokenizer;
@@ -25,9 +33,36 @@ pub struct FrozenLm {
     name: String,
     fingerprint: String,
     vocabulary: OnceLock<Arc<Vocabulary>>,
-    /// States of the prefix that the last prompts began with. The prefix tokens are its whole key, since
-    /// model and device are this object's own.
-    prefix: Option<(Vec<u32>, KvCache)>,
+    /// States of prefixes by their keys; model and device are this object's own.
+    prefixes: HashMap<String, Arc<States>>,
+    /// States of passages behind a prefix.
+    passages: StateCache,
+}
+
+/// Prefixes whose states are kept; more at once begin anew. Each takes a few megabytes.
+const MOST_PREFIXES: usize = 64;
+
+/// One prompt in its three parts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    /// What stands before every window.
+    pub prefix: Prefix,
+    /// Tokens of the passages.
+    pub passages: Vec<u32>,
+    /// Tokens of the question and of what asks for the answer; at least one.
+    pub tail: Vec<u32>,
+}
+
+impl Prompt {
+    /// Tokens and nothing before them.
+    pub fn of(tokens: Vec<u32>) -> Self {
+        Self { prefix: Prefix::Words(Vec::new()), passages: Vec::new(), tail: tokens }
+    }
+
+    /// Positions that it takes.
+    pub fn positions(&self) -> usize {
+        self.prefix.positions() + self.passages.len() + self.tail.len()
+    }
 }
 
 /// Told of every new piece of text: the row of the batch and the text of its answer so far.
@@ -53,7 +88,8 @@ impl FrozenLm {
             name: model.name(),
             fingerprint: model.fingerprint(),
             vocabulary: OnceLock::new(),
-            prefix: None,
+            prefixes: HashMap::new(),
+            passages: StateCache::default(),
         })
     }
 
@@ -102,7 +138,17 @@ impl FrozenLm {
         pass.hidden_states.ok_or(Error::Internal { doing: "reading hidden states", message: "none came".into() })
     }
 
-    /// Continue every prompt, `prefix ++ prompts[i]`, until it ends, all of them in one batch.
+    /// Keep states of passages in up to so many bytes of memory; 0 (the default) keeps none.
+    pub fn keep_passages(&mut self, bytes: u64) {
+        self.passages = StateCache::new(bytes);
+    }
+
+    /// How the kept states of passages have done.
+    pub fn cache_statistics(&self) -> CacheStatistics {
+        self.passages.statistics()
+    }
+
+    /// Continue every prompt until it ends, all of them in one batch, each behind its own prefix.
     ///
     /// With `constraints` (one a prompt) answers are held to spans of passages and decoding is greedy.
     ///
@@ -110,13 +156,12 @@ impl FrozenLm {
     /// [`Error::Request`] when a prompt and its answer do not fit the window.
     pub fn generate(
         &mut self,
-        prefix: &[u32],
-        prompts: &[Vec<u32>],
+        prompts: &[Prompt],
         decoding: &Decoding,
         constraints: Option<Vec<SpanConstraint>>,
         on_text: OnText,
     ) -> Result<(Vec<Generation>, Vec<Option<Span>>)> {
-        let longest = prefix.len() + prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let longest = prompts.iter().map(Prompt::positions).max().unwrap_or(0);
         let capacity = longest + decoding.max_new_tokens;
         if capacity > self.window {
             return Err(Error::request(
@@ -127,7 +172,6 @@ impl FrozenLm {
                 "ask a shorter question, or choose a language model with a larger window",
             ));
         }
-        self.prepare_prefix(prefix)?;
         let ends = self.ends(decoding, constraints.is_some());
         let mut rows = Rows::new(prompts.len(), decoding, constraints, ends);
         // One prompt is decoded in the cache it was prefilled in; several are put together as they are read, so that
@@ -138,7 +182,7 @@ impl FrozenLm {
             count => Some(self.graph.new_cache(count, capacity)?),
         };
         for (row, prompt) in prompts.iter().enumerate() {
-            let room = if prompts.len() == 1 { capacity } else { prefix.len() + prompt.len() };
+            let room = if prompts.len() == 1 { capacity } else { prompt.positions() };
             let (one, logits) = self.prefill(prompt, room)?;
             match &mut cache {
                 Some(batch) => self.graph.place(&one, batch, row)?,
@@ -153,29 +197,74 @@ impl FrozenLm {
         Ok(rows.finish())
     }
 
-    /// Make sure that the states of `prefix` are at hand; the next [`Self::generate`] does it otherwise.
-    pub fn prepare_prefix(&mut self, prefix: &[u32]) -> Result<()> {
-        if self.prefix.as_ref().is_some_and(|(tokens, _)| tokens == prefix) {
+    /// The states of `prefix`, computed on the first call; [`Self::generate`] asks for them too.
+    pub fn prepare_prefix(&mut self, prefix: &Prefix) -> Result<Arc<States>> {
+        let key = prefix.key();
+        if let Some(states) = self.prefixes.get(&key) {
+            return Ok(states.clone());
+        }
+        let positions = prefix.positions();
+        let states = match prefix {
+            Prefix::Learned(prompt) if prompt.description.kind == PromptKind::States => {
+                self.graph.states_of(cache_order(prompt, &self.shape), positions)
+            }
+            Prefix::Learned(prompt) => self.states_of(prompt.values().to_vec(), positions)?,
+            Prefix::Words(tokens) => {
+                let embeds = if tokens.is_empty() { Vec::new() } else { self.embed(tokens)? };
+                self.states_of(embeds, positions)?
+            }
+        };
+        if self.prefixes.len() >= MOST_PREFIXES {
+            self.prefixes.clear();
+        }
+        let states = Arc::new(states);
+        self.prefixes.insert(key, states.clone());
+        Ok(states)
+    }
+
+    /// Compute and keep the states of passages behind a prefix, if they are not kept yet.
+    pub fn warm(&mut self, prefix: &Prefix, passages: &[u32]) -> Result<()> {
+        let mut cache = self.graph.new_cache(1, prefix.positions() + passages.len())?;
+        self.read_passages(prefix, passages, &mut cache)
+    }
+
+    /// States of input embeddings with nothing before them.
+    fn states_of(&mut self, embeds: Vec<f32>, positions: usize) -> Result<States> {
+        let mut cache = self.graph.new_cache(1, positions.max(1))?;
+        if positions > 0 {
+            self.graph.forward(&mut cache, embeds, &[positions], &[], false)?;
+        }
+        self.graph.states(&cache, 0)
+    }
+
+    /// Fill an empty cache with the states of a prefix and of the passages behind it.
+    fn read_passages(&mut self, prefix: &Prefix, passages: &[u32], cache: &mut KvCache) -> Result<()> {
+        let before = self.prepare_prefix(prefix)?;
+        self.graph.append(&before, cache)?;
+        if passages.is_empty() {
             return Ok(());
         }
-        let mut cache = self.graph.new_cache(1, prefix.len().max(1))?;
-        if !prefix.is_empty() {
-            let embeds = self.embed(prefix)?;
-            self.graph.forward(&mut cache, embeds, &[prefix.len()], &[], false)?;
+        let keeps = self.passages.statistics().limit > 0;
+        let key = prefix.key();
+        if keeps && let Some(states) = self.passages.get(&key, passages) {
+            return self.graph.append(&states, cache);
         }
-        self.prefix = Some((prefix.to_vec(), cache));
+        let embeds = self.embed(passages)?;
+        self.graph.forward(cache, embeds, &[passages.len()], &[], false)?;
+        if keeps {
+            let states = self.graph.states(cache, before.positions())?;
+            self.passages.put(&key, passages, Arc::new(states));
+        }
         Ok(())
     }
 
-    /// States of the prepared prefix and `prompt`, and the logits after its last token.
-    fn prefill(&mut self, prompt: &[u32], capacity: usize) -> Result<(KvCache, Vec<f32>)> {
-        let embeds = self.embed(prompt)?;
+    /// States of a prompt, and the logits after its last token.
+    fn prefill(&mut self, prompt: &Prompt, capacity: usize) -> Result<(KvCache, Vec<f32>)> {
         let mut cache = self.graph.new_cache(1, capacity)?;
-        if let Some((_, prefix)) = &self.prefix {
-            self.graph.place(prefix, &mut cache, 0)?;
-        }
-        let last = prompt.len().saturating_sub(1);
-        let pass = self.graph.forward(&mut cache, embeds, &[prompt.len()], &[last], false)?;
+        self.read_passages(&prompt.prefix, &prompt.passages, &mut cache)?;
+        let embeds = self.embed(&prompt.tail)?;
+        let last = prompt.tail.len().saturating_sub(1);
+        let pass = self.graph.forward(&mut cache, embeds, &[prompt.tail.len()], &[last], false)?;
         Ok((cache, pass.logits))
     }
 
@@ -221,8 +310,13 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn new(count: usize, decoding: &'a Decoding, constraints: Option<Vec<SpanConstraint<'a>>>, ends: Vec<u32>) -> Self {
-        let unfinished =
-            Generation { text: String::new(), tokens: Vec::new(), logprobs: Vec::new(), finish: Finish::Length };
+        let unfinished = Generation {
+            text: String::new(),
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            nothing: None,
+            finish: Finish::Length,
+        };
         let mut constraints: Vec<_> = constraints.into_iter().flatten().map(Some).collect();
         constraints.resize_with(count, || None);
         Self {
@@ -248,10 +342,21 @@ impl<'a> Rows<'a> {
         if !self.running[row] {
             return Ok(());
         }
+        let first = self.answers[row].tokens.is_empty();
+        let mut without = Vec::new();
+        if first && let Some(nothing) = self.decoding.nothing {
+            self.answers[row].nothing = Some(log_probability(logits, nothing as usize));
+            // The answer is wanted whatever the model thinks of its chances: who asked decides by the probability.
+            without = logits.to_vec();
+            if let Some(logit) = without.get_mut(nothing as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        let choosable = if without.is_empty() { logits } else { &without };
         let next = match &self.constraints[row] {
-            Some(constraint) => pick_within(constraint, logits, &self.ends),
+            Some(constraint) => pick_within(constraint, choosable, &self.ends),
             None => {
-                let token = self.samplers[row].pick(logits);
+                let token = self.samplers[row].pick(choosable);
                 if self.ends.contains(&token) { Next::End(token) } else { Next::Token(token) }
             }
         };

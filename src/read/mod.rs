@@ -3,6 +3,10 @@
 pub mod decode;
 pub mod ground;
 pub mod lm;
+pub mod prefix;
+pub mod prompts;
 pub mod reader;
+pub mod soft_prompt;
 pub mod spans;
+pub mod states;
 pub mod template;

@@ -3,13 +3,17 @@
 //! Several windows are read as a batch, and the answer is chosen by how likely the model found it and how
 //! well the window's passage ranked.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::pack::Window;
 use crate::read::decode::{Decoding, Generation};
 use crate::read::ground;
-use crate::read::lm::{FrozenLm, OnText};
+use crate::read::lm::{FrozenLm, OnText, Prompt};
+use crate::read::prefix::{Prefix, check_target};
+use crate::read::soft_prompt::SoftPrompt;
 use crate::read::spans::{Span, SpanConstraint};
 use crate::read::template::{Template, TemplateKind};
 use crate::runtime::model_dir::ModelDir;
@@ -57,25 +61,64 @@ pub struct Reading {
     pub prompt_tokens: usize,
     /// Tokens it generated, over all windows.
     pub answer_tokens: usize,
+    /// Probability that the chosen window holds no answer, if the prompt was taught to tell.
+    pub nothing: Option<f32>,
 }
 
-/// A frozen language model with a template.
+/// A frozen language model with a template, and perhaps a learned prompt before it.
 #[derive(Debug)]
 pub struct Reader {
     lm: FrozenLm,
     template: Template,
+    prefix: Prefix,
     settings: ReaderSettings,
 }
 
 impl Reader {
-    /// Load the model, prepare the template and compute its states.
-    pub fn open(model: &ModelDir, settings: ReaderSettings, options: &RuntimeOptions) -> Result<Self> {
+    /// Load the model, prepare the template and compute its states. A learned `prompt` brings its own template.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when the prompt was learned for another model; what loading the model says.
+    pub fn open(
+        model: &ModelDir,
+        settings: ReaderSettings,
+        prompt: Option<Arc<SoftPrompt>>,
+        options: &RuntimeOptions,
+    ) -> Result<Self> {
         let mut lm = FrozenLm::open(model, options)?;
-        let template = Template::new(settings.template, lm.shape(), lm.tokenizer(), lm.name())?;
-        if template.prefix().len() < lm.window() {
-            lm.prepare_prefix(template.prefix())?;
+        if let Some(prompt) = &prompt {
+            check_target(prompt, model, lm.shape())?;
         }
-        Ok(Self { lm, template, settings })
+        let mut settings = settings;
+        settings.template = prompt.as_ref().map_or(settings.template, |p| p.description.template);
+        let template = Template::new(settings.template, lm.shape(), lm.tokenizer(), lm.name())?;
+        if prompt.as_ref().is_some_and(|p| p.description.abstains) {
+            settings.decoding.nothing = lm.tokenizer().encode("\n", false)?.first().copied();
+        }
+        let prefix = match prompt {
+            Some(prompt) => Prefix::Learned(prompt),
+            None => Prefix::Words(template.prefix().to_vec()),
+        };
+        if prefix.positions() < lm.window() {
+            lm.prepare_prefix(&prefix)?;
+        }
+        Ok(Self { lm, template, prefix, settings })
+    }
+
+    /// Keep states of passages in up to so many bytes of memory ([`FrozenLm::keep_passages`]).
+    pub fn keep_passages(&mut self, bytes: u64) {
+        self.lm.keep_passages(bytes);
+    }
+
+    /// Compute and keep the states of a passage that will be read alone, if they are not kept yet.
+    pub fn warm(&mut self, title: &str, text: &str) -> Result<()> {
+        let block = self.block(title, text)?;
+        self.lm.warm(&self.prefix, &block)
+    }
+
+    /// What stands before every window.
+    pub fn prefix(&self) -> &Prefix {
+        &self.prefix
     }
 
     /// The language model.
@@ -94,7 +137,7 @@ impl Reader {
     /// [`Error::Request`] when not even the question fits: a question is never cut.
     pub fn budget(&self, question: &str) -> Result<usize> {
         let window = self.settings.window.min(self.lm.window());
-        let fixed = self.template.prefix().len() + self.settings.decoding.max_new_tokens;
+        let fixed = self.prefix.positions() + self.settings.decoding.max_new_tokens;
         let tail = self.template.tail(question, self.lm.tokenizer())?.len();
         window.checked_sub(fixed + tail).ok_or_else(|| {
             Error::request(
@@ -117,9 +160,13 @@ impl Reader {
             return Ok(Reading { score: f32::NEG_INFINITY, ..Reading::default() });
         }
         let tail = self.template.tail(question, self.lm.tokenizer())?;
-        let prompts: Vec<Vec<u32>> = windows
+        let prompts: Vec<Prompt> = windows
             .iter()
-            .map(|window| window.iter().flat_map(|p| p.ids.iter().copied()).chain(tail.iter().copied()).collect())
+            .map(|window| Prompt {
+                prefix: self.prefix.clone(),
+                passages: window.iter().flat_map(|p| p.ids.iter().copied()).collect(),
+                tail: tail.clone(),
+            })
             .collect();
         let vocabulary = self.settings.grounded.then(|| self.lm.vocabulary());
         let constraints = vocabulary.as_ref().map(|vocabulary| {
@@ -133,7 +180,7 @@ impl Reader {
         });
         let mut decoding = self.settings.decoding.clone();
         decoding.stop.clone_from(&self.template.stop);
-        let (answers, spans) = self.lm.generate(self.template.prefix(), &prompts, &decoding, constraints, on_text)?;
+        let (answers, spans) = self.lm.generate(&prompts, &decoding, constraints, on_text)?;
         let best = (0..answers.len())
             .map(|row| (row, self.worth(&answers[row], &windows[row])))
             .reduce(|best, next| if next.1 > best.1 { next } else { best })
@@ -156,8 +203,9 @@ impl Reader {
             answer,
             score: answers[best].mean_logprob(),
             evidence,
-            prompt_tokens: prompts.iter().map(|p| p.len() + self.template.prefix().len()).sum(),
+            prompt_tokens: prompts.iter().map(Prompt::positions).sum(),
             answer_tokens: answers.iter().map(|a| a.tokens.len()).sum(),
+            nothing: answers[best].nothing.map(f32::exp),
         })
     }
 

@@ -21,6 +21,8 @@ pub enum TemplateKind {
     FewShot,
     /// The model's own chat template around an instruction, no examples.
     Chat,
+    /// Passages and question alone: what stands behind a learned prompt.
+    Plain,
 }
 
 impl std::str::FromStr for TemplateKind {
@@ -30,7 +32,10 @@ impl std::str::FromStr for TemplateKind {
         match s {
             "few-shot" => Ok(Self::FewShot),
             "chat" => Ok(Self::Chat),
-            other => Err(Error::request(format!("there is no template {other:?}"), "templates are: few-shot, chat")),
+            "plain" => Ok(Self::Plain),
+            other => {
+                Err(Error::request(format!("there is no template {other:?}"), "templates are: few-shot, chat, plain"))
+            }
         }
     }
 }
@@ -121,12 +126,10 @@ impl Template {
         let mut prefix: Vec<u32> = shape.bos.into_iter().collect();
         let stop = vec!["\n".to_owned()];
         match kind {
-            TemplateKind::FewShot => {
-                let mut text = format!("{INSTRUCTION}\n\n");
-                for (title, passage, question, answer) in SHOTS {
-                    text += &format!("{}{}Answer: {answer}\n\n", block(title, passage), question_line(question));
+            TemplateKind::FewShot | TemplateKind::Plain => {
+                if kind == TemplateKind::FewShot {
+                    prefix.extend(tokenizer.encode(&few_shot(SHOTS.len()), false)?);
                 }
-                prefix.extend(tokenizer.encode(&text, false)?);
                 Ok(Self { kind, prefix, after_question: tokenizer.encode("Answer:", false)?, lead: true, stop })
             }
             TemplateKind::Chat => {
@@ -154,6 +157,15 @@ impl Template {
         ids.extend_from_slice(&self.after_question);
         Ok(ids)
     }
+}
+
+/// The instruction and the first `shots` worked examples, each followed by an empty line.
+pub(crate) fn few_shot(shots: usize) -> String {
+    let mut text = format!("{INSTRUCTION}\n\n");
+    for (title, passage, question, answer) in SHOTS.iter().take(shots) {
+        text += &format!("{}{}Answer: {answer}\n\n", block(title, passage), question_line(question));
+    }
+    text
 }
 
 /// One passage of a prompt. Line ends inside are spaces: a line end would close the block.

@@ -33,6 +33,42 @@ pub struct KvCache {
     binding: IoBinding,
 }
 
+/// Keys and values of some positions of one sequence, as the graph holds them: key and value of each layer in turn,
+/// each `[kv_heads, positions, head_dim]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct States {
+    positions: usize,
+    data: Floats,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Floats {
+    F32(Vec<Vec<f32>>),
+    F16(Vec<Vec<f16>>),
+}
+
+impl States {
+    /// Positions they are of.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Bytes they take.
+    pub fn bytes(&self) -> u64 {
+        let size = match &self.data {
+            Floats::F32(tensors) => tensors.iter().map(|t| size_of_val(t.as_slice())).sum::<usize>(),
+            Floats::F16(tensors) => tensors.iter().map(|t| size_of_val(t.as_slice())).sum(),
+        };
+        size as u64
+    }
+
+    /// Some states that take this many bytes, an even number of them.
+    #[cfg(test)]
+    pub(crate) fn of_bytes(bytes: usize) -> Self {
+        Self { positions: 1, data: Floats::F16(vec![vec![f16::ZERO; bytes / 2]]) }
+    }
+}
+
 /// What one pass through the graph gives.
 #[derive(Debug)]
 pub struct Pass {
@@ -130,6 +166,60 @@ impl KvSession {
         Ok(Pass { logits, hidden_states })
     }
 
+    /// States from numbers in f32, in the order of [`States`].
+    pub fn states_of(&self, tensors: Vec<Vec<f32>>, positions: usize) -> States {
+        let data = if self.shape.kv_dtype == "f16" {
+            Floats::F16(tensors.iter().map(|t| t.iter().map(|&x| f16::from_f32(x)).collect()).collect())
+        } else {
+            Floats::F32(tensors)
+        };
+        States { positions, data }
+    }
+
+    /// The states of the positions `from..` of the only sequence of a cache.
+    pub fn states(&self, cache: &KvCache, from: usize) -> Result<States> {
+        let length = cache.lengths.first().copied().unwrap_or(0);
+        let slice = Slice { heads: self.shape.kv_heads, width: self.shape.head_dim, capacity: cache.capacity };
+        let positions = length.saturating_sub(from);
+        let data = if self.shape.kv_dtype == "f16" {
+            Floats::F16(extracted(cache, |tensor: &[f16]| slice.take(tensor, from, positions))?)
+        } else {
+            Floats::F32(extracted(cache, |tensor: &[f32]| slice.take(tensor, from, positions))?)
+        };
+        Ok(States { positions, data })
+    }
+
+    /// Append states to the only sequence of a cache.
+    pub fn append(&self, states: &States, cache: &mut KvCache) -> Result<()> {
+        let failed = "filling the KV cache";
+        let from = cache.lengths.first().copied().unwrap_or(0);
+        if from + states.positions > cache.capacity || cache.batch != 1 {
+            return Err(Error::Internal {
+                doing: failed,
+                message: format!("{} more positions do not fit {} x {}", states.positions, cache.batch, cache.capacity),
+            });
+        }
+        let slice = Slice { heads: self.shape.kv_heads, width: self.shape.head_dim, capacity: cache.capacity };
+        match &states.data {
+            Floats::F32(data) => {
+                for (target, source) in cache.tensors.iter_mut().zip(data) {
+                    let (_, target) = target.try_extract_tensor_mut::<f32>().map_err(Error::internal(failed))?;
+                    slice.put(source, target, from, states.positions);
+                }
+            }
+            Floats::F16(data) => {
+                for (target, source) in cache.tensors.iter_mut().zip(data) {
+                    let (_, target) = target.try_extract_tensor_mut::<f16>().map_err(Error::internal(failed))?;
+                    slice.put(source, target, from, states.positions);
+                }
+            }
+        }
+        if let Some(length) = cache.lengths.first_mut() {
+            *length += states.positions;
+        }
+        Ok(())
+    }
+
     /// Copy the one sequence of `source` into row `row` of a batch.
     ///
     /// The states of past positions do not depend on what follows them, so a common prefix is computed
@@ -159,6 +249,43 @@ impl KvSession {
             }
         }
         Ok(())
+    }
+}
+
+/// `take` of every tensor of a cache.
+fn extracted<T: ort::value::PrimitiveTensorElementType>(
+    cache: &KvCache,
+    take: impl Fn(&[T]) -> Vec<T>,
+) -> Result<Vec<Vec<T>>> {
+    let one = |tensor: &DynTensor| -> Result<Vec<T>> {
+        let (_, data) = tensor.try_extract_tensor::<T>().map_err(Error::internal("reading the KV cache"))?;
+        Ok(take(data))
+    };
+    cache.tensors.iter().map(one).collect()
+}
+
+/// Some positions of a cache tensor `[1, heads, capacity, width]` of one sequence.
+struct Slice {
+    heads: usize,
+    width: usize,
+    capacity: usize,
+}
+
+impl Slice {
+    fn take<T: Copy>(&self, tensor: &[T], from: usize, positions: usize) -> Vec<T> {
+        let head = |head: usize| {
+            let at = (head * self.capacity + from) * self.width;
+            tensor[at..at + positions * self.width].iter().copied()
+        };
+        (0..self.heads).flat_map(head).collect()
+    }
+
+    fn put<T: Copy>(&self, source: &[T], tensor: &mut [T], from: usize, positions: usize) {
+        let run = positions * self.width;
+        for (head, source) in source.chunks_exact(run.max(1)).enumerate() {
+            let at = (head * self.capacity + from) * self.width;
+            tensor[at..at + run].copy_from_slice(source);
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::export::bert_source::{BertSource, Family, Part};
 use crate::export::weights::Weights;
+use crate::runtime::model_dir::sha256_of;
 use crate::runtime::tokenizer::{Cut, TOKENIZER};
 use layer::{LayerShape, bert_layer};
 use layer_norm::layer_norm;
@@ -74,6 +75,8 @@ pub struct Bert {
     layers: Vec<Vec<Named>>,
     /// Inner weight and bias, outer weight and bias.
     head: [Named; 4],
+    /// Whether word embeddings follow their gradient.
+    train_words: bool,
 }
 
 type Named = (String, Var);
@@ -174,7 +177,7 @@ impl Bert {
         ];
         source.layers = kept.len();
         let device = device.clone();
-        Ok(Self { source, folder: folder.to_path_buf(), device, embeddings, layers: stack, head })
+        Ok(Self { source, folder: folder.to_path_buf(), device, embeddings, layers: stack, head, train_words: true })
     }
 
     /// Longest pair in tokens that the positions allow.
@@ -192,11 +195,27 @@ impl Bert {
         self.layers.len()
     }
 
-    /// All weights by the names that their publishers use, in a fixed order.
+    /// Whether word embeddings are trained, which they are unless this says no. They are half of a small model's
+    /// numbers, and most of them get no gradient from a batch.
+    pub fn train_words(&mut self, train: bool) {
+        self.train_words = train;
+    }
+
+    /// What is trained, by the names that publishers use, in a fixed order.
     pub fn variables(&self) -> Vec<(String, Var)> {
+        let words = self.embeddings.words.0.as_str();
+        self.all().filter(|(name, _)| self.train_words || name != words).cloned().collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Named> {
         let Embeddings { words, positions, types, norm } = &self.embeddings;
         let embeddings = [words, positions].into_iter().chain(types).chain(norm);
-        embeddings.chain(self.layers.iter().flatten()).chain(&self.head).cloned().collect()
+        embeddings.chain(self.layers.iter().flatten()).chain(&self.head)
+    }
+
+    /// sha256 over the weights that were loaded, as their files hold them.
+    pub fn source_hash(&self) -> Result<String> {
+        sha256_of(&self.folder.join("model.safetensors"))
     }
 
     /// One score `[B]` a text, higher is better. With `train`, what the backward pass needs is kept.
@@ -228,7 +247,8 @@ impl Bert {
         let first = self.source.first_position;
         let places = texts.starts.windows(2).flat_map(|w| (0..w[1] - w[0]).map(|i| (first + i) as u32));
         let index = |v: Vec<u32>| Tensor::from_vec(v, texts.tokens(), &self.device);
-        let mut x = words.1.index_select(&index(texts.ids.clone())?, 0)?;
+        let words = if self.train_words { words.1.as_tensor().clone() } else { words.1.as_detached_tensor() };
+        let mut x = words.index_select(&index(texts.ids.clone())?, 0)?;
         x = (x + positions.1.index_select(&index(places.collect())?, 0)?)?;
         if let Some((_, table)) = types {
             // Families with one row have one segment, whatever the tokenizer says.
@@ -245,8 +265,8 @@ impl Bert {
     /// [`Error::File`] when the folder cannot be written.
     pub fn save(&self, out: &Path, max_tokens: usize) -> Result<()> {
         std::fs::create_dir_all(out).map_err(Error::file("create", out))?;
-        let tensors: HashMap<String, Tensor> =
-            self.variables().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect();
+        let tensors: HashMap<&str, Tensor> =
+            self.all().map(|(name, var)| (name.as_str(), var.as_detached_tensor())).collect();
         candle_core::safetensors::save(&tensors, out.join("model.safetensors")).map_err(candle)?;
         let read = |name: &str| {
             let path = self.folder.join(name);

@@ -3,7 +3,8 @@
 use nunatak::export::Precision;
 use nunatak::export::llama::export_lm;
 use nunatak::read::decode::{Decoding, Generation};
-use nunatak::read::lm::FrozenLm;
+use nunatak::read::lm::{FrozenLm, Prompt};
+use nunatak::read::prefix::Prefix;
 use nunatak::runtime::model_dir::ModelDir;
 use nunatak::runtime::session::RuntimeOptions;
 
@@ -22,7 +23,12 @@ fn lm(family: Family, precision: Precision) -> FrozenLm {
 
 fn generate(lm: &mut FrozenLm, prefix: &[u32], prompts: &[Vec<u32>], tokens: usize) -> Vec<Generation> {
     let decoding = Decoding { max_new_tokens: tokens, stop: Vec::new(), ..Decoding::default() };
-    lm.generate(prefix, prompts, &decoding, None, &mut |_, _| {}).unwrap().0
+    let prefix = Prefix::Words(prefix.to_vec());
+    let prompts: Vec<Prompt> = prompts
+        .iter()
+        .map(|tail| Prompt { prefix: prefix.clone(), passages: Vec::new(), tail: tail.clone() })
+        .collect();
+    lm.generate(&prompts, &decoding, None, &mut |_, _| {}).unwrap().0
 }
 
 #[test]
@@ -65,6 +71,6 @@ fn a_prompt_longer_than_the_window_is_refused() {
     let mut lm = lm(Family::Llama, Precision::Fp32);
     let long = prompt(lm.window(), 1);
     let decoding = Decoding { max_new_tokens: 1, ..Decoding::default() };
-    let error = lm.generate(&[], &[long], &decoding, None, &mut |_, _| {}).unwrap_err();
+    let error = lm.generate(&[Prompt::of(long)], &decoding, None, &mut |_, _| {}).unwrap_err();
     assert!(error.to_string().contains("do not fit the window of 128 tokens"), "{error}");
 }

@@ -1,0 +1,212 @@
+//! `nunatak train`: small modules around the frozen language model, from your own questions.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::cli::Globals;
+use crate::cli::engine::DEFAULT_LM;
+use crate::cli::output;
+use crate::cli::train_reranker::{self, RerankerArgs};
+use crate::error::{Error, Result};
+use crate::read::soft_prompt::PromptKind;
+use crate::runtime::setup::{self, Manifest};
+use crate::train::memory;
+use crate::train::optimiser::OptimiserSettings;
+use crate::train::prompt_run::{self, PROMPT, PromptRun};
+use crate::train::trainer::TrainerSettings;
+use crate::train::windows::WindowSettings;
+
+/// Options of `nunatak train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    #[command(subcommand)]
+    command: TrainCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum TrainCommand {
+    /// A soft prompt that makes the frozen language model a reader
+    Prompt(Box<PromptArgs>),
+    /// A cross-encoder that ranks passages again
+    Reranker(Box<RerankerArgs>),
+}
+
+/// What a prompt's numbers are, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// Keys and values of every layer: reads better
+    States,
+    /// Input embeddings: fewer numbers
+    Embeddings,
+}
+
+#[derive(Debug, Args)]
+struct PromptArgs {
+    /// Folder of the index that holds the gold passages
+    #[arg(long, value_name = "DIR")]
+    index: PathBuf,
+    /// Questions with `answers` and `positive_ids`; may be given several times, and a file given twice counts twice
+    #[arg(long, required = true, value_name = "FILE")]
+    questions: Vec<PathBuf>,
+    /// Folder for the prompt, its record and its checkpoint
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on from the checkpoint in the folder
+    #[arg(long)]
+    resume: bool,
+    /// Frozen language model: a name or folder
+    #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]
+    lm: String,
+    /// Its weights (safetensors folder or GGUF file), if it is not a starter model
+    #[arg(long, value_name = "PATH")]
+    weights: Option<PathBuf>,
+    /// What is learned
+    #[arg(long, value_enum, default_value = "states")]
+    kind: Kind,
+    /// Positions of the prompt, at most
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    positions: usize,
+    /// Words that the prompt begins as [default: the few-shot template's, as far as they fit]
+    #[arg(long, value_name = "TEXT")]
+    init_words: Option<String>,
+    /// A prompt to go on from
+    #[arg(long, value_name = "FILE", conflicts_with = "init_words")]
+    from: Option<PathBuf>,
+    /// Examples to see; more than there are means going round again
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    examples: u64,
+    /// Examples to a step
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    batch: usize,
+    /// Largest learning rate
+    #[arg(long, default_value_t = 3e-3, value_name = "RATE")]
+    lr: f64,
+    /// Share of the run over which the rate rises
+    #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
+    warm_up: f64,
+    /// Questions held out to measure on
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    dev: usize,
+    /// Examples between two measures [default: a fifth of --examples]
+    #[arg(long, value_name = "N")]
+    evaluate_every: Option<u64>,
+    /// Stop after so many measures that brought nothing better; 0 never stops
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    patience: usize,
+    /// Most tokens of passages in a window
+    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
+    window: usize,
+    /// Share of windows with further passages beside the gold one
+    #[arg(long, default_value_t = WindowSettings::default().several, value_name = "SHARE")]
+    several: f64,
+    /// Share of windows without the answer, for which the right answer is nothing
+    #[arg(long, default_value_t = WindowSettings::default().absent, value_name = "SHARE")]
+    absent: f64,
+    /// Share of one-passage windows cut down to the sentences around the answer
+    #[arg(long, default_value_t = WindowSettings::default().short, value_name = "SHARE")]
+    short: f64,
+    /// Bad lines to leave out of each file before giving up
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    skip_bad: usize,
+    /// Seed of everything drawn
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// Tokens to a pass: more would not be faster, and takes memory.
+const TOKENS_PER_PASS: usize = 1536;
+
+impl PromptArgs {
+    fn run(&self) -> Result<PromptRun> {
+        for (name, share) in
+            [("several", self.several), ("absent", self.absent), ("short", self.short), ("warm-up", self.warm_up)]
+        {
+            if !(0.0..1.0).contains(&share) {
+                return Err(Error::request(format!("--{name} must be at least 0 and below 1"), "it is a share"));
+            }
+        }
+        if self.batch == 0 || self.positions == 0 || self.examples == 0 || self.dev == 0 || self.window < 32 {
+            return Err(Error::request(
+                "--batch, --positions, --examples and --dev must be at least 1, and --window at least 32",
+                "leave them out for the defaults",
+            ));
+        }
+        if !(self.lr > 0.0 && self.lr.is_finite()) {
+            return Err(Error::request("--lr must be above 0", "the default is 0.003"));
+        }
+        Ok(PromptRun {
+            index: self.index.clone(),
+            questions: self.questions.clone(),
+            skip_bad: self.skip_bad,
+            kind: match self.kind {
+                Kind::States => PromptKind::States,
+                Kind::Embeddings => PromptKind::Embeddings,
+            },
+            positions: self.positions,
+            words: self.init_words.clone(),
+            from: self.from.clone(),
+            dev: self.dev,
+            windows: WindowSettings {
+                tokens: self.window,
+                several: self.several,
+                absent: self.absent,
+                short: self.short,
+                seed: self.seed,
+            },
+            trainer: TrainerSettings {
+                examples: self.examples,
+                batch: self.batch,
+                tokens_per_pass: TOKENS_PER_PASS,
+                optimiser: OptimiserSettings {
+                    learning_rate: self.lr,
+                    warm_up: self.warm_up,
+                    weight_decay: 0.0,
+                    clip: 1.0,
+                },
+                evaluate_every: self.evaluate_every.unwrap_or(self.examples.div_ceil(5)).max(1),
+                patience: self.patience,
+                seed: self.seed,
+            },
+        })
+    }
+}
+
+/// Run `nunatak train`.
+pub fn run(args: &TrainArgs, globals: &Globals) -> Result<()> {
+    memory::keep_freed_memory();
+    match &args.command {
+        TrainCommand::Prompt(args) => prompt(args, globals),
+        TrainCommand::Reranker(args) => train_reranker::run(args, globals),
+    }
+}
+
+fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
+    let run = args.run()?;
+    let (options, progress) = (globals.runtime(), globals.progress());
+    let model = setup::locate(&args.lm, &options, progress.as_ref())?;
+    let weights = match (&args.weights, Manifest::get()?.starter(model.name().split('@').next().unwrap_or_default())) {
+        (Some(path), _) => path.clone(),
+        (None, Some(starter)) => setup::source(starter, &options, progress.as_ref())?,
+        (None, None) => {
+            return Err(Error::model(
+                model.name(),
+                "only its graphs are kept, and training needs its weights",
+                "say where they are with --weights",
+            ));
+        }
+    };
+    let record = prompt_run::train(&run, &model, &weights, &args.out, args.resume, progress.as_ref())?;
+    if globals.json {
+        return output::json(&record);
+    }
+    let first = record.log.evaluations.first().map_or(0.0, |(_, value)| *value);
+    let (at, best) = record.log.best.unwrap_or_default();
+    output::line(&format!(
+        "exact match on held-out questions {:.1}% -> {:.1}% (after {at} examples; {:.2} examples/s)",
+        100.0 * first,
+        100.0 * best,
+        record.examples_per_second,
+    ))?;
+    output::line(&format!("use it: nunatak ask \"...\" --index DIR --prompt {}", args.out.join(PROMPT).display()))
+}

@@ -1,0 +1,72 @@
+//! What stands before every window of a prompt: words, or a learned prompt.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::read::soft_prompt::{PromptKind, SoftPrompt};
+use crate::runtime::model_dir::{LmShape, ModelDir};
+
+/// The beginning of a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prefix {
+    /// Tokens; there may be none.
+    Words(Vec<u32>),
+    /// A learned prompt.
+    Learned(Arc<SoftPrompt>),
+}
+
+impl Prefix {
+    /// Positions it takes in a window.
+    pub fn positions(&self) -> usize {
+        match self {
+            Self::Words(tokens) => tokens.len(),
+            Self::Learned(prompt) => prompt.positions(),
+        }
+    }
+
+    /// What states behind this prefix depend on: part of the key of everything that is kept.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Words(tokens) => {
+                let mut hash = Sha256::new();
+                tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
+                hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
+            }
+            Self::Learned(prompt) => prompt.hash().to_owned(),
+        }
+    }
+}
+
+/// Fail unless `prompt` was learned for `model`.
+///
+/// # Errors
+/// [`Error::Request`] naming both models.
+pub fn check_target(prompt: &SoftPrompt, model: &ModelDir, shape: &LmShape) -> Result<()> {
+    let target = &prompt.description.target;
+    let name = model.name();
+    let stem = name.split('@').next().unwrap_or_default();
+    let sizes = (shape.layers, shape.kv_heads * shape.head_dim, model.description.hidden);
+    if target.name == stem && (target.layers, target.kv_width, target.hidden) == sizes {
+        return Ok(());
+    }
+    Err(Error::request(
+        format!("the prompt was learned for {}, and the language model is {stem}", target.name),
+        "use --prompt none, or train one for this model with `nunatak train prompt`",
+    ))
+}
+
+/// Numbers of a prompt of states as the cache holds them: key and value of each layer in turn, each
+/// `[kv_heads, positions, head_dim]`.
+pub fn cache_order(prompt: &SoftPrompt, shape: &LmShape) -> Vec<Vec<f32>> {
+    debug_assert_eq!(prompt.description.kind, PromptKind::States);
+    let (positions, heads, dim) = (prompt.positions(), shape.kv_heads, shape.head_dim);
+    let part = positions * heads * dim;
+    let reorder = |rows: &[f32]| {
+        let at = |head: usize, position: usize| (position * heads + head) * dim;
+        let heads = (0..heads).flat_map(|head| (0..positions).map(move |position| (head, position)));
+        heads.flat_map(|(head, position)| rows[at(head, position)..][..dim].iter().copied()).collect()
+    };
+    prompt.values().chunks_exact(part.max(1)).map(reorder).collect()
+}

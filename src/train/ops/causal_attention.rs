@@ -1,0 +1,403 @@
+//! Causal self-attention over packed sequences behind a learned prefix, with rotary positions inside.
+//!
+//! Each key head with its query heads of each sequence is a task of its own. The way back computes the
+//! probabilities again instead of keeping them (Dao et al., 2022): keeping them would cost more memory than all
+//! else together.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::gemm::{Matrix, Threads, product};
+use super::{Packed, floats, math, with_floats};
+
+/// The sizes of attention and the batch that it is computed for.
+#[derive(Debug)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// How many positions back a token sees, itself included; `None` for all. The prefix counts as positions.
+    pub sliding_window: Option<usize>,
+    /// Radians a pair of a head turns by from one position to the next, `[head_dim / 2]`.
+    pub inverse_frequencies: Vec<f32>,
+    /// The sequences.
+    pub packed: Packed,
+    /// Position of the first token of every sequence: the length of the prefix.
+    pub start: usize,
+}
+
+/// Attention of `qkv [tokens, (heads + 2 kv_heads) * head_dim]` (queries, keys and values of each token side by side,
+/// positions not yet applied) over each sequence and over `prefix [2, start, kv_heads * head_dim]` before it (keys with
+/// their positions applied, and values), giving `[tokens, heads * head_dim]`.
+pub fn causal_attention(qkv: &Tensor, prefix: Option<&Tensor>, attention: &Arc<Attention>) -> Result<Tensor> {
+    if !qkv.device().is_cpu() {
+        return composed(qkv, prefix, attention);
+    }
+    let op = Causal(attention.clone());
+    match prefix {
+        Some(prefix) => qkv.contiguous()?.apply_op2(&prefix.contiguous()?, op),
+        None => qkv.contiguous()?.apply_op1(op),
+    }
+}
+
+impl Attention {
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    fn row(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Cosines and sines of the positions `0..end`, `[end, head_dim / 2]` each.
+    pub fn rotations(&self, end: usize) -> (Vec<f32>, Vec<f32>) {
+        let angles = (0..end).flat_map(|p| self.inverse_frequencies.iter().map(move |f| f64::from(*f) * p as f64));
+        angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip()
+    }
+
+    /// Whether the token at `query` sees position `key`.
+    fn sees(&self, query: usize, key: usize) -> bool {
+        key <= query && self.sliding_window.is_none_or(|window| query - key < window)
+    }
+
+    fn longest(&self) -> usize {
+        self.start + self.packed.ranges().map(|r| r.len()).max().unwrap_or(0)
+    }
+
+    /// A copy of `qkv` with the positions of queries and keys applied, or taken off with `sign = -1`.
+    fn rotated(&self, qkv: &[f32], sign: f32) -> Vec<f32> {
+        let (cos, sin) = self.rotations(self.longest());
+        let (half, turned) = (self.head_dim / 2, (self.heads + self.kv_heads) * self.head_dim);
+        let mut out = qkv.to_vec();
+        let positions: Vec<usize> = self.packed.ranges().flat_map(|r| self.start..self.start + r.len()).collect();
+        out.par_chunks_mut(self.row()).zip(positions).for_each(|(row, position)| {
+            let at = position * half..(position + 1) * half;
+            for head in row[..turned].chunks_mut(self.head_dim) {
+                rotate(head, &cos[at.clone()], &sin[at.clone()], sign);
+            }
+        });
+        out
+    }
+
+    /// Every key head of every sequence.
+    fn tasks(&self) -> Vec<(Range<usize>, usize)> {
+        self.packed.ranges().flat_map(|rows| (0..self.kv_heads).map(move |head| (rows.clone(), head))).collect()
+    }
+
+    fn check(&self, qkv: &Layout, prefix: Option<&Layout>) -> Result<()> {
+        if qkv.dims() != [self.packed.tokens(), self.row()] {
+            candle_core::bail!("attention over {} tokens got {:?}", self.packed.tokens(), qkv.dims());
+        }
+        match prefix {
+            Some(prefix) if prefix.dims() != [2, self.start, self.kv_heads * self.head_dim] => {
+                candle_core::bail!("a prefix of {} positions has the shape {:?}", self.start, prefix.dims())
+            }
+            None if self.start > 0 => candle_core::bail!("the prefix of {} positions is missing", self.start),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    let (first, second) = head.split_at_mut(cos.len());
+    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        let (x, y) = (*a, *b);
+        *a = x * cos - sign * y * sin;
+        *b = y * cos + sign * x * sin;
+    }
+}
+
+struct Causal(Arc<Attention>);
+
+/// One key head of one sequence, gathered: queries `[group * length, dim]`, keys and values `[start + length, dim]`.
+struct Heads {
+    length: usize,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Causal {
+    fn gather(&self, (rows, head): &(Range<usize>, usize), qkv: &[f32], prefix: &[f32]) -> Heads {
+        let Attention { heads, kv_heads, head_dim: dim, start, .. } = *self.0;
+        let rows_of = |first_head: usize| {
+            rows.clone().flat_map(move |row| {
+                let at = row * self.0.row() + first_head * dim;
+                qkv[at..at + dim].iter().copied()
+            })
+        };
+        let prefix_of = |part: usize| {
+            (0..start).flat_map(move |position| {
+                let at = ((part * start + position) * kv_heads + head) * dim;
+                prefix[at..at + dim].iter().copied()
+            })
+        };
+        let group = self.0.group();
+        Heads {
+            length: rows.len(),
+            queries: (0..group).flat_map(|query| rows_of(head * group + query)).collect(),
+            keys: prefix_of(0).chain(rows_of(heads + head)).collect(),
+            values: prefix_of(1).chain(rows_of(heads + kv_heads + head)).collect(),
+        }
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.0.head_dim as f32).sqrt()
+    }
+
+    /// Softmax of the scaled scores, `[group * length, start + length]`.
+    fn probabilities(&self, task: &Heads) -> Vec<f32> {
+        let (dim, start) = (self.0.head_dim, self.0.start);
+        let (m, n) = (task.queries.len() / dim, start + task.length);
+        let mut scores = vec![0.0; m * n];
+        let keys = Matrix::rows(&task.keys, dim).transposed();
+        product(&mut scores, (m, n, dim), self.scale(), Matrix::rows(&task.queries, dim), keys, Threads::One);
+        for (i, row) in scores.chunks_mut(n).enumerate() {
+            let query = start + i % task.length;
+            let seen = (0..=query).find(|&key| self.0.sees(query, key)).unwrap_or(query)..query + 1;
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+            let row = &mut row[seen];
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            row.iter_mut().for_each(|x| *x -= max);
+            math::exp(row);
+            let total: f32 = row.iter().sum();
+            row.iter_mut().for_each(|x| *x /= total);
+        }
+        scores
+    }
+
+    fn forward(&self, qkv: &[f32], prefix: &[f32]) -> Vec<f32> {
+        let dim = self.0.head_dim;
+        let qkv = self.0.rotated(qkv, 1.0);
+        let tasks = self.0.tasks();
+        let results: Vec<Vec<f32>> = tasks
+            .par_iter()
+            .map(|task| {
+                let heads = self.gather(task, &qkv, prefix);
+                let (m, n) = (heads.queries.len() / dim, heads.keys.len() / dim);
+                let probabilities = self.probabilities(&heads);
+                let mut out = vec![0.0; m * dim];
+                let values = Matrix::rows(&heads.values, dim);
+                product(&mut out, (m, dim, n), 1.0, Matrix::rows(&probabilities, n), values, Threads::One);
+                out
+            })
+            .collect();
+        let width = self.0.heads * dim;
+        let mut out = vec![0.0; self.0.packed.tokens() * width];
+        for ((rows, head), result) in tasks.iter().zip(&results) {
+            scatter(&mut out, width, rows, head * self.0.group() * dim, dim, result);
+        }
+        out
+    }
+
+    /// Gradients of `qkv` and of the prefix.
+    fn backward(&self, qkv: &[f32], prefix: &[f32], gradient: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let Attention { heads, kv_heads, head_dim: dim, start, .. } = *self.0;
+        let group = self.0.group();
+        let qkv = self.0.rotated(qkv, 1.0);
+        let tasks = self.0.tasks();
+        let results: Vec<[Vec<f32>; 3]> = tasks
+            .par_iter()
+            .map(|task| {
+                let gathered = self.gather(task, &qkv, prefix);
+                let gradient: Vec<f32> = (0..group)
+                    .flat_map(|query| task.0.clone().map(move |row| (row * heads + task.1 * group + query) * dim))
+                    .flat_map(|at| gradient[at..at + dim].iter().copied())
+                    .collect();
+                self.task_backward(&gathered, &gradient)
+            })
+            .collect();
+        let mut d_qkv = vec![0.0; qkv.len()];
+        let mut d_prefix = vec![0.0; prefix.len()];
+        let width = self.0.row();
+        for ((rows, head), [queries, keys, values]) in tasks.iter().zip(&results) {
+            scatter(&mut d_qkv, width, rows, head * group * dim, dim, queries);
+            scatter(&mut d_qkv, width, rows, (heads + head) * dim, dim, &keys[start * dim..]);
+            scatter(&mut d_qkv, width, rows, (heads + kv_heads + head) * dim, dim, &values[start * dim..]);
+            for (part, from) in [keys, values].into_iter().enumerate() {
+                for (position, from) in from[..start * dim].chunks(dim).enumerate() {
+                    let at = ((part * start + position) * kv_heads + head) * dim;
+                    d_prefix[at..at + dim].iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
+                }
+            }
+        }
+        (self.0.rotated(&d_qkv, -1.0), d_prefix)
+    }
+
+    /// With P the probabilities and dO the gradient: `dV = P^T dO`, `dP = dO V^T`,
+    /// `dS = P (dP - rowsum(P dP))`, `dQ = scale dS K`, `dK = scale dS^T Q`.
+    fn task_backward(&self, task: &Heads, gradient: &[f32]) -> [Vec<f32>; 3] {
+        let dim = self.0.head_dim;
+        let (m, n) = (task.queries.len() / dim, task.keys.len() / dim);
+        let probabilities = self.probabilities(task);
+        let by_key = Matrix::rows(&probabilities, n).transposed();
+        let gradient = Matrix::rows(gradient, dim);
+        let mut values = vec![0.0; n * dim];
+        product(&mut values, (n, dim, m), 1.0, by_key, gradient, Threads::One);
+        let mut scores = vec![0.0; m * n];
+        product(&mut scores, (m, n, dim), 1.0, gradient, Matrix::rows(&task.values, dim).transposed(), Threads::One);
+        for (d, p) in scores.chunks_mut(n).zip(probabilities.chunks(n)) {
+            let dot: f32 = d.iter().zip(p).map(|(d, p)| d * p).sum();
+            d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - dot));
+        }
+        let mut queries = vec![0.0; m * dim];
+        let (scores, scale) = (Matrix::rows(&scores, n), self.scale());
+        product(&mut queries, (m, dim, n), scale, scores, Matrix::rows(&task.keys, dim), Threads::One);
+        let mut keys = vec![0.0; n * dim];
+        let by_query = Matrix::rows(&task.queries, dim);
+        product(&mut keys, (n, dim, m), scale, scores.transposed(), by_query, Threads::One);
+        [queries, keys, values]
+    }
+}
+
+/// Write heads `from [k * length, dim]` into columns `column..` of the rows of a sequence, head beside head.
+fn scatter(out: &mut [f32], width: usize, rows: &Range<usize>, column: usize, dim: usize, from: &[f32]) {
+    for (i, from) in from.chunks(dim).enumerate() {
+        let (head, row) = (i / rows.len(), rows.start + i % rows.len());
+        let at = row * width + column + head * dim;
+        out[at..at + dim].copy_from_slice(from);
+    }
+}
+
+impl CustomOp1 for Causal {
+    fn name(&self) -> &'static str {
+        "causal-attention"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.0.check(layout, None)?;
+        let out = self.forward(floats(storage, layout)?, &[]);
+        Ok((CpuStorage::F32(out), Shape::from((self.0.packed.tokens(), self.0.heads * self.0.head_dim))))
+    }
+
+    fn bwd(&self, qkv: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let (data, gradient) = (qkv.contiguous()?, gradient.contiguous()?);
+        let (d_qkv, _) = with_floats(&[&data, &gradient], |s| Ok(self.backward(s[0], &[], s[1])))?;
+        Tensor::from_vec(d_qkv, qkv.shape(), qkv.device()).map(Some)
+    }
+}
+
+impl CustomOp2 for Causal {
+    fn name(&self) -> &'static str {
+        "causal-attention-behind-prefix"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.0.check(l1, Some(l2))?;
+        let out = self.forward(floats(s1, l1)?, floats(s2, l2)?);
+        Ok((CpuStorage::F32(out), Shape::from((self.0.packed.tokens(), self.0.heads * self.0.head_dim))))
+    }
+
+    fn bwd(
+        &self,
+        qkv: &Tensor,
+        prefix: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (data, states, gradient) = (qkv.contiguous()?, prefix.contiguous()?, gradient.contiguous()?);
+        let (d_qkv, d_prefix) = with_floats(&[&data, &states, &gradient], |s| Ok(self.backward(s[0], s[1], s[2])))?;
+        let d_qkv = Tensor::from_vec(d_qkv, qkv.shape(), qkv.device())?;
+        let d_prefix = Tensor::from_vec(d_prefix, prefix.shape(), prefix.device())?;
+        Ok((Some(d_qkv), Some(d_prefix)))
+    }
+}
+
+/// The same, of candle's own operations.
+fn composed(qkv: &Tensor, prefix: Option<&Tensor>, attention: &Attention) -> Result<Tensor> {
+    let Attention { heads, kv_heads, head_dim: dim, start, .. } = *attention;
+    let device = qkv.device();
+    let (cos, sin) = attention.rotations(attention.longest());
+    let positions = |table: Vec<f32>| Tensor::from_vec(table, (attention.longest(), dim / 2), device);
+    let (cos, sin) = (positions(cos)?, positions(sin)?);
+    let mut outs = Vec::new();
+    for rows in attention.packed.ranges() {
+        let length = rows.len();
+        let own = qkv.narrow(0, rows.start, length)?;
+        let part = |first: usize, count: usize| {
+            own.narrow(1, first * dim, count * dim)?.reshape((length, count, dim))?.transpose(0, 1)
+        };
+        let turn = |x: Tensor| -> Result<Tensor> {
+            let (a, b) = (x.narrow(2, 0, dim / 2)?, x.narrow(2, dim / 2, dim / 2)?);
+            let (cos, sin) = (cos.narrow(0, start, length)?, sin.narrow(0, start, length)?);
+            let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+            let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+            Tensor::cat(&[first, second], 2)
+        };
+        let (queries, mut keys) = (turn(part(0, heads)?)?, turn(part(heads, kv_heads)?)?);
+        let mut values = part(heads + kv_heads, kv_heads)?;
+        if let Some(prefix) = prefix {
+            let states = prefix.reshape((2, start, kv_heads, dim))?.transpose(1, 2)?;
+            keys = Tensor::cat(&[states.get(0)?, keys], 1)?;
+            values = Tensor::cat(&[states.get(1)?, values.contiguous()?], 1)?;
+        }
+        let spread = |x: Tensor| {
+            let wide = x.unsqueeze(1)?.broadcast_as((kv_heads, attention.group(), start + length, dim))?;
+            wide.reshape((heads, start + length, dim))
+        };
+        let (keys, values) = (spread(keys)?, spread(values)?);
+        let mask: Vec<f32> = (start..start + length)
+            .flat_map(|query| (0..start + length).map(move |key| (query, key)))
+            .map(|(query, key)| if attention.sees(query, key) { 0.0 } else { f32::NEG_INFINITY })
+            .collect();
+        let mask = Tensor::from_vec(mask, (1, length, start + length), device)?;
+        let scores = (queries.contiguous()?.matmul(&keys.t()?)? / (dim as f64).sqrt())?.broadcast_add(&mask)?;
+        let probabilities = candle_nn::ops::softmax(&scores, 2)?;
+        let out = probabilities.matmul(&values)?.transpose(0, 1)?.reshape((length, heads * dim))?;
+        outs.push(out);
+    }
+    Tensor::cat(&outs, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::ops::tests::{random, same};
+
+    fn attention(start: usize, sliding_window: Option<usize>) -> Arc<Attention> {
+        Arc::new(Attention {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 6,
+            sliding_window,
+            inverse_frequencies: vec![1.0, 0.3, 0.01],
+            packed: Packed::new([5, 1, 9]),
+            start,
+        })
+    }
+
+    #[test]
+    fn fused_equals_composed() {
+        let qkv = random(&[15, 8 * 6], 1);
+        for window in [None, Some(3)] {
+            let attention = attention(0, window);
+            let fused = causal_attention(&qkv, None, &attention).unwrap();
+            same(&[&qkv], &fused, &composed(&qkv, None, &attention).unwrap());
+        }
+    }
+
+    #[test]
+    fn fused_equals_composed_behind_a_prefix() {
+        let (qkv, prefix) = (random(&[15, 8 * 6], 1), random(&[2, 4, 2 * 6], 2));
+        for window in [None, Some(6)] {
+            let attention = attention(4, window);
+            let fused = causal_attention(&qkv, Some(&prefix), &attention).unwrap();
+            same(&[&qkv, &prefix], &fused, &composed(&qkv, Some(&prefix), &attention).unwrap());
+        }
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let attention = attention(4, None);
+        assert!(causal_attention(&random(&[15, 48], 1), None, &attention).is_err());
+        assert!(causal_attention(&random(&[14, 48], 1), Some(&random(&[2, 4, 12], 2)), &attention).is_err());
+        assert!(causal_attention(&random(&[15, 48], 1), Some(&random(&[2, 3, 12], 2)), &attention).is_err());
+    }
+}

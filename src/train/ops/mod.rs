@@ -1,0 +1,104 @@
+//! The operations that training spends its time in, each with its gradient written by hand.
+//!
+//! candle's own operations would do, one by one, but on a CPU its elementwise ones run on one thread, keep every
+//! intermediate result for the way back, and its matrix product computes a gradient for a weight that is frozen. Here
+//! each is one pass over the data on all threads. On another device the same formula is composed of candle's
+//! operations, which is also what the tests compare with.
+//!
+//! Sequences of a batch lie one behind another, `[tokens, width]`, without padding; [`Packed`] says where each begins.
+
+mod causal_attention;
+mod gemm;
+mod linear;
+mod math;
+mod rms_norm;
+mod swiglu;
+
+pub use causal_attention::{Attention, causal_attention};
+pub use linear::FrozenLinear;
+pub use rms_norm::rms_norm;
+pub use swiglu::swiglu;
+
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
+
+/// Where the sequences of a packed batch begin: `offsets[i]..offsets[i + 1]` are the rows of sequence i.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    offsets: Vec<usize>,
+}
+
+impl Packed {
+    /// Sequences of these lengths, in this order.
+    pub fn new(lengths: impl IntoIterator<Item = usize>) -> Self {
+        let mut offsets = vec![0];
+        let mut end = 0;
+        for length in lengths {
+            end += length;
+            offsets.push(end);
+        }
+        Self { offsets }
+    }
+
+    /// Rows of all sequences.
+    pub fn tokens(&self) -> usize {
+        self.offsets.last().copied().unwrap_or(0)
+    }
+
+    /// The rows of each sequence.
+    pub fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.offsets.windows(2).map(|pair| pair[0]..pair[1])
+    }
+}
+
+/// The numbers of a contiguous f32 storage.
+fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let CpuStorage::F32(all) = storage else { candle_core::bail!("expected 32-bit floats") };
+    match layout.contiguous_offsets().and_then(|(from, to)| all.get(from..to)) {
+        Some(floats) => Ok(floats),
+        None => candle_core::bail!("expected a contiguous tensor"),
+    }
+}
+
+/// Let `work` see the numbers of CPU tensors, which must be contiguous.
+fn with_floats<T>(tensors: &[&Tensor], work: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
+    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
+    let mut slices = Vec::with_capacity(guards.len());
+    for (storage, layout) in &guards {
+        let Storage::Cpu(cpu) = &**storage else { candle_core::bail!("expected a tensor on the CPU") };
+        slices.push(floats(cpu, layout)?);
+    }
+    work(&slices)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor, Var};
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    /// Random numbers between -1 and 1 as a trainable tensor.
+    pub(in crate::train) fn random(shape: &[usize], seed: u64) -> Var {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let data: Vec<f32> = (0..shape.iter().product()).map(|_| random.random::<f32>() * 2.0 - 1.0).collect();
+        Var::from_tensor(&Tensor::from_vec(data, shape, &Device::Cpu).unwrap()).unwrap()
+    }
+
+    /// Both ways give the same result and the same gradients of a weighted sum of it.
+    pub(in crate::train) fn same(inputs: &[&Var], a: &Tensor, b: &Tensor) {
+        close(a, b);
+        let weights = random(a.dims(), 99);
+        let loss = |x: &Tensor| (x * weights.as_detached_tensor()).unwrap().sum_all().unwrap();
+        let (ga, gb) = (loss(a).backward().unwrap(), loss(b).backward().unwrap());
+        for input in inputs {
+            close(ga.get(input).unwrap(), gb.get(input).unwrap());
+        }
+    }
+
+    fn close(a: &Tensor, b: &Tensor) {
+        assert_eq!(a.dims(), b.dims());
+        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (x, y) in flat(a).iter().zip(flat(b)) {
+            assert!((x - y).abs() < 2e-5 * (1.0 + y.abs()), "{x} {y}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! `train prompt`: a soft prompt through the frozen language model, by gradient descent on windows.
+//!
+//! Prompt tuning (Lester et al., 2021) for [`PromptKind::Embeddings`]; prefix tuning (Li and Liang, 2021) without a
+//! reparametrisation, in every layer (Liu et al., 2022), for [`PromptKind::States`]. Both begin as what the model
+//! makes of real words: a prompt that begins as noise needs many times the examples.
+
+use candle_core::{D, Tensor, Var};
+
+use crate::error::{Error, Result};
+use crate::progress::check_interrupt;
+use crate::read::soft_prompt::PromptKind;
+use crate::train::llama::{Decoder, failed};
+use crate::train::ops::Packed;
+use crate::train::trainer::Trainable;
+use crate::train::windows::{Sample, Windows};
+
+/// A soft prompt with the windows it learns from.
+pub struct PromptModule<'a> {
+    lm: &'a Decoder,
+    kind: PromptKind,
+    variables: Vec<Var>,
+    train: &'a Windows,
+    dev: &'a Windows,
+    /// Windows to measure on, at most.
+    dev_limit: usize,
+    tokens_per_pass: usize,
+}
+
+impl<'a> PromptModule<'a> {
+    /// A prompt that begins as `words`, one position a token.
+    pub fn new(
+        lm: &'a Decoder,
+        kind: PromptKind,
+        words: &[u32],
+        (train, dev): (&'a Windows, &'a Windows),
+        dev_limit: usize,
+        tokens_per_pass: usize,
+    ) -> Result<Self> {
+        let initial = match kind {
+            PromptKind::Embeddings => vec![lm.embed(words)?],
+            PromptKind::States => lm.states(words)?,
+        };
+        let variables = initial.iter().map(Var::from_tensor).collect::<candle_core::Result<_>>().map_err(failed)?;
+        Ok(Self { lm, kind, variables, train, dev, dev_limit, tokens_per_pass })
+    }
+
+    /// Its numbers in the order that [`PromptKind`] gives.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        for variable in &self.variables {
+            values.extend(variable.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(failed)?);
+        }
+        Ok(values)
+    }
+
+    /// Put numbers in place: those of a prompt to go on from.
+    pub fn set_values(&self, values: &[f32]) -> Result<()> {
+        let mut rest = values;
+        for variable in &self.variables {
+            let (own, after) = rest
+                .split_at_checked(variable.elem_count())
+                .ok_or_else(|| Error::Internal { doing: "setting a prompt", message: "it has another size".into() })?;
+            let tensor = Tensor::from_slice(own, variable.shape(), variable.device()).map_err(failed)?;
+            variable.set(&tensor).map_err(failed)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Trainable numbers.
+    pub fn parameters(&self) -> usize {
+        self.variables.iter().map(|v| v.elem_count()).sum()
+    }
+
+    fn positions(&self) -> usize {
+        match self.kind {
+            PromptKind::Embeddings => self.variables.first().and_then(|v| v.dim(0).ok()).unwrap_or(0),
+            PromptKind::States => 0,
+        }
+    }
+
+    /// Logits `[targets, vocab]` for every target token of the samples one behind another, and these targets.
+    fn logits(&self, samples: &[&Sample]) -> Result<(Tensor, Vec<u32>)> {
+        let positions = self.positions();
+        let (mut tokens, mut lengths, mut rows, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut begin = 0;
+        for sample in samples {
+            let before = positions + sample.input.len();
+            let answer = &sample.target[..sample.target.len().saturating_sub(1)];
+            tokens.push([sample.input.as_slice(), answer].concat());
+            lengths.push(before + answer.len());
+            rows.extend((0..sample.target.len()).map(|i| (begin + before - 1 + i) as u32));
+            targets.extend_from_slice(&sample.target);
+            begin += before + answer.len();
+        }
+        let embeds = match self.kind {
+            PromptKind::States => self.lm.embed(&tokens.concat())?,
+            PromptKind::Embeddings => {
+                let mut parts = Vec::new();
+                for tokens in &tokens {
+                    parts.extend(self.variables.first().map(|v| v.as_tensor().clone()));
+                    parts.push(self.lm.embed(tokens)?);
+                }
+                Tensor::cat(&parts, 0).map_err(failed)?
+            }
+        };
+        let states: Vec<Tensor> = match self.kind {
+            PromptKind::States => self.variables.iter().map(|v| v.as_tensor().clone()).collect(),
+            PromptKind::Embeddings => Vec::new(),
+        };
+        let prefix = (!states.is_empty()).then_some(states.as_slice());
+        let hidden = self.lm.forward(&embeds, &Packed::new(lengths), prefix, &rows)?;
+        Ok((self.lm.logits(&hidden)?, targets))
+    }
+
+    fn length(&self, sample: &Sample) -> usize {
+        self.positions() + sample.input.len() + sample.target.len() - 1
+    }
+}
+
+impl Trainable for PromptModule<'_> {
+    fn examples(&self) -> usize {
+        self.train.len()
+    }
+
+    fn tokens(&self, example: usize) -> usize {
+        self.train.sample(example).map_or(0, |sample| self.length(sample))
+    }
+
+    /// Cross-entropy of the target tokens, each example's own mean, averaged over examples: long answers do not
+    /// outweigh short ones, and an answer that is nothing counts as one.
+    fn loss(&self, batch: &[usize], _: u64) -> Result<Tensor> {
+        let samples = batch.iter().map(|&i| self.train.sample(i)).collect::<Result<Vec<_>>>()?;
+        let (logits, targets) = self.logits(&samples)?;
+        let weights: Vec<f32> = samples
+            .iter()
+            .flat_map(|s| std::iter::repeat_n(1.0 / (s.target.len() * samples.len()) as f32, s.target.len()))
+            .collect();
+        let loss = || {
+            let device = logits.device();
+            let log_probabilities = candle_nn::ops::log_softmax(&logits, D::Minus1)?;
+            let targets = Tensor::new(targets.as_slice(), device)?.unsqueeze(1)?;
+            let picked = log_probabilities.gather(&targets, 1)?.squeeze(1)?;
+            (picked * Tensor::new(weights.as_slice(), device)?)?.sum_all()?.neg()
+        };
+        loss().map_err(failed)
+    }
+
+    fn variables(&self) -> Vec<(String, Var)> {
+        self.variables.iter().enumerate().map(|(i, v)| (format!("prompt.{i}"), v.clone())).collect()
+    }
+
+    /// Share of held-out windows to which greedy decoding would write exactly the target: at every target token, given
+    /// those before it, the target is the likeliest token.
+    fn evaluate(&mut self) -> Result<f64> {
+        let count = self.dev.len().min(self.dev_limit);
+        let (mut right, mut begin) = (0, 0);
+        while begin < count {
+            check_interrupt(|| "the last checkpoint is kept; go on with --resume".to_owned())?;
+            let (mut samples, mut tokens) = (Vec::new(), 0);
+            while begin < count && (samples.is_empty() || tokens < self.tokens_per_pass) {
+                let sample = self.dev.sample(begin)?;
+                tokens += self.length(sample);
+                samples.push(sample);
+                begin += 1;
+            }
+            let (logits, targets) = self.logits(&samples)?;
+            let best: Vec<u32> = logits.detach().argmax(D::Minus1).and_then(|t| t.to_vec1()).map_err(failed)?;
+            let mut at = 0;
+            for sample in &samples {
+                let end = at + sample.target.len();
+                right += usize::from(best.get(at..end) == targets.get(at..end));
+                at = end;
+            }
+        }
+        Ok(right as f64 / count.max(1) as f64)
+    }
+
+    fn metric(&self) -> &'static str {
+        "exact match"
+    }
+}

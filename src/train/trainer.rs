@@ -1,0 +1,323 @@
+//! The loop that every small module is trained by.
+//!
+//! Examples come in an order that only the seed decides, several to a step, and in passes of at most so many tokens
+//! whose gradients are added up. Everything random follows from the seed and the number of examples seen, so that a
+//! run that was stopped goes on to the same bytes as one that was not.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use candle_core::{Tensor, Var};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::progress::{Progress, check_interrupt};
+use crate::train::checkpoint;
+use crate::train::llama::failed;
+use crate::train::optimiser::{AdamW, OptimiserSettings};
+
+/// Name of the checkpoint inside a run's folder.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+
+/// A small module with the data it learns from.
+pub trait Trainable {
+    /// Number of training examples.
+    fn examples(&self) -> usize;
+    /// Tokens of an example, for batching.
+    fn tokens(&self, example: usize) -> usize;
+    /// Mean loss of some examples, as a scalar; `seen` is the number of examples before the first of them, for
+    /// whatever is drawn at random for this visit.
+    fn loss(&self, batch: &[usize], seen: u64) -> Result<Tensor>;
+    /// What is trained, by name.
+    fn variables(&self) -> Vec<(String, Var)>;
+    /// How good the variables are on held-out examples; higher is better.
+    fn evaluate(&mut self) -> Result<f64>;
+    /// What [`Self::evaluate`] gives, in a word or two.
+    fn metric(&self) -> &'static str;
+}
+
+/// How a run is made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainerSettings {
+    /// Examples to see in all; more than there are means going round again.
+    pub examples: u64,
+    /// Examples to a step of the optimiser.
+    pub batch: usize,
+    /// Tokens to a pass; a step takes as many passes as it needs.
+    pub tokens_per_pass: usize,
+    /// The optimiser.
+    pub optimiser: OptimiserSettings,
+    /// Examples between two evaluations.
+    pub evaluate_every: u64,
+    /// Stop after so many evaluations that brought nothing better; 0 = never.
+    pub patience: usize,
+    /// Decides the order of examples and everything drawn.
+    pub seed: u64,
+}
+
+/// How far a run is, and how it went so far.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunLog {
+    /// Examples seen.
+    pub seen: u64,
+    /// Steps of the optimiser.
+    pub steps: u64,
+    /// Tokens computed.
+    pub tokens: u64,
+    /// Seconds of training, evaluations not counted, over all sittings.
+    pub seconds: f64,
+    /// Mean loss of each step, with the examples seen after it.
+    pub losses: Vec<(u64, f64)>,
+    /// Each evaluation, with the examples seen before it.
+    pub evaluations: Vec<(u64, f64)>,
+    /// The best of them.
+    pub best: Option<(u64, f64)>,
+    /// Whether it ended before all examples because nothing got better.
+    pub stopped_early: bool,
+}
+
+impl RunLog {
+    /// Mean loss of the last `steps` steps.
+    pub fn recent_loss(&self, steps: usize) -> f64 {
+        let from = self.losses.len().saturating_sub(steps);
+        let recent = &self.losses[from..];
+        recent.iter().map(|(_, loss)| loss).sum::<f64>() / recent.len().max(1) as f64
+    }
+
+    fn useless_evaluations(&self) -> usize {
+        let best = self.best.map_or(0, |(at, _)| at);
+        self.evaluations.iter().filter(|(at, _)| *at > best).count()
+    }
+}
+
+/// A run in a folder.
+pub struct Trainer<'a> {
+    settings: &'a TrainerSettings,
+    /// What must be the same for a checkpoint to be taken up: settings and hashes of what goes in.
+    identity: String,
+    checkpoint: PathBuf,
+    /// Time between two checkpoints.
+    checkpoint_every: Duration,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    identity: String,
+    log: RunLog,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run whose checkpoint lies in `folder`. `inputs` says what goes into it besides the settings (hashes of data
+    /// and models): a checkpoint of another run is refused.
+    pub fn new(settings: &'a TrainerSettings, inputs: &impl Serialize, folder: &Path) -> Result<Self> {
+        let identity = serde_json::to_string(&(settings, inputs)).map_err(Error::internal("naming a run"))?;
+        let checkpoint = folder.join(CHECKPOINT);
+        Ok(Self { settings, identity, checkpoint, checkpoint_every: Duration::from_secs(120) })
+    }
+
+    /// Write a checkpoint this often instead of every two minutes.
+    pub fn checkpoint_every(self, interval: Duration) -> Self {
+        Self { checkpoint_every: interval, ..self }
+    }
+
+    /// Train until the examples are seen or nothing gets better, and leave the best variables in place. With `resume`
+    /// a checkpoint in the folder is taken up.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] on Ctrl-C, after a checkpoint; a gradient that is not finite; what the module says.
+    pub fn run(&self, module: &mut dyn Trainable, resume: bool, progress: &dyn Progress) -> Result<RunLog> {
+        let mut state = State::new(module)?;
+        if resume && self.checkpoint.is_file() {
+            state.load(&self.checkpoint, &self.identity)?;
+            progress.note(&format!("going on after {} examples", state.log.seen));
+        }
+        if state.log.evaluations.is_empty() {
+            self.evaluate(&mut state, module, progress)?;
+        }
+        let mut order = Order::new(self.settings.seed, module.examples());
+        self.start(&state.log, progress);
+        let mut last_saved = Instant::now();
+        while state.log.seen < self.settings.examples && !state.log.stopped_early {
+            self.step(&mut state, module, &mut order)?;
+            self.tell(&state.log, progress);
+            if self.is_due(&state.log) {
+                progress.finish();
+                self.evaluate(&mut state, module, progress)?;
+                self.start(&state.log, progress);
+            }
+            let stop = check_interrupt(|| format!("{}; go on with --resume", self.checkpoint.display()));
+            if stop.is_err() || last_saved.elapsed() >= self.checkpoint_every {
+                state.save(&self.checkpoint, &self.identity)?;
+                last_saved = Instant::now();
+            }
+            stop?;
+        }
+        progress.finish();
+        state.save(&self.checkpoint, &self.identity)?;
+        state.take_best()?;
+        Ok(state.log)
+    }
+
+    fn start(&self, log: &RunLog, progress: &dyn Progress) {
+        progress.start("training", Some(self.settings.examples), "examples");
+        progress.advance(log.seen);
+    }
+
+    fn tell(&self, log: &RunLog, progress: &dyn Progress) {
+        let before = log.losses.iter().rev().nth(1).map_or(0, |(seen, _)| *seen);
+        progress.advance(log.seen - before);
+        progress.status(&format!("loss {:.3}", log.recent_loss(20)));
+    }
+
+    fn is_due(&self, log: &RunLog) -> bool {
+        let last = log.evaluations.last().map_or(0, |(at, _)| *at);
+        log.seen - last >= self.settings.evaluate_every || log.seen >= self.settings.examples
+    }
+
+    fn step(&self, state: &mut State, module: &dyn Trainable, order: &mut Order) -> Result<()> {
+        let began = Instant::now();
+        let rate = self.settings.optimiser.rate(state.log.seen as f64 / self.settings.examples as f64);
+        let left = self.settings.examples - state.log.seen;
+        let wanted = (self.settings.batch as u64).min(left);
+        let batch: Vec<usize> = (0..wanted).map(|i| order.at(state.log.seen + i)).collect();
+        let variables = state.optimiser.variables().to_vec();
+        let mut gradients: Vec<Option<Tensor>> = vec![None; variables.len()];
+        let (mut total, mut done) = (0.0, 0u64);
+        for pass in passes(&batch, self.settings.tokens_per_pass, &|example| module.tokens(example)) {
+            let share = pass.len() as f64 / batch.len() as f64;
+            let loss = (module.loss(pass, state.log.seen + done)? * share).map_err(failed)?;
+            total += f64::from(loss.to_scalar::<f32>().map_err(failed)?);
+            let mut found = loss.backward().map_err(failed)?;
+            for ((_, variable), sum) in variables.iter().zip(&mut gradients) {
+                let Some(gradient) = found.remove(variable) else { continue };
+                *sum = Some(match sum.take() {
+                    Some(sum) => (sum + gradient).map_err(failed)?,
+                    None => gradient,
+                });
+            }
+            done += pass.len() as u64;
+            state.log.tokens += pass.iter().map(|&example| module.tokens(example) as u64).sum::<u64>();
+        }
+        state.optimiser.step(&gradients, rate, &self.settings.optimiser)?;
+        state.log.seen += done;
+        state.log.steps = state.optimiser.steps();
+        state.log.losses.push((state.log.seen, total));
+        state.log.seconds += began.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    fn evaluate(&self, state: &mut State, module: &mut dyn Trainable, progress: &dyn Progress) -> Result<()> {
+        let value = module.evaluate()?;
+        state.log.evaluations.push((state.log.seen, value));
+        let loss = if state.log.losses.is_empty() {
+            String::new()
+        } else {
+            format!(", loss {:.3}", state.log.recent_loss(50))
+        };
+        progress.note(&format!("after {} examples: {} {value:.4}{loss}", state.log.seen, module.metric()));
+        if state.log.best.is_none_or(|(_, best)| value > best) {
+            state.log.best = Some((state.log.seen, value));
+            state.keep_best();
+        }
+        let useless = state.log.useless_evaluations();
+        state.log.stopped_early = self.settings.patience > 0 && useless >= self.settings.patience;
+        Ok(())
+    }
+}
+
+struct State {
+    optimiser: AdamW,
+    best: BTreeMap<String, Tensor>,
+    log: RunLog,
+}
+
+impl State {
+    fn new(module: &dyn Trainable) -> Result<Self> {
+        Ok(Self { optimiser: AdamW::new(module.variables())?, best: BTreeMap::new(), log: RunLog::default() })
+    }
+
+    fn keep_best(&mut self) {
+        // `Var::set` writes into the variable's own memory, so a copy is needed.
+        let copies = self.optimiser.variables().iter().filter_map(|(name, v)| Some((name.clone(), v.copy().ok()?)));
+        self.best = copies.map(|(name, tensor)| (name, tensor.detach())).collect();
+    }
+
+    fn take_best(&self) -> Result<()> {
+        for (name, variable) in self.optimiser.variables() {
+            if let Some(best) = self.best.get(name) {
+                variable.set(best).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&self, path: &Path, identity: &str) -> Result<()> {
+        let mut tensors = self.optimiser.state();
+        tensors.extend(self.best.iter().map(|(name, tensor)| (format!("best.{name}"), tensor.clone())));
+        checkpoint::save(path, &tensors, &Saved { identity: identity.to_owned(), log: self.log.clone() })
+    }
+
+    fn load(&mut self, path: &Path, identity: &str) -> Result<()> {
+        let device = self.optimiser.variables().first().map(|(_, v)| v.device().clone());
+        let (tensors, saved) = checkpoint::load::<Saved>(path, &device.unwrap_or(candle_core::Device::Cpu))?;
+        if saved.identity != identity {
+            return Err(Error::bad_file(
+                path,
+                "it is the checkpoint of a run with other settings, data or models",
+                "give the same options, or start again without --resume, in another folder",
+            ));
+        }
+        self.optimiser.restore(&tensors, saved.log.steps)?;
+        let best = tensors.into_iter().filter_map(|(name, t)| Some((name.strip_prefix("best.")?.to_owned(), t)));
+        self.best = best.collect();
+        self.log = saved.log;
+        Ok(())
+    }
+}
+
+/// Which example comes when: a new permutation for every round.
+struct Order {
+    seed: u64,
+    examples: usize,
+    round: Option<(u64, Vec<usize>)>,
+}
+
+impl Order {
+    fn new(seed: u64, examples: usize) -> Self {
+        Self { seed, examples, round: None }
+    }
+
+    fn at(&mut self, seen: u64) -> usize {
+        let examples = self.examples.max(1) as u64;
+        let (round, at) = (seen / examples, (seen % examples) as usize);
+        if self.round.as_ref().is_none_or(|(current, _)| *current != round) {
+            let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+            random.set_stream(round);
+            let mut order: Vec<usize> = (0..self.examples).collect();
+            order.shuffle(&mut random);
+            self.round = Some((round, order));
+        }
+        self.round.as_ref().and_then(|(_, order)| order.get(at)).copied().unwrap_or(0)
+    }
+}
+
+/// Split a step's examples into passes of at most `limit` tokens; an example that is longer has a pass of its own.
+fn passes<'a>(batch: &'a [usize], limit: usize, tokens: &dyn Fn(usize) -> usize) -> Vec<&'a [usize]> {
+    let (mut passes, mut from, mut sum) = (Vec::new(), 0, 0);
+    for (i, &example) in batch.iter().enumerate() {
+        let more = tokens(example);
+        if i > from && sum + more > limit {
+            passes.push(&batch[from..i]);
+            (from, sum) = (i, 0);
+        }
+        sum += more;
+    }
+    if from < batch.len() {
+        passes.push(&batch[from..]);
+    }
+    passes
+}
