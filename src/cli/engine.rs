@@ -31,6 +31,8 @@ const DENSE_WEIGHT: f32 = 0.8;
 const RERANK_DEPTH: usize = 50;
 /// Passages the reader sees.
 const PASSAGES: usize = 5;
+/// Megabytes for states of passages: some forty passages of the starter model.
+const PASSAGE_CACHE: u64 = 256;
 
 /// How passages are found.
 #[derive(Debug, Clone, Args, Serialize)]
@@ -92,6 +94,10 @@ pub struct ReadingArgs {
     /// Prompt in words, without a learned one: few-shot, chat or plain
     #[arg(long)]
     pub template: Option<TemplateKind>,
+    /// Memory for the states of passages already read, in MB: a passage that comes again is not computed again, and
+    /// answers stay the same
+    #[arg(long, default_value_t = PASSAGE_CACHE, value_name = "MB")]
+    pub passage_cache: u64,
     /// Tokens of a window, prompt and answer included
     #[arg(long, default_value_t = 2048, value_name = "TOKENS")]
     pub window: usize,
@@ -138,6 +144,7 @@ impl ReadingArgs {
             grounded: settings.grounded,
             prompt: None,
             template: None,
+            passage_cache: PASSAGE_CACHE,
             window: settings.window,
             max_answer: settings.decoding.max_new_tokens,
             temperature: settings.decoding.temperature,
@@ -300,10 +307,13 @@ pub fn build(
         (reader, others)
     });
     let (retriever, reranker) = others?;
-    let reader = match reader {
+    let mut reader = match reader {
         Some(loaded) => Some(loaded??),
         None => None,
     };
+    if let (Some(reader), Some(args)) = (&mut reader, reading) {
+        reader.keep_passages(args.passage_cache << 20);
+    }
     models.extend(reader_model.iter().map(|(model, _, _)| ("lm", model.name(), model.fingerprint())));
     let depths = Depths {
         retrieve: depth,

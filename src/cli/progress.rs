@@ -173,7 +173,7 @@ mod tests {
 
     fn stage(total: Option<u64>, unit: &'static str, done: u64) -> String {
         let now = Instant::now();
-        Stage { name: "s".into(), total, unit, done, began: now, said: now }.amount()
+        Stage { name: "s".into(), total, unit, status: String::new(), done, began: now, said: now }.amount()
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Weights come from the files that the exporter reads and in the same words ([`LmSource`]), in f32. What is learned
 //! enters as input embeddings or as a prefix of keys and values in each layer.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -45,8 +46,16 @@ pub(in crate::train) fn failed(e: candle_core::Error) -> Error {
 }
 
 impl Decoder {
+    /// Load the weights at `path`: a safetensors folder or a GGUF file.
+    ///
+    /// # Errors
+    /// What is missing or damaged, by name.
+    pub fn open(path: &Path, device: &Device) -> Result<Self> {
+        Self::load(&LmSource::open(path)?, device)
+    }
+
     /// Load all weights of `source` in f32.
-    pub(crate) fn load(source: &LmSource, device: &Device) -> Result<Self> {
+    fn load(source: &LmSource, device: &Device) -> Result<Self> {
         let config = source.config.clone();
         let mut loader = Loader { source, device, weights: Vec::new() };
         let embeddings = loader.tensor("model.embed_tokens.weight", &[config.vocab, config.hidden])?;

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::eval::dataset::{self, Dataset};
-use crate::export::llama_source::LmSource;
 use crate::index::Index;
 use crate::progress::Progress;
 use crate::read::soft_prompt::{FORMAT, PromptDescription, PromptKind, PromptTarget, SoftPrompt};
@@ -80,7 +79,7 @@ pub fn train(
         ));
     }
     progress.start(&format!("loading {}", model.name()), None, "");
-    let lm = Decoder::load(&LmSource::open(weights)?, &Device::Cpu)?;
+    let lm = Decoder::open(weights, &Device::Cpu)?;
     let before = lm.weights_hash()?;
     progress.finish();
     let from = run.from.as_deref().map(SoftPrompt::load).transpose()?;

@@ -205,13 +205,13 @@ impl<'a> Trainer<'a> {
         state.optimiser.step(&gradients, rate, &self.settings.optimiser)?;
         state.log.seen += done;
         state.log.steps = state.optimiser.steps();
-        state.log.losses.push((state.log.seen, total));
+        state.log.losses.push((state.log.seen, rounded(total)));
         state.log.seconds += began.elapsed().as_secs_f64();
         Ok(())
     }
 
     fn evaluate(&self, state: &mut State, module: &mut dyn Trainable, progress: &dyn Progress) -> Result<()> {
-        let value = module.evaluate()?;
+        let value = rounded(module.evaluate()?);
         state.log.evaluations.push((state.log.seen, value));
         let loss = if state.log.losses.is_empty() {
             String::new()
@@ -279,6 +279,11 @@ impl State {
     }
 }
 
+/// Six decimals: as exact as anybody reads, and the same after a way through JSON, which the log takes.
+fn rounded(x: f64) -> f64 {
+    (x * 1e6).round() / 1e6
+}
+
 /// Which example comes when: a new permutation for every round.
 struct Order {
     seed: u64,
@@ -320,4 +325,167 @@ fn passes<'a>(batch: &'a [usize], limit: usize, tokens: &dyn Fn(usize) -> usize)
         passes.push(&batch[from..]);
     }
     passes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Quiet;
+    use candle_core::Device;
+
+    /// Fits `x` to numbers: the loss of example i is `(x - i)^2`.
+    struct Mean {
+        x: Var,
+        examples: usize,
+        measured: usize,
+    }
+
+    impl Mean {
+        fn new() -> Self {
+            Self { x: Var::new(&[10.0f32], &Device::Cpu).unwrap(), examples: 5, measured: 0 }
+        }
+
+        fn value(&self) -> f32 {
+            self.x.to_vec1().unwrap()[0]
+        }
+    }
+
+    impl Trainable for Mean {
+        fn examples(&self) -> usize {
+            self.examples
+        }
+
+        fn tokens(&self, example: usize) -> usize {
+            example + 1
+        }
+
+        fn loss(&self, batch: &[usize], _: u64) -> Result<Tensor> {
+            let targets: Vec<f32> = batch.iter().map(|&i| i as f32).collect();
+            let loss = || self.x.broadcast_sub(&Tensor::new(targets.as_slice(), &Device::Cpu)?)?.sqr()?.mean_all();
+            loss().map_err(failed)
+        }
+
+        fn variables(&self) -> Vec<(String, Var)> {
+            vec![("x".into(), self.x.clone())]
+        }
+
+        fn evaluate(&mut self) -> Result<f64> {
+            self.measured += 1;
+            Ok(-f64::from((self.value() - 2.0).abs()))
+        }
+
+        fn metric(&self) -> &'static str {
+            "nearness"
+        }
+    }
+
+    fn settings(examples: u64) -> TrainerSettings {
+        TrainerSettings {
+            examples,
+            batch: 4,
+            tokens_per_pass: 6,
+            optimiser: OptimiserSettings { learning_rate: 0.2, warm_up: 0.1, weight_decay: 0.0, clip: 5.0 },
+            evaluate_every: 40,
+            patience: 0,
+            seed: 3,
+        }
+    }
+
+    #[test]
+    fn it_learns_and_keeps_the_best() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mean = Mean::new();
+        let settings = settings(400);
+        let log = Trainer::new(&settings, &(), dir.path()).unwrap().run(&mut mean, false, &Quiet).unwrap();
+        assert_eq!((log.seen, log.steps), (400, 100));
+        assert_eq!(log.evaluations.len(), 11);
+        let (_, best) = log.best.unwrap();
+        assert_eq!(best, rounded(-f64::from((mean.value() - 2.0).abs())));
+        assert!(log.evaluations.iter().all(|(_, value)| *value <= best) && best > -0.5);
+        assert!(log.losses.last().unwrap().1 < log.losses[0].1);
+    }
+
+    #[test]
+    fn a_run_that_was_stopped_goes_on_exactly() {
+        /// Stops as Ctrl-C would, at the third measure.
+        struct Stopped(Mean);
+        impl Trainable for Stopped {
+            fn examples(&self) -> usize {
+                self.0.examples()
+            }
+            fn tokens(&self, example: usize) -> usize {
+                self.0.tokens(example)
+            }
+            fn loss(&self, batch: &[usize], seen: u64) -> Result<Tensor> {
+                self.0.loss(batch, seen)
+            }
+            fn variables(&self) -> Vec<(String, Var)> {
+                self.0.variables()
+            }
+            fn evaluate(&mut self) -> Result<f64> {
+                if self.0.measured == 3 {
+                    return Err(Error::Interrupted { kept: "a checkpoint".into() });
+                }
+                self.0.evaluate()
+            }
+            fn metric(&self) -> &'static str {
+                self.0.metric()
+            }
+        }
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let settings = settings(300);
+        let trainer = |dir: &Path| {
+            Trainer::new(&settings, &"the same data", dir).unwrap().checkpoint_every(Duration::ZERO)
+        };
+        let mut whole = Mean::new();
+        let whole_log = trainer(a.path()).run(&mut whole, false, &Quiet).unwrap();
+        let mut stopped = Stopped(Mean::new());
+        assert!(trainer(b.path()).run(&mut stopped, false, &Quiet).is_err());
+        let mut resumed = Mean::new();
+        let log = trainer(b.path()).run(&mut resumed, true, &Quiet).unwrap();
+        assert_eq!(resumed.value(), whole.value());
+        assert_eq!((log.losses, log.evaluations), (whole_log.losses, whole_log.evaluations));
+    }
+
+    #[test]
+    fn a_checkpoint_of_other_settings_or_data_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = settings(40);
+        Trainer::new(&first, &"data", dir.path()).unwrap().run(&mut Mean::new(), false, &Quiet).unwrap();
+        let other = TrainerSettings { seed: 4, ..first.clone() };
+        for (settings, data) in [(&other, "data"), (&first, "other data")] {
+            let trainer = Trainer::new(settings, &data, dir.path()).unwrap();
+            let error = trainer.run(&mut Mean::new(), true, &Quiet).unwrap_err();
+            assert!(error.to_string().contains("other settings, data or models"), "{error}");
+        }
+    }
+
+    #[test]
+    fn it_stops_when_nothing_gets_better() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mean = Mean::new();
+        mean.x.set(&Tensor::new(&[2.0f32], &Device::Cpu).unwrap()).unwrap();
+        let settings = TrainerSettings { patience: 2, ..settings(4000) };
+        let log = Trainer::new(&settings, &(), dir.path()).unwrap().run(&mut mean, false, &Quiet).unwrap();
+        assert!(log.stopped_early && log.seen <= 120, "{}", log.seen);
+        assert_eq!(mean.value(), 2.0);
+    }
+
+    #[test]
+    fn every_example_comes_once_a_round() {
+        let mut order = Order::new(1, 7);
+        for round in 0..3 {
+            let mut seen: Vec<usize> = (0..7).map(|i| order.at(round * 7 + i)).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6]);
+        }
+    }
+
+    #[test]
+    fn passes_keep_the_limit_and_the_order() {
+        let batch = [3, 9, 1, 4, 2];
+        let passes = passes(&batch, 8, &|example| example);
+        assert_eq!(passes.concat(), batch);
+        assert_eq!(passes, [&[3][..], &[9], &[1, 4, 2]]);
+    }
 }

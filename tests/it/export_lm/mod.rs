@@ -6,6 +6,7 @@ mod cache;
 mod gguf;
 mod graph;
 mod in_place;
+mod learned;
 mod parity;
 mod starter;
 mod tiny;
