@@ -219,14 +219,20 @@ fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -> Result<Be
         onnxruntime: if mode == Mode::Bm25 && !reads { None } else { Some(runtime_version(&globals.runtime())?) },
     };
     let gold = args.gold;
+    let mut told = false;
     let answer = move |question: &Question| {
         let found =
             if gold { gold_passages(question, pipeline.index())? } else { pipeline.find(&question.question)? };
+        if let (false, Some(words)) = (told, found.cuts.words()) {
+            // Said once, or it would be said for every other question of a corpus with long passages.
+            tracing::warn!("question {}: {words}; further ones are not named", question.id);
+            told = true;
+        }
         let (answer, found) = if reads {
             let answer = pipeline.answer_from(&question.question, found, &mut |_, _| {})?;
             let trace = answer.trace.clone().unwrap_or_default();
-            let found =
-                Found { retrieved: trace.retrieved, reranked: trace.reranked, latency_ms: answer.usage.latency_ms };
+            let latency_ms = answer.usage.latency_ms;
+            let found = Found { retrieved: trace.retrieved, reranked: trace.reranked, latency_ms, ..Found::default() };
             (Some(answer), found)
         } else {
             (None, found)

@@ -50,6 +50,15 @@ impl PairCuts {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// What did not fit, in words; `None` when everything did.
+    pub fn words(&self) -> Option<String> {
+        let question = (self.question_tokens > 0).then(|| format!("{} tokens of the question", self.question_tokens));
+        let passages = (self.passages > 0)
+            .then(|| format!("{} tokens at the end of {} passages", self.passage_tokens, self.passages));
+        let parts: Vec<String> = question.into_iter().chain(passages).collect();
+        (!parts.is_empty()).then(|| format!("the re-ranker did not read {}", parts.join(" and ")))
+    }
 }
 
 impl CrossEncoder {
@@ -243,6 +252,26 @@ mod tests {
         // 8 tokens: [CLS] 4 of the question [SEP] 1 of the passage [SEP].
         let scores = model.score("ice ice ice ice ice", &["rock rock rock".into()]).unwrap();
         assert_eq!(scores, [8.0 + 2.0]);
-        assert_eq!(model.truncation(), Truncation { texts: 2, tokens: 1 + 2 });
+        assert_eq!(model.cuts(), PairCuts { question_tokens: 1, passages: 1, passage_tokens: 2 });
+        model.score("ice", &["rock".into()]).unwrap();
+        assert!(model.cuts().is_empty(), "cuts are of the last question");
+    }
+
+    #[test]
+    fn with_patience_the_hopeless_rest_is_not_read() {
+        let dir = summing(&[1.0], 32);
+        let passages: Vec<String> = (0..40).map(|i| if i < 2 { "rock rock" } else { "ice" }.to_owned()).collect();
+        let mut asked = Vec::new();
+        let mut read = |patience| {
+            let texts = |range: Range<usize>| {
+                asked.push(range.clone());
+                Ok(passages[range].to_vec())
+            };
+            open(&dir).score_until("rock", passages.len(), patience, texts).unwrap()
+        };
+        let all = read(None);
+        assert_eq!(read(Some(Patience { candidates: 10, keep: 2 })), all[..16]);
+        assert_eq!(read(Some(Patience { candidates: 40, keep: 2 })), all);
+        assert_eq!(asked, [0..40, 0..16, 0..16, 16..32, 32..40]);
     }
 }

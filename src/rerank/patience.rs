@@ -26,11 +26,7 @@ pub struct Patience {
 impl Patience {
     /// The blocks in which `count` candidates are read, as `score` gives their scores; it is not called for a block
     /// that the rule leaves out. Returns how many were read.
-    pub fn read<E>(
-        self,
-        count: usize,
-        mut score: impl FnMut(Range<usize>) -> Result<Vec<f32>, E>,
-    ) -> Result<usize, E> {
+    pub fn read<E>(self, count: usize, mut score: impl FnMut(Range<usize>) -> Result<Vec<f32>, E>) -> Result<usize, E> {
         let mut best: Vec<f32> = Vec::with_capacity(self.keep + 1);
         let (mut read, mut disappointing) = (0, 0);
         while read < count && disappointing < self.candidates {
@@ -49,7 +45,8 @@ impl Patience {
 
     /// How many of a list would be read, if these are its scores.
     pub fn depth(self, scores: &[f32]) -> usize {
-        let slice = |range| Ok::<_, std::convert::Infallible>(scores.get::<Range<usize>>(range).unwrap_or(&[]).to_vec());
+        let slice =
+            |range| Ok::<_, std::convert::Infallible>(scores.get::<Range<usize>>(range).unwrap_or(&[]).to_vec());
         self.read(scores.len(), slice).unwrap_or(scores.len())
     }
 }

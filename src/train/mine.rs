@@ -60,7 +60,7 @@ pub enum Mark {
 }
 
 /// One line: a question with its positives and candidates, as rows of the index.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Mined {
     /// Beginning of the question set's sha256.
     pub set: String,
@@ -70,6 +70,8 @@ pub struct Mined {
     pub positives: Vec<PassageId>,
     /// What the first stage found, best first.
     pub candidates: Vec<PassageId>,
+    /// The first stage's scores of them.
+    pub scores: Vec<f32>,
     /// A letter a candidate: `g` gold, `a` holds an answer, `-` negative.
     pub marks: String,
     /// Whether the positive was found and not given.
@@ -193,6 +195,7 @@ fn mine_one(asked: &Asked, index: &Index, retriever: &mut dyn Retriever, depth: 
         id: question.id.clone(),
         positives: Vec::new(),
         candidates: Vec::new(),
+        scores: Vec::new(),
         marks: String::new(),
         distant: question.gold.is_none(),
         unused: None,
@@ -210,6 +213,8 @@ fn mine_one(asked: &Asked, index: &Index, retriever: &mut dyn Retriever, depth: 
     }
     let hits = retriever.retrieve(&question.question, depth)?;
     mined.candidates = hits.iter().map(|hit| hit.passage).collect();
+    // Four digits are enough to weigh a score, and halve the file.
+    mined.scores = hits.iter().map(|hit| (hit.score * 1e4).round() / 1e4).collect();
     let marks = mined.candidates.par_iter().map(|&row| -> Result<char> {
         let passage = index.passage(row)?;
         let gold = question.gold.as_ref();

@@ -434,9 +434,8 @@ mod tests {
         }
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let settings = settings(300);
-        let trainer = |dir: &Path| {
-            Trainer::new(&settings, &"the same data", dir).unwrap().checkpoint_every(Duration::ZERO)
-        };
+        let trainer =
+            |dir: &Path| Trainer::new(&settings, &"the same data", dir).unwrap().checkpoint_every(Duration::ZERO);
         let mut whole = Mean::new();
         let whole_log = trainer(a.path()).run(&mut whole, false, &Quiet).unwrap();
         let mut stopped = Stopped(Mean::new());

@@ -53,9 +53,12 @@ fn a_prompt_from_questions_to_answers() {
     // Ready-made runs are taken up, and other settings are not mixed into them.
     train(&index, Path::new(DEMO_QUESTIONS), &out).args(small).arg("--resume").assert().success();
     let mut other = train(&index, Path::new(DEMO_QUESTIONS), &out);
-    other.args(small).args(["--resume", "--seed", "1"]).assert().failure().stderr(predicates::str::contains(
-        "other settings, data or models",
-    ));
+    other
+        .args(small)
+        .args(["--resume", "--seed", "1"])
+        .assert()
+        .failure()
+        .stderr(predicates::str::contains("other settings, data or models"));
 }
 
 #[test]

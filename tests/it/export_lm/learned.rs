@@ -54,12 +54,8 @@ impl Both {
             PromptKind::Embeddings => vec![lm.embed(words).unwrap()],
         };
         let values: Vec<f32> = tensors.iter().flat_map(floats).collect();
-        let target = PromptTarget {
-            name: self.dir().name(),
-            layers: lm.layers(),
-            kv_width: lm.kv_width(),
-            hidden: lm.hidden(),
-        };
+        let target =
+            PromptTarget { name: self.dir().name(), layers: lm.layers(), kv_width: lm.kv_width(), hidden: lm.hidden() };
         let description = PromptDescription {
             format: FORMAT,
             kind,
