@@ -1,5 +1,6 @@
 //! The whole pipeline on one screen: retrieve, re-rank, pack, read.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use crate::index::Index;
 use crate::pack::{self, Dealing, Packing};
 use crate::read::lm::OnText;
 use crate::read::reader::{Reader, Reading};
-use crate::rerank::CrossEncoder;
+use crate::rerank::{CrossEncoder, PairCuts, Patience};
 use crate::retrieve::Retriever;
 use crate::types::{Evidence, Hit, PackedPassage, Passage, sort_hits};
 
@@ -22,6 +23,9 @@ pub struct Depths {
     pub retrieve: usize,
     /// Of these, how many the cross-encoder reads, when there is one.
     pub rerank: usize,
+    /// When the cross-encoder stops before that; without it never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<Patience>,
     /// Of these, how many are offered to the reader's windows.
     pub read: usize,
     /// Whether each gets a window of its own.
@@ -30,7 +34,7 @@ pub struct Depths {
 
 impl Default for Depths {
     fn default() -> Self {
-        Self { retrieve: 100, rerank: 50, read: 5, apart: true }
+        Self { retrieve: 100, rerank: 50, patience: None, read: 5, apart: true }
     }
 }
 
@@ -52,6 +56,8 @@ pub struct Found {
     pub retrieved: Vec<Hit>,
     /// The cross-encoder's list, best first; empty without one.
     pub reranked: Vec<Hit>,
+    /// What the cross-encoder could not read of the question and the passages.
+    pub cuts: PairCuts,
     /// Milliseconds so far.
     pub latency_ms: Latency,
 }
@@ -112,18 +118,19 @@ impl Pipeline {
     pub fn find(&mut self, question: &str) -> Result<Found> {
         let (retrieved, retrieve) = timed(|| self.retriever.retrieve(question, self.depths.retrieve))?;
         let (reranked, rerank) = timed(|| self.rerank(question, &retrieved))?;
+        let cuts = self.reranker.as_ref().map(CrossEncoder::cuts).unwrap_or_default();
         let latency_ms = Latency { retrieve, rerank, total: retrieve + rerank, ..Latency::default() };
-        Ok(Found { retrieved, reranked, latency_ms })
+        Ok(Found { retrieved, reranked, cuts, latency_ms })
     }
 
     fn rerank(&mut self, question: &str, hits: &[Hit]) -> Result<Vec<Hit>> {
         let Some(reranker) = &mut self.reranker else { return Ok(Vec::new()) };
-        let candidates = &hits[..hits.len().min(self.depths.rerank)];
-        let texts = candidates
-            .iter()
-            .map(|hit| Ok(self.index.passage(hit.passage)?.titled_text()))
-            .collect::<Result<Vec<String>>>()?;
-        let scores = reranker.score(question, &texts)?;
+        let (index, candidates) = (&self.index, &hits[..hits.len().min(self.depths.rerank)]);
+        let texts = |range: Range<usize>| {
+            let block = candidates.get(range).unwrap_or_default();
+            block.iter().map(|hit| Ok(index.passage(hit.passage)?.titled_text())).collect()
+        };
+        let scores = reranker.score_until(question, candidates.len(), self.depths.patience, texts)?;
         let mut hits: Vec<Hit> =
             candidates.iter().zip(scores).map(|(hit, score)| Hit { passage: hit.passage, score }).collect();
         sort_hits(&mut hits);
@@ -157,6 +164,7 @@ fn assemble(question: &str, found: Found, packing: Packing, reading: Reading, la
         prompt_tokens: reading.prompt_tokens,
         answer_tokens: reading.answer_tokens,
         truncated: !packing.left_out.is_empty(),
+        rerank_cuts: Some(found.cuts).filter(|cuts| !cuts.is_empty()),
         latency_ms,
     };
     let windows =
@@ -251,6 +259,9 @@ pub struct Usage {
     pub answer_tokens: usize,
     /// Whether any passage was cut or left out for lack of room.
     pub truncated: bool,
+    /// What the cross-encoder could not read; absent when it read all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rerank_cuts: Option<PairCuts>,
     /// Milliseconds by stage.
     pub latency_ms: Latency,
 }

@@ -87,6 +87,9 @@ fn ask(question: &str, engine: &mut Engine, args: &AskArgs, globals: &Globals) -
     if streaming {
         output::line("")?;
     }
+    if let Some(words) = answer.usage.rerank_cuts.and_then(|cuts| cuts.words()) {
+        tracing::warn!("{words}");
+    }
     if globals.json {
         if !args.explain {
             answer.trace = None;

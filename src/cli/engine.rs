@@ -20,7 +20,7 @@ use crate::read::prompts;
 use crate::read::reader::{Reader, ReaderSettings};
 use crate::read::soft_prompt::SoftPrompt;
 use crate::read::template::TemplateKind;
-use crate::rerank::CrossEncoder;
+use crate::rerank::{CrossEncoder, Patience};
 use crate::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, Mode, Retriever};
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
@@ -32,6 +32,8 @@ pub const DEFAULT_LM: &str = "SmolLM2-135M-Instruct";
 const DENSE_WEIGHT: f32 = 0.8;
 /// Passages a cross-encoder reads.
 const RERANK_DEPTH: usize = 50;
+/// Passages that count as the best of a re-ranked list that nobody reads.
+const BEST_WITHOUT_READER: usize = 10;
 /// Passages the reader sees.
 const PASSAGES: usize = 5;
 /// Megabytes for states of passages: some forty passages of the starter model.
@@ -59,9 +61,13 @@ pub struct RetrievalArgs {
     /// Cross-encoder that re-ranks: a model's name or folder [default: none]
     #[arg(long, value_name = "MODEL")]
     pub rerank: Option<String>,
-    /// How many passages it reads
+    /// How many passages it reads at most
     #[arg(long, default_value_t = RERANK_DEPTH, value_name = "N")]
     pub rerank_depth: usize,
+    /// Stop it after so many passages in a row that did not come among the best (those that the reader sees, else
+    /// ten); 0 never stops
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub rerank_patience: usize,
 }
 
 /// How two rankings become one, in words.
@@ -139,6 +145,7 @@ impl RetrievalArgs {
             exact: false,
             rerank: None,
             rerank_depth: RERANK_DEPTH,
+            rerank_patience: 0,
         }
     }
 }
@@ -235,7 +242,7 @@ pub struct Engine {
 type Models = Vec<(&'static str, String, String)>;
 
 /// The first stage that `retrieval` asks for, with the encoder of the index where it needs one.
-fn open_retriever(
+pub(crate) fn open_retriever(
     index: &Arc<Index>,
     mode: Mode,
     retrieval: &RetrievalArgs,
@@ -338,6 +345,10 @@ pub fn build(
     let depths = Depths {
         retrieve: depth,
         rerank: retrieval.rerank_depth,
+        patience: (retrieval.rerank_patience > 0).then(|| Patience {
+            candidates: retrieval.rerank_patience,
+            keep: reading.map_or(BEST_WITHOUT_READER, |r| r.passages),
+        }),
         read: reading.map_or(0, |r| r.passages),
         apart: reading.is_none_or(|r| !r.together),
     };

@@ -15,6 +15,7 @@ pub mod progress;
 pub mod search;
 pub mod setup;
 pub mod train;
+pub mod train_reranker;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

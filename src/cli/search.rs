@@ -39,6 +39,9 @@ pub fn run(args: &SearchArgs, globals: &Globals) -> Result<()> {
     let depth = args.depth.max(args.k);
     let mut engine = engine::build(&args.retrieval, None, depth, 0, globals, progress.as_ref())?;
     let found = engine.pipeline.find(&args.question)?;
+    if let Some(words) = found.cuts.words() {
+        tracing::warn!("{words}");
+    }
     let hits = found.ranking();
     for (i, hit) in hits.iter().take(args.k).enumerate() {
         let passage = engine.pipeline.index().passage(hit.passage)?;

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::cli::Globals;
 use crate::cli::engine::DEFAULT_LM;
 use crate::cli::output;
+use crate::cli::train_reranker::{self, RerankerArgs};
 use crate::error::{Error, Result};
 use crate::read::soft_prompt::PromptKind;
 use crate::runtime::setup::{self, Manifest};
@@ -27,6 +28,8 @@ pub struct TrainArgs {
 enum TrainCommand {
     /// A soft prompt that makes the frozen language model a reader
     Prompt(Box<PromptArgs>),
+    /// A cross-encoder that ranks passages again
+    Reranker(Box<RerankerArgs>),
 }
 
 /// What a prompt's numbers are, in words.
@@ -174,6 +177,7 @@ pub fn run(args: &TrainArgs, globals: &Globals) -> Result<()> {
     memory::keep_freed_memory();
     match &args.command {
         TrainCommand::Prompt(args) => prompt(args, globals),
+        TrainCommand::Reranker(args) => train_reranker::run(args, globals),
     }
 }
 

@@ -16,7 +16,7 @@ const DEFAULT_MAX_TOKENS: usize = 512;
 
 /// A model of the BERT family, by its naming of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+pub(crate) enum Family {
     Bert,
     /// RoBERTa and XLM-RoBERTa: positions begin after the padding id, and there are no token types.
     Roberta,
@@ -26,7 +26,7 @@ pub(super) enum Family {
 
 /// The activation between the two feed-forward layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Activation {
+pub(crate) enum Activation {
     /// x Φ(x).
     Gelu,
     /// Its approximation by tanh.
@@ -36,13 +36,13 @@ pub(super) enum Activation {
 
 /// How token vectors become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pooling {
+pub(crate) enum Pooling {
     Mean,
     Cls,
 }
 
 impl Pooling {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Mean => "mean",
             Self::Cls => "cls",
@@ -52,30 +52,30 @@ impl Pooling {
 
 /// Sizes and conventions of a model.
 #[derive(Debug, Clone)]
-pub(super) struct BertSource {
-    pub(super) family: Family,
+pub(crate) struct BertSource {
+    pub(crate) family: Family,
     /// `model_type` of `config.json`.
-    pub(super) model_type: String,
+    pub(crate) model_type: String,
     /// Width of the hidden states.
-    pub(super) hidden: usize,
-    pub(super) layers: usize,
-    pub(super) heads: usize,
+    pub(crate) hidden: usize,
+    pub(crate) layers: usize,
+    pub(crate) heads: usize,
     /// Width between the two feed-forward layers.
-    pub(super) intermediate: usize,
-    pub(super) vocab: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) vocab: usize,
     /// Rows of the position table.
-    pub(super) position_rows: usize,
+    pub(crate) position_rows: usize,
     /// Row of the first token's position.
-    pub(super) first_position: usize,
+    pub(crate) first_position: usize,
     /// Rows of the token type table; 0 without one.
-    pub(super) token_types: usize,
-    pub(super) activation: Activation,
-    pub(super) layer_norm_eps: f32,
-    pub(super) pooling: Pooling,
+    pub(crate) token_types: usize,
+    pub(crate) activation: Activation,
+    pub(crate) layer_norm_eps: f32,
+    pub(crate) pooling: Pooling,
     /// Longest input in tokens.
-    pub(super) max_tokens: usize,
+    pub(crate) max_tokens: usize,
     /// What all tensor names of the encoder begin with: empty, or `bert.` and the like.
-    pub(super) prefix: String,
+    pub(crate) prefix: String,
 }
 
 /// `config.json`; DistilBERT has names of its own for the same sizes.
@@ -139,7 +139,7 @@ impl BertSource {
     /// # Errors
     /// [`Error::File`] without `config.json`, [`Error::Model`] for an architecture, activation, pooling or
     /// module that the exporter has no graph for.
-    pub(super) fn read(folder: &Path, weights: &Weights) -> Result<Self> {
+    pub(crate) fn read(folder: &Path, weights: &Weights) -> Result<Self> {
         let path = folder.join("config.json");
         let config: Config = json(&path)?;
         let refuse = |problem: String, hint: &str| Error::model(folder.display().to_string(), problem, hint);
@@ -197,7 +197,7 @@ impl BertSource {
     }
 
     /// Name of a tensor of layer `layer`, by its BERT name without the layer: `attention.self.query`.
-    pub(super) fn layer(&self, layer: usize, part: Part) -> String {
+    pub(crate) fn layer(&self, layer: usize, part: Part) -> String {
         let name = match (self.family, part) {
             (Family::DistilBert, Part::Query) => "attention.q_lin",
             (Family::DistilBert, Part::Key) => "attention.k_lin",
@@ -223,7 +223,7 @@ impl BertSource {
 
 /// The learned pieces of one layer.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Part {
+pub(crate) enum Part {
     Query,
     Key,
     Value,

@@ -4,13 +4,17 @@
 //! ([`trainer::Trainable`]). Models are computed on candle from the same weight files that the exporter reads, with
 //! gradients for what is learned and none for the language model ([`llama`], [`ops`]).
 
+pub mod bert;
 pub mod checkpoint;
 pub mod llama;
 pub mod memory;
+pub mod mine;
 pub mod ops;
 pub mod optimiser;
 pub mod prompt;
 pub mod prompt_run;
 pub mod record;
+pub mod reranker;
+pub mod reranker_run;
 pub mod trainer;
 pub mod windows;

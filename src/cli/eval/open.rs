@@ -37,14 +37,20 @@ pub(super) fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -
         onnxruntime: if mode == Mode::Bm25 && !reads { None } else { Some(runtime_version(&globals.runtime())?) },
     };
     let gold = args.gold;
+    let mut told = false;
     let answer = move |question: &Question| {
         let found =
             if gold { gold_passages(question, pipeline.index())? } else { pipeline.find(&question.question)? };
+        if let (false, Some(words)) = (told, found.cuts.words()) {
+            // Said once, or it would be said for every other question of a corpus with long passages.
+            tracing::warn!("question {}: {words}; further ones are not named", question.id);
+            told = true;
+        }
         let (answer, found) = if reads {
             let answer = pipeline.answer_from(&question.question, found, &mut |_, _| {})?;
             let trace = answer.trace.clone().unwrap_or_default();
-            let found =
-                Found { retrieved: trace.retrieved, reranked: trace.reranked, latency_ms: answer.usage.latency_ms };
+            let latency_ms = answer.usage.latency_ms;
+            let found = Found { retrieved: trace.retrieved, reranked: trace.reranked, latency_ms, ..Found::default() };
             (Some(answer), found)
         } else {
             (None, found)
@@ -76,16 +82,7 @@ fn gold_passages(question: &Question, index: &Index) -> Result<Found> {
     let mut found = Found::default();
     let relevant = question.gold.iter().flatten().filter(|(_, grade)| **grade > 0).map(|(document, _)| document);
     for document in relevant {
-        let mut next = index.row_of(document)?;
-        let mut piece = 0;
-        loop {
-            found.retrieved.extend(next.map(|passage| Hit { passage, score: 1.0 }));
-            piece += 1;
-            next = index.row_of(&format!("{document}#{piece}"))?;
-            if next.is_none() {
-                break;
-            }
-        }
+        found.retrieved.extend(index.pieces_of(document)?.into_iter().map(|passage| Hit { passage, score: 1.0 }));
     }
     if found.retrieved.is_empty() {
         return Err(Error::request(

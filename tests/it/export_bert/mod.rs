@@ -2,8 +2,10 @@
 //! of every family, and the starter encoder.
 #![allow(clippy::unwrap_used, reason = "what fails in a test's helper fails the test")]
 
+use candle_core::Device;
 use nunatak::export::Precision;
 use nunatak::export::bert::{export_cross_encoder, export_encoder};
+use nunatak::train::bert::{Bert, PackedTexts};
 use serde_json::{Value, json};
 
 use tiny::{Batch, Checkpoint, FAMILIES, Family, HIDDEN, config, root};
@@ -63,6 +65,43 @@ fn cross_encoders_equal_candle_in_every_family() {
             assert!(difference < tolerance, "{family:?} {precision}: {expected:?} {found:?}");
         }
     }
+}
+
+#[test]
+fn the_trainable_cross_encoder_equals_the_exported_graph() {
+    let batch = Batch::random(&[16, 4, 10], 8, true);
+    for family in FAMILIES {
+        let checkpoint = Checkpoint::new(family, root(family), 1, 13);
+        let out = tempfile::tempdir().unwrap();
+        export_cross_encoder(checkpoint.dir.path(), out.path(), Precision::Fp32).unwrap();
+        let expected = batch.run(out.path(), "score");
+        let bert = Bert::load(checkpoint.dir.path(), None, 0, &Device::Cpu).unwrap();
+        let found = bert.scores(&PackedTexts::new(&batch.cuts()), true).unwrap().to_vec1::<f32>().unwrap();
+        let difference = largest_difference(&expected, &found);
+        assert!(difference < 1e-4, "{family:?}: {expected:?} {found:?}");
+
+        // What it writes is a checkpoint again, which gives the same graph.
+        let (saved, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        bert.save(saved.path(), 12).unwrap();
+        export_cross_encoder(saved.path(), again.path(), Precision::Fp32).unwrap();
+        assert_eq!(batch.run(again.path(), "score"), expected);
+        let description = std::fs::read_to_string(again.path().join("nunatak.json")).unwrap();
+        assert!(description.contains("\"max_tokens\": 12"), "{description}");
+    }
+}
+
+#[test]
+fn an_encoder_s_checkpoint_gets_a_head_and_can_lose_layers() {
+    let checkpoint = Checkpoint::new(Family::Bert, "bert.", 2, 19);
+    let batch = Batch::random(&[9, 5], 3, true);
+    let scores = |layers, seed| {
+        let bert = Bert::load(checkpoint.dir.path(), layers, seed, &Device::Cpu).unwrap();
+        bert.scores(&PackedTexts::new(&batch.cuts()), false).unwrap().to_vec1::<f32>().unwrap()
+    };
+    // Two labels are no score, so that head is drawn anew, from the seed.
+    assert_eq!(scores(None, 1), scores(None, 1));
+    assert_ne!(scores(None, 1), scores(None, 2));
+    assert_ne!(scores(Some(1), 1), scores(None, 1));
 }
 
 #[test]

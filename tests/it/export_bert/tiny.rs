@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, VarBuilder, linear};
 use candle_transformers::models::{bert, distilbert, xlm_roberta};
 use nunatak::runtime::session::{Input, RuntimeOptions, Session};
+use nunatak::runtime::tokenizer::Cut;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, TensorView};
@@ -255,6 +256,16 @@ impl Batch {
     pub(super) fn row(&self, row: usize) -> Self {
         let start = row * self.width;
         Self::of(vec![self.ids[start..start + self.lengths[row]].to_vec()], false)
+    }
+
+    /// The rows without their padding, as the tokenizer would give them.
+    pub(super) fn cuts(&self) -> Vec<Cut> {
+        let row = |all: &[i64], row: usize| {
+            all[row * self.width..][..self.lengths[row]].iter().map(|&x| x as u32).collect::<Vec<u32>>()
+        };
+        (0..self.lengths.len())
+            .map(|i| Cut { ids: row(&self.ids, i), types: row(&self.types, i), left_out: 0 })
+            .collect()
     }
 
     fn tensors(&self) -> (Tensor, Tensor, Tensor) {

@@ -1,18 +1,25 @@
 //! The cross-encoder: question and passage read together, one score.
 //!
 //! The question is never cut below half of the model's length, and passages are cut at their end to what
-//! is left; what was cut is counted ([`CrossEncoder::truncation`]). Pairs are sorted by length and run in
-//! batches of a token budget; scores come back in input order.
+//! is left; what was cut is counted ([`CrossEncoder::cuts`]). Pairs are sorted by length and run in
+//! batches of a token budget; scores come back in input order. With [`Patience`], candidates are read in blocks
+//! until the rest is hopeless.
+
+pub mod patience;
+
+use std::ops::Range;
 
 use rayon::prelude::*;
+use serde::Serialize;
 
-use crate::encode::Truncation;
+pub use patience::Patience;
+
 use crate::error::{Error, Result};
 use crate::progress::check_interrupt;
 use crate::runtime::batch;
 use crate::runtime::model_dir::{ModelDir, ModelKind};
 use crate::runtime::session::{Input, RuntimeOptions, Session};
-use crate::runtime::tokenizer::{Cut, TextTokenizer};
+use crate::runtime::tokenizer::{Cut, Prepared, TextTokenizer};
 
 /// A cross-encoder, loaded and ready.
 #[derive(Debug)]
@@ -24,7 +31,34 @@ pub struct CrossEncoder {
     output: String,
     takes_types: bool,
     fingerprint: String,
-    truncation: Truncation,
+    cuts: PairCuts,
+}
+
+/// What did not fit of a question and the passages that were read with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PairCuts {
+    /// Tokens left out of the question, in every pair.
+    pub question_tokens: usize,
+    /// Passages whose end was left out.
+    pub passages: usize,
+    /// Tokens left out of them, in all.
+    pub passage_tokens: usize,
+}
+
+impl PairCuts {
+    /// Whether everything fitted.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What did not fit, in words; `None` when everything did.
+    pub fn words(&self) -> Option<String> {
+        let question = (self.question_tokens > 0).then(|| format!("{} tokens of the question", self.question_tokens));
+        let passages = (self.passages > 0)
+            .then(|| format!("{} tokens at the end of {} passages", self.passage_tokens, self.passages));
+        let parts: Vec<String> = question.into_iter().chain(passages).collect();
+        (!parts.is_empty()).then(|| format!("the re-ranker did not read {}", parts.join(" and ")))
+    }
 }
 
 impl CrossEncoder {
@@ -52,7 +86,7 @@ impl CrossEncoder {
             output,
             takes_types,
             fingerprint: model.fingerprint(),
-            truncation: Truncation::default(),
+            cuts: PairCuts::default(),
             session,
         })
     }
@@ -62,9 +96,14 @@ impl CrossEncoder {
         &self.fingerprint
     }
 
-    /// What was cut so far, questions and passages.
-    pub fn truncation(&self) -> Truncation {
-        self.truncation
+    /// Longest pair in tokens, special tokens included.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// What was cut of the last question and its passages.
+    pub fn cuts(&self) -> PairCuts {
+        self.cuts
     }
 
     /// One score a passage, in input order; higher is better, and only comparable for one question. A model
@@ -74,14 +113,47 @@ impl CrossEncoder {
     /// [`Error::Interrupted`] on Ctrl-C between two batches; [`Error::Model`] when the graph gives something
     /// else than scores; what the session says.
     pub fn score(&mut self, question: &str, passages: &[String]) -> Result<Vec<f32>> {
+        let question = self.begin(question)?;
+        self.score_block(&question, passages)
+    }
+
+    /// Scores of the first passages of `count`, in order: of all, or as `patience` has it of those before the hopeless
+    /// rest. `texts` gives the passages of a range.
+    ///
+    /// # Errors
+    /// As [`Self::score`]; what `texts` says.
+    pub fn score_until(
+        &mut self,
+        question: &str,
+        count: usize,
+        patience: Option<Patience>,
+        mut texts: impl FnMut(Range<usize>) -> Result<Vec<String>>,
+    ) -> Result<Vec<f32>> {
+        let question = self.begin(question)?;
+        let Some(patience) = patience else { return self.score_block(&question, &texts(0..count)?) };
+        let mut scores = Vec::with_capacity(count);
+        patience.read(count, |range| {
+            let block = self.score_block(&question, &texts(range)?)?;
+            scores.extend_from_slice(&block);
+            Ok::<_, Error>(block)
+        })?;
+        Ok(scores)
+    }
+
+    fn begin(&mut self, question: &str) -> Result<Prepared> {
         let (question, left_out) = self.tokenizer.prepare_within(question, self.max_tokens / 2)?;
-        self.truncation.count(left_out);
+        self.cuts = PairCuts { question_tokens: left_out, ..PairCuts::default() };
+        Ok(question)
+    }
+
+    fn score_block(&mut self, question: &Prepared, passages: &[String]) -> Result<Vec<f32>> {
         let pairs: Vec<Cut> = passages
             .par_iter()
-            .map(|passage| self.tokenizer.encode_pair_within(&question, passage, self.max_tokens))
+            .map(|passage| self.tokenizer.encode_pair_within(question, passage, self.max_tokens))
             .collect::<Result<_>>()?;
         for pair in &pairs {
-            self.truncation.count(pair.left_out);
+            self.cuts.passages += usize::from(pair.left_out > 0);
+            self.cuts.passage_tokens += pair.left_out;
         }
         let lengths: Vec<usize> = pairs.iter().map(|p| p.ids.len()).collect();
         let mut scores = vec![0.0; passages.len()];
@@ -180,6 +252,26 @@ mod tests {
         // 8 tokens: [CLS] 4 of the question [SEP] 1 of the passage [SEP].
         let scores = model.score("ice ice ice ice ice", &["rock rock rock".into()]).unwrap();
         assert_eq!(scores, [8.0 + 2.0]);
-        assert_eq!(model.truncation(), Truncation { texts: 2, tokens: 1 + 2 });
+        assert_eq!(model.cuts(), PairCuts { question_tokens: 1, passages: 1, passage_tokens: 2 });
+        model.score("ice", &["rock".into()]).unwrap();
+        assert!(model.cuts().is_empty(), "cuts are of the last question");
+    }
+
+    #[test]
+    fn with_patience_the_hopeless_rest_is_not_read() {
+        let dir = summing(&[1.0], 32);
+        let passages: Vec<String> = (0..40).map(|i| if i < 2 { "rock rock" } else { "ice" }.to_owned()).collect();
+        let mut asked = Vec::new();
+        let mut read = |patience| {
+            let texts = |range: Range<usize>| {
+                asked.push(range.clone());
+                Ok(passages[range].to_vec())
+            };
+            open(&dir).score_until("rock", passages.len(), patience, texts).unwrap()
+        };
+        let all = read(None);
+        assert_eq!(read(Some(Patience { candidates: 10, keep: 2 })), all[..16]);
+        assert_eq!(read(Some(Patience { candidates: 40, keep: 2 })), all);
+        assert_eq!(asked, [0..40, 0..16, 0..16, 16..32, 32..40]);
     }
 }
