@@ -116,7 +116,8 @@ impl Axis {
         let scale = |v: f64| if self.log { v.ln() } else { v };
         let share = (scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low));
         // A hair beyond the end is rounding, not a point outside.
-        (share.is_finite() && (-1e-9..=1.0 + 1e-9).contains(&share)).then(|| self.from + share * (self.to - self.from))
+        (share.is_finite() && (-1e-9..=1.0 + 1e-9).contains(&share))
+            .then_some(self.from + share * (self.to - self.from))
     }
 
     /// Round numbers within the axis, about `wanted` of them, with their labels.
@@ -320,9 +321,8 @@ impl Svg {
         let mut pen_down = false;
         let mut d = String::new();
         for point in points {
-            match point {
-                Some((x, y)) => drop(write!(d, "{}{x:.1} {y:.1}", if pen_down { "L" } else { "M" })),
-                None => {}
+            if let Some((x, y)) = point {
+                let _ = write!(d, "{}{x:.1} {y:.1}", if pen_down { "L" } else { "M" });
             }
             pen_down = point.is_some();
         }

@@ -202,11 +202,11 @@ fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
     }
     let first = record.log.evaluations.first().map_or(0.0, |(_, value)| *value);
     let (at, best) = record.log.best.unwrap_or_default();
-    output::line(&format!(
+    output::line(format!(
         "exact match on held-out questions {:.1}% -> {:.1}% (after {at} examples; {:.2} examples/s)",
         100.0 * first,
         100.0 * best,
         record.examples_per_second,
     ))?;
-    output::line(&format!("use it: nunatak ask \"...\" --index DIR --prompt {}", args.out.join(PROMPT).display()))
+    output::line(format!("use it: nunatak ask \"...\" --index DIR --prompt {}", args.out.join(PROMPT).display()))
 }

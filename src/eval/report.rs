@@ -219,9 +219,11 @@ impl Report {
     }
 }
 
+/// A measure of answers in the order of their confidence.
+type OfOrdered = fn(&Ordered) -> Option<f64>;
+
 /// What is not a mean over questions, by name.
-pub(super) const CONFIDENCE: [(&str, fn(&Ordered) -> Option<f64>); 2] =
-    [("aurc", Ordered::aurc), ("ece", expected_calibration_error)];
+pub(super) const CONFIDENCE: [(&str, OfOrdered); 2] = [("aurc", Ordered::aurc), ("ece", expected_calibration_error)];
 
 /// The risk-coverage curve at each hundredth of coverage.
 fn curve(ordered: &Ordered) -> Vec<Value> {

@@ -72,11 +72,11 @@ impl StateCache {
     /// Keep states; those that alone pass the limit are not.
     pub fn put(&mut self, prefix: &str, passages: &[u32], states: Arc<States>) {
         let bytes = states.bytes();
+        let key: Key = (prefix.into(), passages.into());
+        self.remove(&key);
         if bytes > self.limit {
             return;
         }
-        let key: Key = (prefix.into(), passages.into());
-        self.remove(&key);
         while self.bytes + bytes > self.limit {
             let Some((_, oldest)) = self.order.pop_first() else { break };
             self.remove(&oldest);

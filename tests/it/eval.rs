@@ -135,7 +135,13 @@ fn bench(args: &RunArgs, answers: &'static [&'static str], stop_at: Option<&'sta
                 score: -0.25,
                 supported: true,
                 evidence: Vec::new(),
-                usage: Usage { prompt_tokens: 100 + number, answer_tokens: 2, truncated: false, latency_ms: latency },
+                usage: Usage {
+                    prompt_tokens: 100 + number,
+                    answer_tokens: 2,
+                    truncated: false,
+                    latency_ms: latency,
+                    rerank_cuts: None,
+                },
                 trace: None,
             }),
             retrieved: passages
