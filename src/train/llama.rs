@@ -1,7 +1,7 @@
 //! The frozen language model for training: the forward pass of the Llama family, with gradients for what is put into
 //! it and none for its weights.
 //!
-//! Weights come from the files that the exporter reads and in the same words ([`LmSource`]), in f32. What is learned
+//! Weights come from the files that the exporter reads and in the same words (`LmSource`), in f32. What is learned
 //! enters as input embeddings or as a prefix of keys and values in each layer.
 
 use std::path::Path;
