@@ -18,6 +18,8 @@ use nunatak::runtime::setup::{self, Manifest};
 use proptest::prelude::*;
 use tokenizers::Tokenizer;
 
+use crate::common::int8_slack;
+
 use super::graph::Graphs;
 use super::{assert_close, noise};
 
@@ -138,7 +140,11 @@ fn graphs_agree_with_candle() {
             match precision {
                 Precision::Fp32 => assert_close(&ours, theirs, 1e-3, prompt),
                 // Weights and activations in 8 bits; what that costs in answers is measured on questions.
-                _ => assert!(noise(&ours, theirs) < 0.15, "{prompt}: noise of {}", noise(&ours, theirs)),
+                _ => assert!(
+                    noise(&ours, theirs) < 0.15 * int8_slack().min(2.0),
+                    "{prompt}: noise of {}",
+                    noise(&ours, theirs)
+                ),
             }
         }
     }
