@@ -8,7 +8,7 @@ pub mod hub;
 pub fn int8_slack() -> f32 {
     #[cfg(target_arch = "x86_64")]
     if !std::is_x86_feature_detected!("avx512vnni") && !std::is_x86_feature_detected!("avxvnni") {
-        return 6.0;
+        return 10.0;
     }
     1.0
 }
