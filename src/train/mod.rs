@@ -7,6 +7,7 @@
 pub mod bert;
 pub mod checkpoint;
 pub mod llama;
+mod math;
 pub mod memory;
 pub mod mine;
 pub mod ops;

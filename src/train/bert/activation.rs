@@ -2,8 +2,8 @@
 
 use multiversion::multiversion;
 
-use super::math::{erf, exp};
 use crate::export::bert_source::Activation;
+use crate::train::math::{erf, exp};
 
 /// √(2/π) of the tanh form.
 const TANH_SCALE: f32 = 0.797_884_6;

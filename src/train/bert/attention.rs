@@ -6,8 +6,8 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::dense::{Into, Matrix, multiply};
-use super::math::{dot, exp, largest, sum};
+use crate::train::math::{dot, exp, largest, sum};
+use crate::train::ops::gemm::{Into, Matrix, Threads, multiply};
 
 /// Texts in a row of tokens, and which of their tokens ask.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,7 @@ pub(super) fn forward(texts: Texts, heads: usize, d: usize, q: &[f32], kv: &[f32
         for head in 0..heads {
             let Views { v, stride, .. } = probabilities(&part, head, heads, d, scores);
             let scores = Matrix::new(scores, part.asking, part.length);
-            multiply(&mut out[head * stride..], d, Into::Set, 1.0, scores, v);
+            multiply(&mut out[head * stride..], d, Into::Set, 1.0, scores, v, Threads::One);
         }
     });
 }
@@ -96,7 +96,7 @@ pub(super) fn backward(
                 let (rows, columns) = (part.asking, part.length);
                 let dout = Matrix::strided(&dout[head * stride..], rows, stride, d);
                 ds.resize(p.len(), 0.0);
-                multiply(ds, columns, Into::Set, 1.0, dout, v.turned());
+                multiply(ds, columns, Into::Set, 1.0, dout, v.turned(), Threads::One);
                 multiply(
                     &mut dkv[d + head * stride..],
                     2 * d,
@@ -104,11 +104,12 @@ pub(super) fn backward(
                     1.0,
                     Matrix::new(p, rows, columns).turned(),
                     dout,
+                    Threads::One,
                 );
                 through_softmax(p, ds, columns);
                 let ds = Matrix::new(ds, rows, columns);
-                multiply(&mut dq[head * stride..], d, Into::Set, scale, ds, k);
-                multiply(&mut dkv[head * stride..], 2 * d, Into::Set, scale, ds.turned(), q);
+                multiply(&mut dq[head * stride..], d, Into::Set, scale, ds, k, Threads::One);
+                multiply(&mut dkv[head * stride..], 2 * d, Into::Set, scale, ds.turned(), q, Threads::One);
             }
         },
     );
@@ -132,7 +133,7 @@ fn probabilities<'a>(part: &Part<'a>, head: usize, heads: usize, d: usize, score
     let k = Matrix::strided(&part.kv[head * width..], part.length, width, 2 * d);
     let v = Matrix::strided(&part.kv[d + head * width..], part.length, width, 2 * d);
     scores.resize(part.asking * part.length, 0.0);
-    multiply(scores, part.length, Into::Set, scale, q, k.turned());
+    multiply(scores, part.length, Into::Set, scale, q, k.turned(), Threads::One);
     softmax(scores, part.length);
     Views { q, k, v, stride: width, scale }
 }

@@ -1,9 +1,10 @@
-//! Matrix products on slices, and the three products of a dense layer over many rows.
+//! The three products of a dense layer over many rows.
 //!
-//! The kernel is that of the `gemm` crate, which candle's CPU matmul uses too. Work is cut into blocks of a
-//! fixed number of rows, so that the same numbers come out on any number of threads.
+//! Work is cut into blocks of a fixed number of rows, so that the same numbers come out on any number of threads.
 
 use rayon::prelude::*;
+
+use crate::train::ops::gemm::{Into, Matrix, Threads, multiply};
 
 /// Most rows that one task takes through a product: enough to make up for packing the other matrix again.
 const ROWS: usize = 320;
@@ -20,91 +21,6 @@ fn block(rows: usize) -> usize {
 /// Rows of a weight's gradient that one task computes.
 const WEIGHT_ROWS: usize = 96;
 
-/// A matrix that lies in a slice, with the strides of its two axes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a> Matrix<'a> {
-    /// Row after row, `stride` numbers from one row's beginning to the next one's.
-    pub(super) fn strided(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
-        Self { data, rows, columns, row_stride: stride, column_stride: 1 }
-    }
-
-    /// Row after row.
-    pub(super) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
-        Self::strided(data, rows, columns, columns)
-    }
-
-    /// The same numbers with the axes exchanged.
-    pub(super) fn turned(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// One past the last number that is touched.
-    fn end(&self) -> usize {
-        (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
-    }
-}
-
-/// What becomes of the numbers that stand in the destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Into {
-    /// They are overwritten.
-    Set,
-    /// The product is added to them.
-    Add,
-}
-
-/// `dst (+)= scale * a * b` on this thread; `dst` is `[a.rows, b.columns]` with rows `stride` apart.
-///
-/// # Panics
-/// When the shapes do not fit the slices, which only a mistake in this crate can cause.
-pub(super) fn multiply(dst: &mut [f32], stride: usize, into: Into, scale: f32, a: Matrix, b: Matrix) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
-    assert!(k == b.rows && n <= stride, "the shapes of a product do not fit");
-    assert!((m - 1) * stride + n <= dst.len() && a.end() <= a.data.len() && b.end() <= b.data.len(), "out of bounds");
-    #[expect(unsafe_code, reason = "the kernel takes pointers")]
-    // SAFETY: the assertions above bound every element that the strides reach, and `dst` is borrowed mutably.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.as_mut_ptr(),
-            1,
-            stride as isize,
-            into == Into::Add,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
-    }
-}
-
 /// `y [T,n] = x [T,k] wᵀ + bias`, with `w` `[n,k]`; `then` is applied to each finished block of rows.
 pub(super) fn dense(x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32], then: impl Fn(usize, &mut [f32]) + Sync) {
     let n = bias.len();
@@ -115,7 +31,7 @@ pub(super) fn dense(x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32], then: imp
             row.copy_from_slice(bias);
         }
         let rows = y.len() / n;
-        multiply(y, n, Into::Add, 1.0, Matrix::new(x, rows, k), Matrix::new(w, n, k).turned());
+        multiply(y, n, Into::Add, 1.0, Matrix::new(x, rows, k), Matrix::new(w, n, k).turned(), Threads::One);
         then(number * block, y);
     });
 }
@@ -126,7 +42,7 @@ pub(super) fn dense_input(dy: &[f32], w: &[f32], n: usize, dx: &mut [f32], into:
     let block = block(dy.len() / n);
     dx.par_chunks_mut(block * k).zip(dy.par_chunks(block * n)).for_each(|(dx, dy)| {
         let rows = dx.len() / k;
-        multiply(dx, k, into, 1.0, Matrix::new(dy, rows, n), Matrix::new(w, n, k));
+        multiply(dx, k, into, 1.0, Matrix::new(dy, rows, n), Matrix::new(w, n, k), Threads::One);
     });
 }
 
@@ -135,14 +51,14 @@ pub(super) fn dense_parameters(dy: &[f32], x: &[f32], dw: &mut [f32], dbias: &mu
     let n = dbias.len();
     let k = dw.len() / n;
     let rows = dy.len() / n;
+    column_sums(dy, dbias);
     let (dy, x) = (Matrix::new(dy, rows, n), Matrix::new(x, rows, k));
     dw.par_chunks_mut(WEIGHT_ROWS * k).enumerate().for_each(|(block, dw)| {
         let first = block * WEIGHT_ROWS;
         let columns = dw.len() / k;
-        let dy = Matrix { data: &dy.data[first..], columns, ..dy };
-        multiply(dw, k, Into::Set, 1.0, dy.turned(), x);
+        let dy = dy.columns_from(first, columns);
+        multiply(dw, k, Into::Set, 1.0, dy.turned(), x, Threads::One);
     });
-    column_sums(dy.data, dbias);
 }
 
 /// Sums of the columns of `x` `[T, sums.len()]`, block by block in order.

@@ -11,9 +11,11 @@ use candle_core::{CpuStorage, CustomOp2, D, Error, Layout, Result, Shape, Tensor
 
 use super::attention::{self, Texts};
 use super::buffer::Buffer;
-use super::dense::{Into, add, dense, dense_input, dense_parameters};
-use super::{activation, contiguous, layer_norm, slice, with_slice};
+use super::dense::{add, dense, dense_input, dense_parameters};
+use super::{activation, layer_norm};
 use crate::export::bert_source::Activation;
+use crate::train::ops::gemm::Into;
+use crate::train::ops::{floats, with_floats};
 
 /// What a layer computes, apart from its parameters.
 #[derive(Debug, Clone, Copy)]
@@ -151,7 +153,7 @@ pub(super) fn bert_layer(
 ) -> Result<Tensor> {
     if x.device().is_cpu() {
         let op = BertLayer { shape, starts: starts.clone(), first_only, keep, saved: Mutex::new(None) };
-        return contiguous(x)?.apply_op2(&contiguous(params)?, op);
+        return x.contiguous()?.apply_op2(&params.contiguous()?, op);
     }
     composed(x, params, shape, starts, first_only)
 }
@@ -265,7 +267,7 @@ impl CustomOp2 for BertLayer {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, at: &Layout, params: &CpuStorage, p_at: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (y, saved) = self.forward(slice(x, at)?, slice(params, p_at)?);
+        let (y, saved) = self.forward(floats(x, at)?, floats(params, p_at)?);
         if self.keep {
             *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
         }
@@ -276,14 +278,10 @@ impl CustomOp2 for BertLayer {
     fn bwd(&self, x: &Tensor, params: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         // Taken, not borrowed: after its layer's backward pass nobody needs it.
         let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (dx, grads) = with_slice(x, |x_data| {
-            with_slice(params, |params| {
-                with_slice(dy, |dy| {
-                    let saved = saved.unwrap_or_else(|| self.forward(x_data, params).1);
-                    self.backward(x_data, params, dy, &saved)
-                })
-            })
-        })???;
+        let (dx, grads) = with_floats([x, params, dy], |[x, params, dy]| {
+            let saved = saved.unwrap_or_else(|| self.forward(x, params).1);
+            self.backward(x, params, dy, &saved)
+        })?;
         let dx = Tensor::from_vec(dx, x.shape(), x.device())?;
         Ok((Some(dx), Some(Tensor::from_vec(grads, params.shape(), params.device())?)))
     }

@@ -5,8 +5,8 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::dense::add;
-use super::math::{dot, sum};
-use super::{contiguous, with_slice};
+use crate::train::math::{dot, sum};
+use crate::train::ops::{floats, with_floats};
 
 /// Rows that one task takes.
 const ROWS: usize = 256;
@@ -87,7 +87,7 @@ fn backward_rows(dy: &mut [f32], normal: &[f32], inverse: &[f32], w: &[f32], dw:
 /// Layer normalisation of `x` `[T,d]` with weight and bias `[d]`, as an operator that candle differentiates.
 pub(super) fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
     if x.device().is_cpu() {
-        return contiguous(x)?.apply_op3(&contiguous(w)?, &contiguous(b)?, LayerNorm { eps });
+        return x.contiguous()?.apply_op3(&w.contiguous()?, &b.contiguous()?, LayerNorm { eps });
     }
     composed(x, w, b, eps)
 }
@@ -117,8 +117,8 @@ impl CustomOp3 for LayerNorm {
         b: &CpuStorage,
         b_at: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let mut normal = super::slice(x, at)?.to_vec();
-        let (w, b) = (super::slice(w, w_at)?, super::slice(b, b_at)?);
+        let mut normal = floats(x, at)?.to_vec();
+        let (w, b) = (floats(w, w_at)?, floats(b, b_at)?);
         normalise(&mut normal, w.len(), self.eps);
         let mut y = vec![0.0; normal.len()];
         scale(&normal, w, b, &mut y);
@@ -134,12 +134,11 @@ impl CustomOp3 for LayerNorm {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         // x̂ is computed again: cheaper than to keep it beside x.
-        let mut normal = with_slice(x, <[f32]>::to_vec)?;
-        let mut dx = with_slice(dy, <[f32]>::to_vec)?;
+        let (mut normal, mut dx) = with_floats([x, dy], |[x, dy]| (x.to_vec(), dy.to_vec()))?;
         let width = w.elem_count();
         let (mut dw, mut db) = (vec![0.0; width], vec![0.0; width]);
         let inverse = normalise(&mut normal, width, self.eps);
-        with_slice(w, |w| backward(&mut dx, &normal, &inverse, w, &mut dw, &mut db))?;
+        with_floats([w], |[w]| backward(&mut dx, &normal, &inverse, w, &mut dw, &mut db))?;
         let device = x.device();
         let tensor = |data, shape: &Tensor| Tensor::from_vec(data, shape.shape(), device).map(Some);
         Ok((tensor(dx, x)?, tensor(dw, w)?, tensor(db, w)?))

@@ -15,13 +15,12 @@ mod buffer;
 mod dense;
 mod layer;
 mod layer_norm;
-mod math;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, Device, Layout, Storage, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -345,29 +344,6 @@ fn layer_names(source: &BertSource, layer: usize) -> Vec<String> {
     let biases = projections.map(|part| of(part, "bias"));
     let rest = rest.into_iter().flat_map(|part| [of(part, "weight"), of(part, "bias")]);
     weights.into_iter().chain(biases).chain(rest).collect()
-}
-
-/// The tensor itself when its numbers lie in order, else a copy.
-fn contiguous(x: &Tensor) -> candle_core::Result<Tensor> {
-    if x.is_contiguous() { Ok(x.clone()) } else { x.contiguous() }
-}
-
-/// The numbers of a contiguous 32-bit operand.
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
-    let all = storage.as_slice::<f32>()?;
-    let (start, end) =
-        layout.contiguous_offsets().ok_or_else(|| candle_core::Error::Msg("the operand is not contiguous".into()))?;
-    all.get(start..end).ok_or_else(|| candle_core::Error::Msg("the operand is shorter than its shape".into()))
-}
-
-/// Give the numbers of a CPU tensor to `work`.
-fn with_slice<R>(x: &Tensor, work: impl FnOnce(&[f32]) -> R) -> candle_core::Result<R> {
-    let x = contiguous(x)?;
-    let (storage, layout) = x.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => Ok(work(slice(storage, layout)?)),
-        _ => Err(candle_core::Error::Msg("the operand is not in main memory".into())),
-    }
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::gemm::{Matrix, Threads, product};
-use super::{Packed, floats, math, with_floats};
+use super::gemm::{Into, Matrix, Threads, multiply};
+use super::{Packed, floats, with_floats};
+use crate::train::math::exp_all;
 
 /// The sizes of attention and the batch that it is computed for.
 #[derive(Debug)]
@@ -156,8 +157,8 @@ impl Causal {
         let (dim, start) = (self.0.head_dim, self.0.start);
         let (m, n) = (task.queries.len() / dim, start + task.length);
         let mut scores = vec![0.0; m * n];
-        let keys = Matrix::rows(&task.keys, dim).transposed();
-        product(&mut scores, (m, n, dim), self.scale(), Matrix::rows(&task.queries, dim), keys, Threads::One);
+        let (queries, keys) = (Matrix::new(&task.queries, m, dim), Matrix::new(&task.keys, n, dim).turned());
+        multiply(&mut scores, n, Into::Set, self.scale(), queries, keys, Threads::One);
         for (i, row) in scores.chunks_mut(n).enumerate() {
             let query = start + i % task.length;
             let seen = (0..=query).find(|&key| self.0.sees(query, key)).unwrap_or(query)..query + 1;
@@ -166,7 +167,7 @@ impl Causal {
             let row = &mut row[seen];
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             row.iter_mut().for_each(|x| *x -= max);
-            math::exp(row);
+            exp_all(row);
             let total: f32 = row.iter().sum();
             row.iter_mut().for_each(|x| *x /= total);
         }
@@ -184,8 +185,8 @@ impl Causal {
                 let (m, n) = (heads.queries.len() / dim, heads.keys.len() / dim);
                 let probabilities = self.probabilities(&heads);
                 let mut out = vec![0.0; m * dim];
-                let values = Matrix::rows(&heads.values, dim);
-                product(&mut out, (m, dim, n), 1.0, Matrix::rows(&probabilities, n), values, Threads::One);
+                let (probabilities, values) = (Matrix::new(&probabilities, m, n), Matrix::new(&heads.values, n, dim));
+                multiply(&mut out, dim, Into::Set, 1.0, probabilities, values, Threads::One);
                 out
             })
             .collect();
@@ -237,22 +238,23 @@ impl Causal {
         let dim = self.0.head_dim;
         let (m, n) = (task.queries.len() / dim, task.keys.len() / dim);
         let probabilities = self.probabilities(task);
-        let by_key = Matrix::rows(&probabilities, n).transposed();
-        let gradient = Matrix::rows(gradient, dim);
+        let by_key = Matrix::new(&probabilities, m, n).turned();
+        let gradient = Matrix::new(gradient, m, dim);
         let mut values = vec![0.0; n * dim];
-        product(&mut values, (n, dim, m), 1.0, by_key, gradient, Threads::One);
+        multiply(&mut values, dim, Into::Set, 1.0, by_key, gradient, Threads::One);
         let mut scores = vec![0.0; m * n];
-        product(&mut scores, (m, n, dim), 1.0, gradient, Matrix::rows(&task.values, dim).transposed(), Threads::One);
+        let by_value = Matrix::new(&task.values, n, dim).turned();
+        multiply(&mut scores, n, Into::Set, 1.0, gradient, by_value, Threads::One);
         for (d, p) in scores.chunks_mut(n).zip(probabilities.chunks(n)) {
             let dot: f32 = d.iter().zip(p).map(|(d, p)| d * p).sum();
             d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - dot));
         }
         let mut queries = vec![0.0; m * dim];
-        let (scores, scale) = (Matrix::rows(&scores, n), self.scale());
-        product(&mut queries, (m, dim, n), scale, scores, Matrix::rows(&task.keys, dim), Threads::One);
+        let (scores, scale) = (Matrix::new(&scores, m, n), self.scale());
+        multiply(&mut queries, dim, Into::Set, scale, scores, Matrix::new(&task.keys, n, dim), Threads::One);
         let mut keys = vec![0.0; n * dim];
-        let by_query = Matrix::rows(&task.queries, dim);
-        product(&mut keys, (n, dim, m), scale, scores.transposed(), by_query, Threads::One);
+        let by_query = Matrix::new(&task.queries, m, dim);
+        multiply(&mut keys, dim, Into::Set, scale, scores.turned(), by_query, Threads::One);
         [queries, keys, values]
     }
 }
@@ -278,8 +280,7 @@ impl CustomOp1 for Causal {
     }
 
     fn bwd(&self, qkv: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let (data, gradient) = (qkv.contiguous()?, gradient.contiguous()?);
-        let (d_qkv, _) = with_floats(&[&data, &gradient], |s| Ok(self.backward(s[0], &[], s[1])))?;
+        let (d_qkv, _) = with_floats([qkv, gradient], |[qkv, gradient]| self.backward(qkv, &[], gradient))?;
         Tensor::from_vec(d_qkv, qkv.shape(), qkv.device()).map(Some)
     }
 }
@@ -302,8 +303,8 @@ impl CustomOp2 for Causal {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (data, states, gradient) = (qkv.contiguous()?, prefix.contiguous()?, gradient.contiguous()?);
-        let (d_qkv, d_prefix) = with_floats(&[&data, &states, &gradient], |s| Ok(self.backward(s[0], s[1], s[2])))?;
+        let (d_qkv, d_prefix) =
+            with_floats([qkv, prefix, gradient], |[qkv, prefix, gradient]| self.backward(qkv, prefix, gradient))?;
         let d_qkv = Tensor::from_vec(d_qkv, qkv.shape(), qkv.device())?;
         let d_prefix = Tensor::from_vec(d_prefix, prefix.shape(), prefix.device())?;
         Ok((Some(d_qkv), Some(d_prefix)))

@@ -1,76 +1,114 @@
 //! Matrix products of f32 slices, with bounds that are checked.
+//!
+//! The kernel is that of the `gemm` crate, which candle's CPU matmul uses too.
 
 use gemm::Parallelism;
 
-/// A matrix in a slice: element (i, j) stands at `i * row_stride + j * column_stride`.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    pub data: &'a [f32],
-    pub row_stride: usize,
-    pub column_stride: usize,
+/// A matrix that lies in a slice, with the strides of its two axes.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::train) struct Matrix<'a> {
+    data: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Row after row, `stride` numbers from one row's beginning to the next one's.
+    pub(in crate::train) fn strided(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        Self { data, rows, columns, row_stride: stride, column_stride: 1 }
+    }
+
+    /// Row after row.
+    pub(in crate::train) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+        Self::strided(data, rows, columns, columns)
+    }
+
+    /// The same numbers with the axes exchanged.
+    pub(in crate::train) fn turned(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Of every row, so many numbers from the column `first` on.
+    pub(in crate::train) fn columns_from(self, first: usize, columns: usize) -> Self {
+        Self { data: &self.data[first..], columns, ..self }
+    }
+
+    /// One past the last number that is touched.
+    fn end(&self) -> usize {
+        (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
+    }
+}
+
+/// What becomes of the numbers that stand in the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::train) enum Into {
+    /// They are overwritten.
+    Set,
+    /// The product is added to them.
+    Add,
 }
 
 /// How many threads share a product.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Threads {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::train) enum Threads {
     /// This one: the caller is one of many tasks.
     One,
     /// All of rayon's.
     All,
 }
 
-impl<'a> Matrix<'a> {
-    /// Rows one behind another, each `columns` wide.
-    pub fn rows(data: &'a [f32], columns: usize) -> Self {
-        Self { data, row_stride: columns, column_stride: 1 }
-    }
-
-    /// The same matrix with rows and columns exchanged.
-    pub fn transposed(self) -> Self {
-        Self { data: self.data, row_stride: self.column_stride, column_stride: self.row_stride }
-    }
-
-    fn holds(&self, rows: usize, columns: usize) -> bool {
-        rows == 0 || columns == 0 || (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
-    }
-}
-
-/// `out [m, n] = scale * a [m, k] b [k, n]`; `out` is filled row by row.
+/// `dst (+)= scale * a * b`; `dst` is `[a.rows, b.columns]` with rows `stride` apart.
 ///
 /// # Panics
-/// When a slice is shorter than its matrix: a fault of the caller's code, never of data.
-#[expect(unsafe_code, reason = "the gemm crate works on raw pointers; the bounds are asserted here")]
-pub(super) fn product(
-    out: &mut [f32],
-    (m, n, k): (usize, usize, usize),
+/// When the shapes do not fit the slices, which only a mistake in this crate can cause.
+pub(in crate::train) fn multiply(
+    dst: &mut [f32],
+    stride: usize,
+    into: Into,
     scale: f32,
     a: Matrix,
     b: Matrix,
     threads: Threads,
 ) {
-    assert!(out.len() >= m * n && a.holds(m, k) && b.holds(k, n), "a matrix is longer than its slice");
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    assert!(k == b.rows && n <= stride, "the shapes of a product do not fit");
+    assert!(
+        (m - 1) * stride + n <= dst.len() && a.end() <= a.data.len() && b.end() <= b.data.len(),
+        "a matrix is longer than its slice"
+    );
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),
     };
-    // SAFETY: `holds` and the length of `out` were asserted above, `out` is borrowed exclusively, and without
-    // `read_dst` its content is not read.
+    #[expect(unsafe_code, reason = "the kernel takes pointers")]
+    // SAFETY: the assertions above bound every element that the strides reach, and `dst` is borrowed mutably.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            dst.as_mut_ptr(),
             1,
-            n as isize,
-            false,
+            stride as isize,
+            into == Into::Add,
             a.data.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,
             b.data.as_ptr(),
             b.column_stride as isize,
             b.row_stride as isize,
-            0.0,
+            1.0,
             scale,
             false,
             false,
@@ -90,17 +128,20 @@ mod tests {
         let b: Vec<f32> = (0..12).map(|x| x as f32 - 4.0).collect(); // [3, 4]
         let expected = |i: usize, j: usize| (0..3).map(|l| a[i * 3 + l] * b[l * 4 + j]).sum::<f32>() * 0.5;
         let mut out = [0.0; 8];
-        product(&mut out, (2, 4, 3), 0.5, Matrix::rows(&a, 3), Matrix::rows(&b, 4), Threads::One);
+        multiply(&mut out, 4, Into::Set, 0.5, Matrix::new(&a, 2, 3), Matrix::new(&b, 3, 4), Threads::One);
         assert_eq!(out, std::array::from_fn(|at| expected(at / 4, at % 4)));
         let turned: Vec<f32> = (0..12).map(|at| b[(at % 3) * 4 + at / 3]).collect(); // [4, 3]
         let mut again = [0.0; 8];
-        product(&mut again, (2, 4, 3), 0.5, Matrix::rows(&a, 3), Matrix::rows(&turned, 3).transposed(), Threads::All);
+        let turned = Matrix::new(&turned, 4, 3).turned();
+        multiply(&mut again, 4, Into::Set, 0.5, Matrix::new(&a, 2, 3), turned, Threads::All);
         assert_eq!(again, out);
     }
 
     #[test]
     #[should_panic(expected = "longer than its slice")]
     fn a_short_slice_is_refused() {
-        product(&mut [0.0; 4], (2, 2, 2), 1.0, Matrix::rows(&[0.0; 3], 2), Matrix::rows(&[0.0; 4], 2), Threads::One);
+        let (a, b) = ([0.0; 3], [0.0; 4]);
+        let (a, b) = (Matrix::new(&a, 2, 2), Matrix::new(&b, 2, 2));
+        multiply(&mut [0.0; 4], 2, Into::Set, 1.0, a, b, Threads::One);
     }
 }

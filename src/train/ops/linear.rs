@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::gemm::{Matrix, Threads, product};
+use super::gemm::{Into, Matrix, Threads, multiply};
 use super::{floats, with_floats};
 
 /// `y = x W^T + b` with `W [out, in]`, `b [out]`.
@@ -51,12 +51,12 @@ impl CustomOp1 for Times {
         if width != k {
             candle_core::bail!("a linear layer for width {k} got width {width}");
         }
-        with_floats(&[&self.weight], |weight| {
-            let weight = Matrix::rows(weight[0], inner);
-            let weight = if self.turned { weight.transposed() } else { weight };
+        with_floats([&self.weight], |[weight]| {
+            let weight = Matrix::new(weight, out, inner);
+            let weight = if self.turned { weight.turned() } else { weight };
             let mut y = vec![0.0; m * n];
-            product(&mut y, (m, n, k), 1.0, Matrix::rows(x, k), weight, Threads::All);
-            Ok((CpuStorage::F32(y), Shape::from((m, n))))
+            multiply(&mut y, n, Into::Set, 1.0, Matrix::new(x, m, k), weight, Threads::All);
+            (CpuStorage::F32(y), Shape::from((m, n)))
         })
     }
 

@@ -8,9 +8,8 @@
 //! Sequences of a batch lie one behind another, `[tokens, width]`, without padding; [`Packed`] says where each begins.
 
 mod causal_attention;
-mod gemm;
+pub(in crate::train) mod gemm;
 mod linear;
-mod math;
 mod rms_norm;
 mod swiglu;
 
@@ -51,23 +50,27 @@ impl Packed {
 }
 
 /// The numbers of a contiguous f32 storage.
-fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let CpuStorage::F32(all) = storage else { candle_core::bail!("expected 32-bit floats") };
+pub(in crate::train) fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let all = storage.as_slice::<f32>()?;
     match layout.contiguous_offsets().and_then(|(from, to)| all.get(from..to)) {
         Some(floats) => Ok(floats),
         None => candle_core::bail!("expected a contiguous tensor"),
     }
 }
 
-/// Let `work` see the numbers of CPU tensors, which must be contiguous.
-fn with_floats<T>(tensors: &[&Tensor], work: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
-    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
-    let mut slices = Vec::with_capacity(guards.len());
-    for (storage, layout) in &guards {
+/// Give the numbers of CPU tensors, in the order of their shapes, to `work`.
+pub(in crate::train) fn with_floats<const N: usize, T>(
+    tensors: [&Tensor; N],
+    work: impl FnOnce([&[f32]; N]) -> T,
+) -> Result<T> {
+    let tensors = tensors.into_iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+    let guards: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
         let Storage::Cpu(cpu) = &**storage else { candle_core::bail!("expected a tensor on the CPU") };
-        slices.push(floats(cpu, layout)?);
+        *slice = floats(cpu, layout)?;
     }
-    work(&slices)
+    Ok(work(slices))
 }
 
 #[cfg(test)]

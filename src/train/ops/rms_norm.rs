@@ -42,26 +42,23 @@ impl CustomOp1 for RmsNorm {
         let x = floats(storage, layout)?;
         let (_, width) = layout.shape().dims2()?;
         let mut y = vec![0.0; x.len()];
-        with_floats(&[&self.weight], |weight| {
+        with_floats([&self.weight], |[weight]| {
             y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
                 for (y, x) in y.chunks_mut(width).zip(x.chunks(width)) {
                     let r = self.reciprocal(x);
-                    for ((y, x), w) in y.iter_mut().zip(x).zip(weight[0]) {
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
                         *y = x * r * w;
                     }
                 }
             });
-            Ok(())
         })?;
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     /// `dx = r w dy - x r^3 / width * sum(dy w x)` with `r = 1 / sqrt(mean(x^2) + eps)`.
     fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let (x, gradient) = (x.contiguous()?, gradient.contiguous()?);
         let (_, width) = x.dims2()?;
-        let dx = with_floats(&[&x, &gradient, &self.weight], |slices| {
-            let (x, dy, weight) = (slices[0], slices[1], slices[2]);
+        let dx = with_floats([x, gradient, &self.weight], |[x, dy, weight]| {
             let mut dx = vec![0.0; x.len()];
             let chunk = ROWS * width;
             dx.par_chunks_mut(chunk).zip(x.par_chunks(chunk).zip(dy.par_chunks(chunk))).for_each(|(dx, (x, dy))| {
@@ -74,7 +71,7 @@ impl CustomOp1 for RmsNorm {
                     }
                 }
             });
-            Ok(dx)
+            dx
         })?;
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }

@@ -3,7 +3,8 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{floats, math, with_floats};
+use super::{floats, with_floats};
+use crate::train::math::exp_all;
 
 /// Rows a task takes at once.
 const ROWS: usize = 16;
@@ -26,7 +27,7 @@ struct SwiGlu;
 /// `1 / (1 + exp(-z))` of each.
 fn sigmoid(z: &[f32], out: &mut [f32]) {
     out.iter_mut().zip(z).for_each(|(out, z)| *out = -z);
-    math::exp(out);
+    exp_all(out);
     out.iter_mut().for_each(|e| *e = 1.0 / (1.0 + *e));
 }
 
@@ -54,11 +55,9 @@ impl CustomOp1 for SwiGlu {
 
     /// `d gate = dy up s (1 + gate (1 - s))`, `d up = dy gate s` with `s = sigmoid(gate)`.
     fn bwd(&self, x: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let (x, gradient) = (x.contiguous()?, gradient.contiguous()?);
         let (_, both) = x.dims2()?;
         let width = both / 2;
-        let dx = with_floats(&[&x, &gradient], |slices| {
-            let (x, dy) = (slices[0], slices[1]);
+        let dx = with_floats([x, gradient], |[x, dy]| {
             let mut dx = vec![0.0; x.len()];
             let tasks = x.par_chunks(ROWS * both).zip(dy.par_chunks(ROWS * width));
             dx.par_chunks_mut(ROWS * both).zip(tasks).for_each(|(dx, (x, dy))| {
@@ -74,7 +73,7 @@ impl CustomOp1 for SwiGlu {
                     }
                 }
             });
-            Ok(dx)
+            dx
         })?;
         Tensor::from_vec(dx, x.shape(), x.device()).map(Some)
     }

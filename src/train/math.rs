@@ -2,6 +2,8 @@
 //!
 //! Sums run over a fixed number of lanes, and nothing is contracted, so every instruction set gives the same bits.
 
+use multiversion::multiversion;
+
 /// Lanes of a sum.
 const LANES: usize = 16;
 
@@ -9,7 +11,7 @@ const LANES: usize = 16;
 ///
 /// Cephes' `expf`: x = n ln 2 + r with n whole, e^r by a polynomial, 2^n by its bits.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub(in crate::train) fn exp(x: f32) -> f32 {
     /// Adding it leaves a whole number in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
     let kept = if x < -87.0 { 0.0 } else { 1.0 };
@@ -25,9 +27,17 @@ pub(super) fn exp(x: f32) -> f32 {
     (p * r * r + r + 1.0) * power * kept
 }
 
+/// [`exp`] of every number of a slice.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
+pub(in crate::train) fn exp_all(values: &mut [f32]) {
+    for value in values {
+        *value = exp(*value);
+    }
+}
+
 /// The error function, off by less than 5e-7; the rational approximation that Eigen and XLA use for 32-bit floats.
 #[inline(always)]
-pub(super) fn erf(x: f32) -> f32 {
+pub(in crate::train) fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let s = x * x;
     let mut p = -2.726_142_3e-10;
@@ -43,7 +53,7 @@ pub(super) fn erf(x: f32) -> f32 {
 
 /// The sum of a slice.
 #[inline(always)]
-pub(super) fn sum(x: &[f32]) -> f32 {
+pub(in crate::train) fn sum(x: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {
@@ -59,7 +69,7 @@ pub(super) fn sum(x: &[f32]) -> f32 {
 
 /// The dot product of two slices of one length.
 #[inline(always)]
-pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
+pub(in crate::train) fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
     for (x, y) in xs.iter().zip(ys) {
@@ -75,7 +85,7 @@ pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
 
 /// The largest number of a slice.
 #[inline(always)]
-pub(super) fn largest(x: &[f32]) -> f32 {
+pub(in crate::train) fn largest(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {
@@ -124,6 +134,19 @@ mod tests {
             let x = i as f32 / 100.0;
             assert!((f64::from(erf(x)) - series(f64::from(x))).abs() < 5e-7, "{x}");
         }
+    }
+
+    #[test]
+    fn a_slice_of_exponentials() {
+        let mut values: Vec<f32> = (-8600..8600).map(|i| i as f32 / 100.0).collect();
+        let expected: Vec<f64> = values.iter().map(|&x| f64::from(x).exp()).collect();
+        exp_all(&mut values);
+        for (value, expected) in values.iter().zip(expected) {
+            assert!((f64::from(*value) / expected - 1.0).abs() < 3e-7, "{value} {expected}");
+        }
+        let mut ends = [f32::NEG_INFINITY, -100.0, 0.0];
+        exp_all(&mut ends);
+        assert_eq!(ends, [0.0, 0.0, 1.0]);
     }
 
     #[test]
