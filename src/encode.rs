@@ -6,8 +6,8 @@
 //!
 //! The same texts in one call give the same bytes every time. The int8 graph scales its activations over
 //! the whole batch, so a text's vector depends a little on the texts it is batched with: alone or among 63
-//! others, 64 passages agreed to a cosine of 0.994 on average and 0.990 at least (0.993 and 0.986 on a processor without VNNI),
-//! which is what int8 costs against fp32 as well. fp32 differs by rounding only.
+//! others, 64 passages agreed to a cosine of 0.994 on average and 0.990 at least, which is what int8 costs
+//! against fp32 as well. fp32 differs by rounding only.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -333,8 +333,7 @@ mod tests {
             })
             .collect();
         let (least, mean) = (cosines.iter().copied().fold(1.0, f32::min), cosines.iter().sum::<f32>() / 64.0);
-        // 0.990 and 0.994 with VNNI; a processor without it saturates in some products: 0.986 and 0.993.
-        assert!(least > 0.98 && mean > 0.99, "cosine {mean} on average, {least} at least");
+        assert!(least > 0.985 && mean > 0.993, "cosine {mean} on average, {least} at least");
         assert_eq!(encoder.encode(&passages).unwrap(), together);
     }
 

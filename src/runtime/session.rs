@@ -57,6 +57,11 @@ pub struct Output {
     pub data: Vec<f32>,
 }
 
+/// On x86 processors without VNNI the fast product of unsigned by signed bytes adds pairs in 16 bits, which overflow.
+/// This makes ONNX Runtime take the exact kernel there: scores of a random cross-encoder were off by 1.5 without it
+/// and less than 0.2 with it, for about 5% more processor time. Other processors do not look at it.
+const EXACT_BYTES: &str = "session.x64quantprecision";
+
 /// A graph that can be run.
 #[derive(Debug)]
 pub struct Session {
@@ -138,6 +143,7 @@ impl Session {
         let builder = OrtSession::builder(environment).map_err(|e| bad(&e))?;
         let builder = builder.with_optimization_level(GraphOptimizationLevel::Level3).map_err(|e| bad(&e))?;
         let builder = builder.with_intra_threads(options.thread_count()).map_err(|e| bad(&e))?;
+        let builder = builder.with_config_entry(EXACT_BYTES, "1").map_err(|e| bad(&e))?;
         let (mut builder, device) = device::register(builder, options)?;
         let inner = builder.commit_from_file(path).map_err(|e| bad(&e))?;
         tracing::info!(model = %path.display(), %device, "model loaded");

@@ -18,8 +18,6 @@ use nunatak::runtime::setup::{self, Manifest};
 use proptest::prelude::*;
 use tokenizers::Tokenizer;
 
-use crate::common::int8_slack;
-
 use super::graph::Graphs;
 use super::{assert_close, noise};
 
@@ -125,6 +123,16 @@ fn best(logits: &[f32]) -> usize {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap()
 }
 
+/// What 8-bit blocks may cost. Their kernel for processors without 8-bit dot products is not the exact one that
+/// whole 8-bit matrices get (`runtime::session`), and nothing asks it to be: 0.167 was measured there.
+fn int8_noise() -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if !std::is_x86_feature_detected!("avx512vnni") && !std::is_x86_feature_detected!("avxvnni") {
+        return 0.2;
+    }
+    0.15
+}
+
 #[test]
 fn graphs_agree_with_candle() {
     let reference = Reference::open();
@@ -140,11 +148,7 @@ fn graphs_agree_with_candle() {
             match precision {
                 Precision::Fp32 => assert_close(&ours, theirs, 1e-3, prompt),
                 // Weights and activations in 8 bits; what that costs in answers is measured on questions.
-                _ => assert!(
-                    noise(&ours, theirs) < 0.15 * int8_slack().min(2.0),
-                    "{prompt}: noise of {}",
-                    noise(&ours, theirs)
-                ),
+                _ => assert!(noise(&ours, theirs) < int8_noise(), "{prompt}: noise of {}", noise(&ours, theirs)),
             }
         }
     }
