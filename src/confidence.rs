@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::types::Hit;
 
@@ -191,7 +192,7 @@ impl Calibration {
         if let Some(term) = calibration.terms.iter().find(|t| !sound(t)) {
             return Err(bad(format!("the scale of {} is not above 0, or a number is not finite", term.feature)));
         }
-        let fingerprint = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let fingerprint = hex(&Sha256::digest(bytes));
         Ok((calibration, fingerprint))
     }
 

@@ -14,6 +14,8 @@
 //! them; beside them, [`eval`] measures and
 //! [`train`] learns the small modules around the frozen model; above them, [`cli`] is what people type.
 
+mod digest;
+mod durable;
 pub mod error;
 pub mod plot;
 pub mod progress;

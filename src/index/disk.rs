@@ -1,23 +1,20 @@
-//! What a durable index asks of the file system: hashes, and writes that survive a power cut.
+//! What a durable index asks of the file system: hashes of files, and their removal. Durable writes are in
+//! [`durable`](crate::durable).
 
 use std::fs::{self, File};
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use super::checked::BLOCK;
 use super::manifest::FileEntry;
+use crate::digest::hex;
 use crate::error::{Error, Result};
 
 /// sha256 in lower-case hexadecimal digits.
 pub(super) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
-}
-
-/// Lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Length and hash of a file, and the CRC-32 of each of its blocks.
@@ -44,27 +41,6 @@ pub(super) fn digest(path: &Path) -> Result<(FileEntry, Vec<u32>)> {
         bytes += filled as u64;
     }
     Ok((FileEntry { bytes, sha256: hex(&hash.finalize()) }, sums))
-}
-
-/// Wait until the content of `path`, a file or a folder, is on the disk.
-pub(super) fn sync(path: &Path) -> Result<()> {
-    // Windows cannot open a folder as a file; its file system journals folder entries by itself.
-    if cfg!(windows) && path.is_dir() {
-        return Ok(());
-    }
-    let open = if path.is_dir() { File::open(path) } else { File::options().write(true).open(path) };
-    open.and_then(|f| f.sync_all()).map_err(Error::file("sync", path))
-}
-
-/// Replace `path` by `bytes`, durably: readers see the old content or the new, whatever happens.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new).map_err(Error::file("create", &new))?;
-    file.write_all(bytes).map_err(Error::file("write", &new))?;
-    file.sync_all().map_err(Error::file("sync", &new))?;
-    drop(file);
-    fs::rename(&new, path).map_err(Error::file("rename", &new))?;
-    path.parent().map_or(Ok(()), sync)
 }
 
 /// Remove a file or folder that may not be there.

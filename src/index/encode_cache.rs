@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 
-use super::disk;
 use super::store::content_hash;
+use crate::durable;
 use crate::error::{Error, Result};
 
 /// Name of the cache in an index folder.
@@ -50,7 +50,7 @@ impl EncodeCache {
     pub fn put(&self, texts: &[String], vectors: &[f16]) -> Result<()> {
         let mut bytes = bytemuck::cast_slice::<f16, u8>(vectors).to_vec();
         bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
-        disk::replace(&self.path(texts), &bytes)
+        durable::replace(&self.path(texts), &bytes)
     }
 }
 

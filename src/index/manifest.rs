@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::disk;
+use crate::durable;
 use crate::error::{Error, Result};
 
 /// Version of the on-disk format that this crate writes and reads.
@@ -150,7 +151,7 @@ impl Manifest {
         body.truncate(body.len() - "\n}".len());
         let checksum = disk::sha256(body.as_bytes());
         let text = format!("{body}{TAIL_START}{checksum}{TAIL_END}");
-        disk::replace(&dir.join(MANIFEST), text.as_bytes())?;
+        durable::replace(&dir.join(MANIFEST), text.as_bytes())?;
         Ok(Self { checksum, ..self })
     }
 }

@@ -20,7 +20,7 @@ use arrow::ipc::writer::FileWriter;
 use sha2::{Digest, Sha256};
 
 use super::checked::{CheckedFile, damaged};
-use super::disk;
+use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::types::{Passage, PassageId, SourceSpan};
 
@@ -297,7 +297,7 @@ pub(super) fn content_hash(texts: &[String], salt: &str) -> String {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text.as_bytes());
     }
-    disk::hex(&hash.finalize())
+    hex(&hash.finalize())
 }
 
 #[cfg(test)]

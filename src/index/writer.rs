@@ -29,6 +29,7 @@ use super::site::Site;
 pub use super::site::refuse_existing;
 use super::store::{Store, StoreWriter};
 use super::{disk, kernel};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
 use crate::types::{Passage, PassageId};
@@ -299,7 +300,7 @@ impl Build<'_> {
         let mut sums = Vec::new();
         for name in names {
             let path = self.folder.join(&name);
-            disk::sync(&path)?;
+            durable::sync(&path)?;
             let (entry, blocks) = disk::digest(&path)?;
             sums.extend_from_slice(&blocks);
             manifest.files.insert(name, entry);
@@ -307,12 +308,12 @@ impl Build<'_> {
         }
         self.write(SUMS, bytemuck::cast_slice(&sums))?;
         let path = self.folder.join(SUMS);
-        disk::sync(&path)?;
+        durable::sync(&path)?;
         manifest.files.insert(SUMS.into(), disk::digest(&path)?.0);
-        disk::sync(&self.folder)?;
-        disk::sync(self.dir)?;
+        durable::sync(&self.folder)?;
+        durable::sync(self.dir)?;
         if let Some(parent) = self.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            disk::sync(parent)?;
+            durable::sync(parent)?;
         }
         check_interrupt(|| kept(manifest.vectors as usize))?;
         let manifest = manifest.publish(self.dir)?;

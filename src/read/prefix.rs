@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::digest::short_hex;
 use crate::error::{Error, Result};
 use crate::read::soft_prompt::{PromptKind, SoftPrompt};
 use crate::runtime::model_dir::{LmShape, ModelDir};
@@ -32,7 +33,7 @@ impl Prefix {
             Self::Words(tokens) => {
                 let mut hash = Sha256::new();
                 tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
-                hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
+                short_hex(&hash.finalize())
             }
             Self::Learned(prompt) => prompt.hash().to_owned(),
         }
@@ -45,8 +46,7 @@ impl Prefix {
 /// [`Error::Request`] naming both models.
 pub fn check_target(prompt: &SoftPrompt, model: &ModelDir, shape: &LmShape) -> Result<()> {
     let target = &prompt.description.target;
-    let name = model.name();
-    let stem = name.split('@').next().unwrap_or_default();
+    let stem = model.stem();
     let sizes = (shape.layers, shape.kv_heads * shape.head_dim, model.description.hidden);
     if target.name == stem && (target.layers, target.kv_width, target.hidden) == sizes {
         return Ok(());

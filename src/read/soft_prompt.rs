@@ -15,6 +15,8 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::digest::short_hex;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::read::template::TemplateKind;
 
@@ -113,13 +115,7 @@ impl SoftPrompt {
 
     /// Write the file.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let bytes = self.to_bytes()?;
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::file("create", path))?;
-        std::io::Write::write_all(&mut file, &bytes).map_err(Error::file("write", path))?;
-        file.as_file().sync_all().map_err(Error::file("sync", path))?;
-        file.persist(path).map_err(|e| Error::File { action: "replace", path: path.to_path_buf(), source: e.error })?;
-        Ok(())
+        durable::replace(path, &self.to_bytes()?)
     }
 
     fn to_bytes(&self) -> Result<Vec<u8>> {
@@ -185,7 +181,7 @@ fn hash(description: &PromptDescription, halves: &[u8]) -> String {
     let mut hash = Sha256::new();
     hash.update(format!("{:?} {:?} {:?}\n", description.kind, description.template, description.target));
     hash.update(halves);
-    hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
+    short_hex(&hash.finalize())
 }
 
 #[cfg(test)]

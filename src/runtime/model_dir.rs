@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::digest::{hex, short_hex};
 use crate::error::{Error, Result};
 use crate::runtime::standard_export;
 
@@ -172,6 +173,11 @@ impl ModelDir {
         self.name.clone()
     }
 
+    /// The same without its precision.
+    pub fn stem(&self) -> &str {
+        self.name.split('@').next().unwrap_or(&self.name)
+    }
+
     /// The same model, called so.
     pub(super) fn called(self, name: String) -> Self {
         Self { name, ..self }
@@ -187,9 +193,7 @@ impl ModelDir {
         for (name, sha256) in files {
             hash.update(format!("{name} {sha256}\n"));
         }
-        let mut digits = hex(&hash.finalize());
-        digits.truncate(32);
-        digits
+        short_hex(&hash.finalize())
     }
 
     /// Hash every file of the folder and compare with its description.
@@ -245,10 +249,6 @@ pub(crate) fn sha256_of(path: &Path) -> Result<String> {
         hash.update(bytes);
     }
     Ok(hex(&hash.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn name_of(path: &Path) -> String {

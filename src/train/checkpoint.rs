@@ -8,6 +8,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::train::llama::failed;
 
@@ -29,13 +30,8 @@ pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>, progress: &impl Ser
         .map_err(Error::internal("writing a checkpoint"))?;
     let progress = serde_json::to_string(progress).map_err(Error::internal("writing a checkpoint"))?;
     let metadata = HashMap::from([(PROGRESS.to_owned(), progress)]);
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::file("create", path))?;
     let serialised = safetensors::serialize(views, Some(metadata)).map_err(Error::internal("writing a checkpoint"))?;
-    std::io::Write::write_all(&mut file, &serialised).map_err(Error::file("write", path))?;
-    file.as_file().sync_all().map_err(Error::file("sync", path))?;
-    file.persist(path).map_err(|e| Error::File { action: "replace", path: path.to_path_buf(), source: e.error })?;
-    Ok(())
+    durable::replace(path, &serialised)
 }
 
 /// Read what [`save`] wrote.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
+use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::export::llama_source::{LmConfig, LmSource};
 use crate::train::ops::{Attention, FrozenLinear, Packed, causal_attention, rms_norm, swiglu};
@@ -103,7 +104,7 @@ impl Decoder {
             let data: Vec<f32> = weight.flatten_all().and_then(|t| t.to_vec1()).map_err(failed)?;
             hash.update(bytemuck::cast_slice::<f32, u8>(&data));
         }
-        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        Ok(hex(&hash.finalize()))
     }
 
     /// Input embeddings of tokens, `[tokens, hidden]`.
