@@ -168,8 +168,7 @@ fn info(model: &ModelDir, json: bool) -> Result<()> {
     }
     row("longest", format!("{} tokens", description.max_tokens))?;
     row("source", description.source.clone())?;
-    let starter = Manifest::get()?.starters().iter().find(|s| name.split('@').next() == Some(&s.name));
-    if let Some(starter) = starter {
+    if let Some(starter) = Manifest::get()?.starter(model.stem()) {
         row("about", format!("{}; {}", starter.about, starter.licence))?;
     }
     row("size", output::bytes(model.size()))?;

@@ -32,6 +32,49 @@ enum TrainCommand {
     Reranker(Box<RerankerArgs>),
 }
 
+/// What every training takes: where it is kept, how long it goes on, and in what order.
+#[derive(Debug, Args)]
+pub(super) struct LoopArgs {
+    /// Folder for what is learned, its record and its checkpoint
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Go on from the checkpoint in the folder
+    #[arg(long)]
+    pub resume: bool,
+    /// Examples to see (for a re-ranker, questions); more than there are means going round again
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub examples: u64,
+    /// Examples to a step
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub batch: usize,
+    /// Examples between two measures [default: a fifth of --examples]
+    #[arg(long, value_name = "N")]
+    evaluate_every: Option<u64>,
+    /// Stop after so many measures that brought nothing better; 0 never stops
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    patience: usize,
+    /// Bad lines to leave out of each file before giving up
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub skip_bad: usize,
+    /// Seed of everything drawn
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+impl LoopArgs {
+    pub(super) fn settings(&self, tokens_per_pass: usize, optimiser: OptimiserSettings) -> TrainerSettings {
+        TrainerSettings {
+            examples: self.examples,
+            batch: self.batch,
+            tokens_per_pass,
+            optimiser,
+            evaluate_every: self.evaluate_every.unwrap_or(self.examples.div_ceil(5)).max(1),
+            patience: self.patience,
+            seed: self.seed,
+        }
+    }
+}
+
 /// What a prompt's numbers are, in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
@@ -49,12 +92,6 @@ struct PromptArgs {
     /// Questions with `answers` and `positive_ids`; may be given several times, and a file given twice counts twice
     #[arg(long, required = true, value_name = "FILE")]
     questions: Vec<PathBuf>,
-    /// Folder for the prompt, its record and its checkpoint
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Go on from the checkpoint in the folder
-    #[arg(long)]
-    resume: bool,
     /// Frozen language model: a name or folder
     #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]
     lm: String,
@@ -73,12 +110,6 @@ struct PromptArgs {
     /// A prompt to go on from
     #[arg(long, value_name = "FILE", conflicts_with = "init_words")]
     from: Option<PathBuf>,
-    /// Examples to see; more than there are means going round again
-    #[arg(long, default_value_t = 1000, value_name = "N")]
-    examples: u64,
-    /// Examples to a step
-    #[arg(long, default_value_t = 8, value_name = "N")]
-    batch: usize,
     /// Largest learning rate
     #[arg(long, default_value_t = 3e-3, value_name = "RATE")]
     lr: f64,
@@ -88,12 +119,6 @@ struct PromptArgs {
     /// Questions held out to measure on
     #[arg(long, default_value_t = 100, value_name = "N")]
     dev: usize,
-    /// Examples between two measures [default: a fifth of --examples]
-    #[arg(long, value_name = "N")]
-    evaluate_every: Option<u64>,
-    /// Stop after so many measures that brought nothing better; 0 never stops
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    patience: usize,
     /// Most tokens of passages in a window
     #[arg(long, default_value_t = 512, value_name = "TOKENS")]
     window: usize,
@@ -106,12 +131,8 @@ struct PromptArgs {
     /// Share of one-passage windows cut down to the sentences around the answer
     #[arg(long, default_value_t = WindowSettings::default().short, value_name = "SHARE")]
     short: f64,
-    /// Bad lines to leave out of each file before giving up
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    skip_bad: usize,
-    /// Seed of everything drawn
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    training: LoopArgs,
 }
 
 /// Tokens to a pass: more would not be faster, and takes memory.
@@ -126,7 +147,12 @@ impl PromptArgs {
                 return Err(Error::request(format!("--{name} must be at least 0 and below 1"), "it is a share"));
             }
         }
-        if self.batch == 0 || self.positions == 0 || self.examples == 0 || self.dev == 0 || self.window < 32 {
+        if self.training.batch == 0
+            || self.positions == 0
+            || self.training.examples == 0
+            || self.dev == 0
+            || self.window < 32
+        {
             return Err(Error::request(
                 "--batch, --positions, --examples and --dev must be at least 1, and --window at least 32",
                 "leave them out for the defaults",
@@ -138,7 +164,7 @@ impl PromptArgs {
         Ok(PromptRun {
             index: self.index.clone(),
             questions: self.questions.clone(),
-            skip_bad: self.skip_bad,
+            skip_bad: self.training.skip_bad,
             kind: match self.kind {
                 Kind::States => PromptKind::States,
                 Kind::Embeddings => PromptKind::Embeddings,
@@ -152,22 +178,12 @@ impl PromptArgs {
                 several: self.several,
                 absent: self.absent,
                 short: self.short,
-                seed: self.seed,
+                seed: self.training.seed,
             },
-            trainer: TrainerSettings {
-                examples: self.examples,
-                batch: self.batch,
-                tokens_per_pass: TOKENS_PER_PASS,
-                optimiser: OptimiserSettings {
-                    learning_rate: self.lr,
-                    warm_up: self.warm_up,
-                    weight_decay: 0.0,
-                    clip: 1.0,
-                },
-                evaluate_every: self.evaluate_every.unwrap_or(self.examples.div_ceil(5)).max(1),
-                patience: self.patience,
-                seed: self.seed,
-            },
+            trainer: self.training.settings(
+                TOKENS_PER_PASS,
+                OptimiserSettings { learning_rate: self.lr, warm_up: self.warm_up, weight_decay: 0.0, clip: 1.0 },
+            ),
         })
     }
 }
@@ -185,7 +201,7 @@ fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
     let run = args.run()?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let model = setup::locate(&args.lm, &options, progress.as_ref())?;
-    let weights = match (&args.weights, Manifest::get()?.starter(model.name().split('@').next().unwrap_or_default())) {
+    let weights = match (&args.weights, Manifest::get()?.starter(model.stem())) {
         (Some(path), _) => path.clone(),
         (None, Some(starter)) => setup::source(starter, &options, progress.as_ref())?,
         (None, None) => {
@@ -196,7 +212,8 @@ fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
             ));
         }
     };
-    let record = prompt_run::train(&run, &model, &weights, &args.out, args.resume, progress.as_ref())?;
+    let record =
+        prompt_run::train(&run, &model, &weights, &args.training.out, args.training.resume, progress.as_ref())?;
     if globals.json {
         return output::json(&record);
     }
@@ -208,5 +225,8 @@ fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
         100.0 * best,
         record.examples_per_second,
     ))?;
-    output::line(format!("use it: nunatak ask \"...\" --index DIR --prompt {}", args.out.join(PROMPT).display()))
+    output::line(format!(
+        "use it: nunatak ask \"...\" --index DIR --prompt {}",
+        args.training.out.join(PROMPT).display()
+    ))
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::cli::Globals;
 use crate::cli::engine::{RetrievalArgs, open_retriever};
 use crate::cli::output;
+use crate::cli::train::LoopArgs;
 use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::progress::Progress;
@@ -19,7 +20,6 @@ use crate::runtime::setup::{self, Manifest};
 use crate::train::optimiser::OptimiserSettings;
 use crate::train::reranker::GroupSettings;
 use crate::train::reranker_run::{self, MINED, Parts, RERANKER, RerankerRun};
-use crate::train::trainer::TrainerSettings;
 
 /// What a re-ranker begins as when nothing is named.
 const DEFAULT_INIT: &str = "all-MiniLM-L6-v2";
@@ -35,12 +35,6 @@ pub struct RerankerArgs {
     /// Questions with `answers` or `positive_ids`; may be given several times, and a file given twice counts twice
     #[arg(long, required = true, value_name = "FILE")]
     questions: Vec<PathBuf>,
-    /// Folder for the model, its record, its negatives and its checkpoint
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Go on from the checkpoint in the folder
-    #[arg(long)]
-    resume: bool,
     /// Encoder or cross-encoder to begin with: a starter model, or a folder of safetensors weights
     #[arg(long, default_value = DEFAULT_INIT, value_name = "MODEL")]
     init: String,
@@ -71,12 +65,6 @@ pub struct RerankerArgs {
     /// Longest pair in tokens
     #[arg(long, default_value_t = 256, value_name = "TOKENS")]
     max_tokens: usize,
-    /// Questions to see; more than there are means going round again
-    #[arg(long, default_value_t = 1000, value_name = "N")]
-    examples: u64,
-    /// Questions to a step
-    #[arg(long, default_value_t = 8, value_name = "N")]
-    batch: usize,
     /// Largest learning rate
     #[arg(long, default_value_t = 1e-4, value_name = "RATE")]
     lr: f64,
@@ -95,18 +83,8 @@ pub struct RerankerArgs {
     /// How many candidates of each are ranked again
     #[arg(long, default_value_t = 20, value_name = "N")]
     dev_depth: usize,
-    /// Questions seen between two measures [default: a fifth of --examples]
-    #[arg(long, value_name = "N")]
-    evaluate_every: Option<u64>,
-    /// Stop after so many measures that brought nothing better; 0 never stops
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    patience: usize,
-    /// Bad lines to leave out of each file before giving up
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    skip_bad: usize,
-    /// Seed of everything drawn
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    training: LoopArgs,
 }
 
 impl RerankerArgs {
@@ -117,7 +95,14 @@ impl RerankerArgs {
         if !(0.0..=1.0).contains(&self.teacher_weight) {
             return Err(Error::request("--teacher-weight must be between 0 and 1", "the default is 0.7"));
         }
-        let counts = [self.batch, self.negatives, self.dev, self.dev_depth, self.depth, self.examples as usize];
+        let counts = [
+            self.training.batch,
+            self.negatives,
+            self.dev,
+            self.dev_depth,
+            self.depth,
+            self.training.examples as usize,
+        ];
         if counts.contains(&0) || self.max_tokens < 16 {
             return Err(Error::request(
                 "--batch, --negatives, --dev, --dev-depth, --depth and --examples must be at least 1, and --max-tokens \
@@ -136,7 +121,7 @@ impl RerankerArgs {
             index: self.index.clone(),
             questions: self.questions.clone(),
             dev_questions: self.dev_questions.clone(),
-            skip_bad: self.skip_bad,
+            skip_bad: self.training.skip_bad,
             dev: self.dev,
             dev_depth: self.dev_depth,
             retrieval: json!({"mode": mode, "fusion": retrieval.fusion, "dense_weight": retrieval.dense_weight}),
@@ -145,21 +130,16 @@ impl RerankerArgs {
             layers: self.layers,
             train_words: self.train_words,
             teacher: self.teacher.clone().map(|name| (name, self.teacher_weight)),
-            groups: GroupSettings { negatives: self.negatives, max_tokens: self.max_tokens, seed: self.seed },
-            trainer: TrainerSettings {
-                examples: self.examples,
-                batch: self.batch,
-                tokens_per_pass: TOKENS_PER_PASS,
-                optimiser: OptimiserSettings {
+            groups: GroupSettings { negatives: self.negatives, max_tokens: self.max_tokens, seed: self.training.seed },
+            trainer: self.training.settings(
+                TOKENS_PER_PASS,
+                OptimiserSettings {
                     learning_rate: self.lr,
                     warm_up: self.warm_up,
                     weight_decay: self.weight_decay,
                     clip: 1.0,
                 },
-                evaluate_every: self.evaluate_every.unwrap_or(self.examples.div_ceil(5)).max(1),
-                patience: self.patience,
-                seed: self.seed,
-            },
+            ),
         }
     }
 }
@@ -178,9 +158,10 @@ pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
         Some(name) => Some(CrossEncoder::open(&setup::model(name, &options, progress)?, &options)?),
         None => None,
     };
-    let mined = args.mined.clone().unwrap_or_else(|| args.out.join(MINED));
+    let mined = args.mined.clone().unwrap_or_else(|| args.training.out.join(MINED));
     let parts = Parts { index, retriever: retriever.as_mut(), init, teacher, mined };
-    let record = reranker_run::train(&args.run(&retrieval, mode), parts, &args.out, args.resume, progress)?;
+    let record =
+        reranker_run::train(&args.run(&retrieval, mode), parts, &args.training.out, args.training.resume, progress)?;
     if globals.json {
         return output::json(&record);
     }
@@ -191,7 +172,10 @@ pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
          questions/s, {:.0} tokens/s)",
         record.examples_per_second, record.tokens_per_second,
     ))?;
-    output::line(format!("use it: nunatak search \"...\" --index DIR --rerank {}", args.out.join(RERANKER).display()))
+    output::line(format!(
+        "use it: nunatak search \"...\" --index DIR --rerank {}",
+        args.training.out.join(RERANKER).display()
+    ))
 }
 
 /// Folder of the weights of a starter model, or of one that somebody brings.

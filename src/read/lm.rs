@@ -199,8 +199,11 @@ impl FrozenLm {
 
     /// The states of `prefix`, computed on the first call; [`Self::generate`] asks for them too.
     pub fn prepare_prefix(&mut self, prefix: &Prefix) -> Result<Arc<States>> {
-        let key = prefix.key();
-        if let Some(states) = self.prefixes.get(&key) {
+        self.prefix_states(prefix, &prefix.key())
+    }
+
+    fn prefix_states(&mut self, prefix: &Prefix, key: &str) -> Result<Arc<States>> {
+        if let Some(states) = self.prefixes.get(key) {
             return Ok(states.clone());
         }
         let positions = prefix.positions();
@@ -218,7 +221,7 @@ impl FrozenLm {
             self.prefixes.clear();
         }
         let states = Arc::new(states);
-        self.prefixes.insert(key, states.clone());
+        self.prefixes.insert(key.to_owned(), states.clone());
         Ok(states)
     }
 
@@ -239,13 +242,13 @@ impl FrozenLm {
 
     /// Fill an empty cache with the states of a prefix and of the passages behind it.
     fn read_passages(&mut self, prefix: &Prefix, passages: &[u32], cache: &mut KvCache) -> Result<()> {
-        let before = self.prepare_prefix(prefix)?;
+        let key = prefix.key();
+        let before = self.prefix_states(prefix, &key)?;
         self.graph.append(&before, cache)?;
         if passages.is_empty() {
             return Ok(());
         }
         let keeps = self.passages.statistics().limit > 0;
-        let key = prefix.key();
         if keeps && let Some(states) = self.passages.get(&key, passages) {
             return self.graph.append(&states, cache);
         }

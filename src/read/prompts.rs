@@ -38,10 +38,9 @@ pub fn find(name: &str) -> Result<Arc<SoftPrompt>> {
 
 /// The prompt that a language model gets when none is named.
 pub fn default_for(model: &ModelDir) -> Result<Option<(String, Arc<SoftPrompt>)>> {
-    let name = model.name();
     for (shipped, bytes) in SHIPPED {
         let prompt = SoftPrompt::from_bytes(bytes, Path::new(shipped))?;
-        if name.split('@').next() == Some(prompt.description.target.name.as_str()) {
+        if model.stem() == prompt.description.target.name {
             return Ok(Some((shipped.to_owned(), prompt)));
         }
     }

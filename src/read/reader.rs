@@ -115,17 +115,6 @@ impl Reader {
         self.lm.keep_passages(bytes);
     }
 
-    /// Compute and keep the states of a passage that will be read alone, if they are not kept yet.
-    pub fn warm(&mut self, title: &str, text: &str) -> Result<()> {
-        let block = self.block(title, text)?;
-        self.lm.warm(&self.prefix, &block)
-    }
-
-    /// What stands before every window.
-    pub fn prefix(&self) -> &Prefix {
-        &self.prefix
-    }
-
     /// The language model.
     pub fn lm(&self) -> &FrozenLm {
         &self.lm

@@ -96,11 +96,6 @@ impl CrossEncoder {
         &self.fingerprint
     }
 
-    /// Longest pair in tokens, special tokens included.
-    pub fn max_tokens(&self) -> usize {
-        self.max_tokens
-    }
-
     /// What was cut of the last question and its passages.
     pub fn cuts(&self) -> PairCuts {
         self.cuts

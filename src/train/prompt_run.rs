@@ -85,8 +85,12 @@ pub fn train(
     let from = run.from.as_deref().map(SoftPrompt::load).transpose()?;
     let words = words(run, from.as_deref(), &tokenizer)?;
     let mut module = PromptModule::new(&lm, run.kind, &words, (&train, &dev), run.dev, run.trainer.tokens_per_pass)?;
-    let target =
-        PromptTarget { name: stem(&model.name()), layers: lm.layers(), kv_width: lm.kv_width(), hidden: lm.hidden() };
+    let target = PromptTarget {
+        name: model.stem().to_owned(),
+        layers: lm.layers(),
+        kv_width: lm.kv_width(),
+        hidden: lm.hidden(),
+    };
     if let Some(from) = &from {
         if from.description.kind != run.kind || from.description.target != target {
             let hint = "go on from a prompt of the same kind for the same model";
@@ -193,8 +197,4 @@ fn story(run: &PromptRun, datasets: &[Dataset], log: &RunLog) -> Value {
         "exact_match_on_held_out": log.best.map(|(_, value)| value),
         "held_out": run.dev,
     })
-}
-
-fn stem(name: &str) -> String {
-    name.split('@').next().unwrap_or(name).to_owned()
 }

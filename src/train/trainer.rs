@@ -221,7 +221,7 @@ impl<'a> Trainer<'a> {
         progress.note(&format!("after {} examples: {} {value:.4}{loss}", state.log.seen, module.metric()));
         if state.log.best.is_none_or(|(_, best)| value > best) {
             state.log.best = Some((state.log.seen, value));
-            state.keep_best();
+            state.keep_best()?;
         }
         let useless = state.log.useless_evaluations();
         state.log.stopped_early = self.settings.patience > 0 && useless >= self.settings.patience;
@@ -240,10 +240,13 @@ impl State {
         Ok(Self { optimiser: AdamW::new(module.variables())?, best: BTreeMap::new(), log: RunLog::default() })
     }
 
-    fn keep_best(&mut self) {
-        // `Var::set` writes into the variable's own memory, so a copy is needed.
-        let copies = self.optimiser.variables().iter().filter_map(|(name, v)| Some((name.clone(), v.copy().ok()?)));
-        self.best = copies.map(|(name, tensor)| (name, tensor.detach())).collect();
+    fn keep_best(&mut self) -> Result<()> {
+        self.best.clear();
+        for (name, variable) in self.optimiser.variables() {
+            // `Var::set` writes into the variable's own memory, so a copy is needed.
+            self.best.insert(name.clone(), variable.copy().map_err(failed)?.detach());
+        }
+        Ok(())
     }
 
     fn take_best(&self) -> Result<()> {
