@@ -490,6 +490,10 @@ fn a_run_with_known_answers_calibrates() {
     assert!(sure(0.0) > 0.9 && sure(-2.0) < 0.25, "{} {}", sure(0.0), sure(-2.0));
 
     fs::remove_file(at("c.json")).unwrap();
+    fs::create_dir(at("taken")).unwrap();
+    let words = ["eval", "calibrate", "--run", &at("train"), "--out", &at("taken")];
+    let error = act(folder.path(), &Typed::try_parse_from(words).unwrap(), &[], None).unwrap_err();
+    assert!(error.contains("taken: it is no plain file"), "{error}");
     eval(folder.path(), "few", "", GOOD, None).unwrap();
     let error = calibrate("few").unwrap_err();
     assert!(error.contains("0 answers with a confidence, 0 of them right, are no ground"), "{error}");
