@@ -25,6 +25,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::error::Result;
 use crate::progress::{Progress, Quiet};
 use crate::runtime::device::Device;
+use crate::runtime::memory;
 use crate::runtime::session::{RuntimeOptions, silence_telemetry};
 
 /// Answers questions from your own documents with a frozen language model, and shows what each answer rests on.
@@ -108,6 +109,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if wrong { 2 } else { 0 });
         }
     };
+    memory::keep_freed_memory();
     output::init_log(cli.globals.quiet);
     if let Err(error) = ctrlc::set_handler(crate::progress::interrupt) {
         tracing::warn!("Ctrl-C will stop the process at once: {error}");

@@ -11,7 +11,7 @@ use crate::cli::train_reranker::{self, RerankerArgs};
 use crate::error::{Error, Result};
 use crate::read::soft_prompt::PromptKind;
 use crate::runtime::setup::{self, Manifest};
-use crate::train::memory;
+use crate::train::ops;
 use crate::train::optimiser::OptimiserSettings;
 use crate::train::prompt_run::{self, PROMPT, PromptRun};
 use crate::train::trainer::TrainerSettings;
@@ -59,11 +59,36 @@ pub(super) struct LoopArgs {
     /// Seed of everything drawn
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// How exact large matrix products are [default: bf16 where the processor has it, which is twice as fast]
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
+}
+
+/// How exact large matrix products are, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    /// 32-bit floats
+    F32,
+    /// Operands rounded to 16-bit brain floats, sums in 32 bits
+    Bf16,
 }
 
 impl LoopArgs {
-    pub(super) fn settings(&self, tokens_per_pass: usize, optimiser: OptimiserSettings) -> TrainerSettings {
-        TrainerSettings {
+    /// Set the precision of this process's products; gives it.
+    fn set_precision(&self) -> Result<ops::Precision> {
+        let precision = match self.precision {
+            None => ops::Precision::fastest(),
+            Some(Precision::F32) => ops::Precision::F32,
+            Some(Precision::Bf16) => ops::Precision::Bf16,
+        };
+        ops::set_precision(precision)?;
+        Ok(precision)
+    }
+
+    /// The settings of the loop; the precision is in force from here on.
+    pub(super) fn settings(&self, tokens_per_pass: usize, optimiser: OptimiserSettings) -> Result<TrainerSettings> {
+        let settings = TrainerSettings {
+            precision: self.set_precision()?,
             examples: self.examples,
             batch: self.batch,
             tokens_per_pass,
@@ -71,7 +96,8 @@ impl LoopArgs {
             evaluate_every: self.evaluate_every.unwrap_or(self.examples.div_ceil(5)).max(1),
             patience: self.patience,
             seed: self.seed,
-        }
+        };
+        Ok(settings)
     }
 }
 
@@ -183,14 +209,13 @@ impl PromptArgs {
             trainer: self.training.settings(
                 TOKENS_PER_PASS,
                 OptimiserSettings { learning_rate: self.lr, warm_up: self.warm_up, weight_decay: 0.0, clip: 1.0 },
-            ),
+            )?,
         })
     }
 }
 
 /// Run `nunatak train`.
 pub fn run(args: &TrainArgs, globals: &Globals) -> Result<()> {
-    memory::keep_freed_memory();
     match &args.command {
         TrainCommand::Prompt(args) => prompt(args, globals),
         TrainCommand::Reranker(args) => train_reranker::run(args, globals),

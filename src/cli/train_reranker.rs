@@ -116,8 +116,8 @@ impl RerankerArgs {
         Ok(())
     }
 
-    fn run(&self, retrieval: &RetrievalArgs, mode: Mode) -> RerankerRun {
-        RerankerRun {
+    fn run(&self, retrieval: &RetrievalArgs, mode: Mode) -> Result<RerankerRun> {
+        Ok(RerankerRun {
             index: self.index.clone(),
             questions: self.questions.clone(),
             dev_questions: self.dev_questions.clone(),
@@ -139,8 +139,8 @@ impl RerankerArgs {
                     weight_decay: self.weight_decay,
                     clip: 1.0,
                 },
-            ),
-        }
+            )?,
+        })
     }
 }
 
@@ -161,7 +161,7 @@ pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
     let mined = args.mined.clone().unwrap_or_else(|| args.training.out.join(MINED));
     let parts = Parts { index, retriever: retriever.as_mut(), init, teacher, mined };
     let record =
-        reranker_run::train(&args.run(&retrieval, mode), parts, &args.training.out, args.training.resume, progress)?;
+        reranker_run::train(&args.run(&retrieval, mode)?, parts, &args.training.out, args.training.resume, progress)?;
     if globals.json {
         return output::json(&record);
     }

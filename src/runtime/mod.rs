@@ -4,6 +4,7 @@
 pub mod batch;
 pub mod device;
 pub mod kv_session;
+pub mod memory;
 pub mod model_dir;
 pub mod session;
 pub mod setup;

@@ -8,7 +8,6 @@ pub mod bert;
 pub mod checkpoint;
 pub mod llama;
 mod math;
-pub mod memory;
 pub mod mine;
 pub mod ops;
 pub mod optimiser;

@@ -79,19 +79,24 @@ impl<'a> PromptModule<'a> {
         }
     }
 
-    /// Logits `[targets, vocab]` for every target token of the samples one behind another, and these targets.
+    /// Logits `[targets, vocab]` for every target token of the samples' questions one behind another, and these
+    /// targets.
     fn logits(&self, samples: &[&Sample]) -> Result<(Tensor, Vec<u32>)> {
         let positions = self.positions();
-        let (mut tokens, mut lengths, mut rows, mut targets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut begin = 0;
+        let (mut tokens, mut packed, mut rows, mut targets) = (Vec::new(), Packed::default(), Vec::new(), Vec::new());
         for sample in samples {
-            let before = positions + sample.input.len();
-            let answer = &sample.target[..sample.target.len().saturating_sub(1)];
-            tokens.push([sample.input.as_slice(), answer].concat());
-            lengths.push(before + answer.len());
-            rows.extend((0..sample.target.len()).map(|i| (begin + before - 1 + i) as u32));
-            targets.extend_from_slice(&sample.target);
-            begin += before + answer.len();
+            let passages = packed.push(positions + sample.passages.len(), 0..0);
+            tokens.push(sample.passages.clone());
+            for asked in &sample.asked {
+                let input = asked.input();
+                let own = packed.push(input.len(), passages.clone());
+                let first = own.start + asked.tail.len() - 1;
+                rows.extend((first..first + asked.target.len()).map(|row| row as u32));
+                targets.extend_from_slice(&asked.target);
+                if let Some(tokens) = tokens.last_mut() {
+                    tokens.extend(input);
+                }
+            }
         }
         let embeds = match self.kind {
             PromptKind::States => self.lm.embed(&tokens.concat())?,
@@ -109,12 +114,12 @@ impl<'a> PromptModule<'a> {
             PromptKind::Embeddings => Vec::new(),
         };
         let prefix = (!states.is_empty()).then_some(states.as_slice());
-        let hidden = self.lm.forward(&embeds, &Packed::new(lengths), prefix, &rows)?;
+        let hidden = self.lm.forward(&embeds, &packed, prefix, &rows)?;
         Ok((self.lm.logits(&hidden)?, targets))
     }
 
     fn length(&self, sample: &Sample) -> usize {
-        self.positions() + sample.input.len() + sample.target.len() - 1
+        self.positions() + sample.len()
     }
 }
 
@@ -127,14 +132,16 @@ impl Trainable for PromptModule<'_> {
         self.train.sample(example).map_or(0, |sample| self.length(sample))
     }
 
-    /// Cross-entropy of the target tokens, each example's own mean, averaged over examples: long answers do not
-    /// outweigh short ones, and an answer that is nothing counts as one.
+    /// Cross-entropy of the target tokens, each question's own mean, averaged over a window's questions and then over
+    /// windows: long answers do not outweigh short ones, an answer that is nothing counts as one, and neither does a
+    /// passage with many questions.
     fn loss(&self, batch: &[usize], _: u64) -> Result<Tensor> {
         let samples = batch.iter().map(|&i| self.train.sample(i)).collect::<Result<Vec<_>>>()?;
         let (logits, targets) = self.logits(&samples)?;
         let weights: Vec<f32> = samples
             .iter()
-            .flat_map(|s| std::iter::repeat_n(1.0 / (s.target.len() * samples.len()) as f32, s.target.len()))
+            .flat_map(|s| s.asked.iter().map(move |a| (a.target.len(), s.asked.len())))
+            .flat_map(|(tokens, asked)| std::iter::repeat_n(1.0 / (tokens * asked * samples.len()) as f32, tokens))
             .collect();
         let loss = || {
             let device = logits.device();
@@ -150,11 +157,11 @@ impl Trainable for PromptModule<'_> {
         self.variables.iter().enumerate().map(|(i, v)| (format!("prompt.{i}"), v.clone())).collect()
     }
 
-    /// Share of held-out windows to which greedy decoding would write exactly the target: at every target token, given
+    /// Share of held-out questions to which greedy decoding would write exactly the target: at every target token, given
     /// those before it, the target is the likeliest token.
     fn evaluate(&mut self) -> Result<f64> {
         let count = self.dev.len().min(self.dev_limit);
-        let (mut right, mut begin) = (0, 0);
+        let (mut right, mut all, mut begin) = (0, 0, 0);
         while begin < count {
             check_interrupt(|| "the last checkpoint is kept; go on with --resume".to_owned())?;
             let (mut samples, mut tokens) = (Vec::new(), 0);
@@ -167,13 +174,14 @@ impl Trainable for PromptModule<'_> {
             let (logits, targets) = self.logits(&samples)?;
             let best: Vec<u32> = logits.detach().argmax(D::Minus1).and_then(|t| t.to_vec1()).map_err(failed)?;
             let mut at = 0;
-            for sample in &samples {
-                let end = at + sample.target.len();
+            for asked in samples.iter().flat_map(|s| &s.asked) {
+                let end = at + asked.target.len();
                 right += usize::from(best.get(at..end) == targets.get(at..end));
+                all += 1;
                 at = end;
             }
         }
-        Ok(right as f64 / count.max(1) as f64)
+        Ok(right as f64 / all.max(1) as f64)
     }
 
     fn metric(&self) -> &'static str {

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
 use crate::train::checkpoint;
 use crate::train::llama::failed;
+use crate::train::ops::Precision;
 use crate::train::optimiser::{AdamW, OptimiserSettings};
 
 /// Name of the checkpoint inside a run's folder.
@@ -57,6 +58,8 @@ pub struct TrainerSettings {
     pub patience: usize,
     /// Decides the order of examples and everything drawn.
     pub seed: u64,
+    /// How exact large products are.
+    pub precision: Precision,
 }
 
 /// How far a run is, and how it went so far.
@@ -391,6 +394,7 @@ mod tests {
             evaluate_every: 40,
             patience: 0,
             seed: 3,
+            precision: Precision::F32,
         }
     }
 

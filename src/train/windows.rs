@@ -1,9 +1,11 @@
 //! Questions with answers as windows to train a reader on: what it will see, and what it should say.
 //!
-//! A window holds the gold passage alone, the gold passage at a random place among passages that were found for the
+//! Questions about one passage share its window: a passage is several times as long as a question, and it is computed
+//! once for all of them. A window holds the gold passage alone, the gold passage at a random place among passages that were found for the
 //! question and do not hold its answer, or only such passages; then the right answer is nothing. Some gold passages
 //! are cut down to the sentences around the answer: windows of all lengths teach, and short ones cost less.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -42,13 +44,41 @@ impl Default for WindowSettings {
     }
 }
 
-/// A window and what should be said to it.
+/// A window and what is asked about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
-    /// Tokens of the passages, the question, and what asks for the answer.
-    pub input: Vec<u32>,
+    /// Tokens of the passages.
+    pub passages: Vec<u32>,
+    /// The questions, which know nothing of each other.
+    pub asked: Vec<Asked>,
+}
+
+/// A question about a window and what should be said to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Tokens of the question and of what asks for the answer.
+    pub tail: Vec<u32>,
     /// Tokens of the answer and of the line end that closes it.
     pub target: Vec<u32>,
+}
+
+impl Asked {
+    /// Tokens that go into the model: all but the last, which is only predicted.
+    pub fn input(&self) -> Vec<u32> {
+        [&self.tail, &self.target[..self.target.len().saturating_sub(1)]].concat()
+    }
+}
+
+impl Sample {
+    /// Tokens that go into the model.
+    pub fn len(&self) -> usize {
+        self.passages.len() + self.asked.iter().map(|a| (a.tail.len() + a.target.len()).saturating_sub(1)).sum::<usize>()
+    }
+
+    /// Whether there is nothing to compute.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// What became of the questions.
@@ -64,12 +94,18 @@ pub struct Intake {
     pub not_in_passage: usize,
 }
 
-/// Where a question's answer stands.
+/// A passage with questions that it answers, one at least.
 #[derive(Debug, Clone)]
 struct Source {
+    passage: PassageId,
+    questions: Vec<Located>,
+}
+
+/// A question, and where its answer stands in the passage.
+#[derive(Debug, Clone)]
+struct Located {
     question: String,
     answers: Vec<String>,
-    passage: PassageId,
     start: usize,
     end: usize,
 }
@@ -89,6 +125,8 @@ pub struct Windows {
 const SEARCH_DEPTH: usize = 20;
 /// Most passages beside the gold one.
 const MOST_OTHERS: usize = 3;
+/// Most questions to a window; a passage that has more gets several.
+const MOST_QUESTIONS: usize = 6;
 
 impl Windows {
     /// Windows over the questions of `datasets`, and what could not be used. A set that is given twice counts twice.
@@ -101,12 +139,20 @@ impl Windows {
     ) -> Result<(Self, Intake)> {
         let mut intake = Intake::default();
         let mut sources = Vec::new();
-        for question in datasets.iter().flat_map(|d| &d.questions) {
-            if let Some(source) = locate(question, index, &mut intake)? {
-                sources.push(source);
+        for dataset in datasets {
+            let mut of_passage = BTreeMap::<PassageId, Vec<Located>>::new();
+            for question in &dataset.questions {
+                if let Some((passage, located)) = locate(question, index, &mut intake)? {
+                    of_passage.entry(passage).or_default().push(located);
+                    intake.used += 1;
+                }
             }
+            sources.extend(of_passage.into_iter().flat_map(|(passage, questions)| {
+                let windows = questions.len().div_ceil(MOST_QUESTIONS);
+                let of = |questions: &[Located]| Source { passage, questions: questions.to_vec() };
+                questions.chunks(questions.len().div_ceil(windows)).map(of).collect::<Vec<_>>()
+            }));
         }
-        intake.used = sources.len();
         let made = sources.iter().map(|_| OnceLock::new()).collect();
         let (index, tokenizer, template) = (index.clone(), tokenizer.clone(), template.clone());
         Ok((Self { index, tokenizer, template, settings: settings.clone(), sources, made }, intake))
@@ -122,16 +168,16 @@ impl Windows {
         self.sources.is_empty()
     }
 
-    /// Split off windows for measuring: `count` of them or a few more, all questions of a passage on the same side.
+    /// Split off windows for measuring, with `count` questions or a few more, all of a passage on the same side.
     pub fn hold_out(mut self, count: usize) -> (Self, Self) {
         let mut passages: Vec<PassageId> = self.sources.iter().map(|s| s.passage).collect();
         passages.sort_unstable();
         passages.dedup();
         passages.shuffle(&mut ChaCha8Rng::seed_from_u64(self.settings.seed));
-        let mut held = std::collections::BTreeSet::new();
-        let mut of_passage = std::collections::BTreeMap::<PassageId, usize>::new();
+        let mut held = BTreeSet::new();
+        let mut of_passage = BTreeMap::<PassageId, usize>::new();
         for source in &self.sources {
-            *of_passage.entry(source.passage).or_default() += 1;
+            *of_passage.entry(source.passage).or_default() += source.questions.len();
         }
         let mut total = 0;
         for passage in passages {
@@ -176,19 +222,28 @@ impl Windows {
             && let Some(other) = others.choose(random)
         {
             let block = self.fitting_block(other, None, tokens, random)?;
-            return self.sample_of(vec![block], source, "");
+            let asked = source.questions.iter().take(1).map(|q| self.asked(q, "")).collect::<Result<_>>()?;
+            return Ok(Sample { passages: block, asked });
         }
         let gold = self.index.passage(source.passage)?;
-        let span = (source.start, source.end);
-        let answer = gold.text.get(span.0..span.1).unwrap_or_default().to_owned();
-        if others.is_empty() {
-            let cut = random.random::<f64>() < short;
+        let asked = |q: &Located| self.asked(q, gold.text.get(q.start..q.end).unwrap_or_default());
+        let span = source.questions.first().map_or((0, 0), |q| (q.start, q.end));
+        let whole = self.template.block(&gold.title, &gold.text, &self.tokenizer)?;
+        let lone = source.questions.len() == 1;
+        if (lone || whole.len() > tokens) && others.is_empty() {
+            // What is cut down to one answer can be asked for that one alone.
+            let cut = whole.len() > tokens || random.random::<f64>() < short;
             let block = if cut { self.short_block(&gold, span, random)? } else { None };
-            let block = match block.filter(|b| b.len() <= tokens) {
+            let passages = match block.filter(|b| b.len() <= tokens) {
                 Some(block) => block,
                 None => self.fitting_block(&gold, Some(span), tokens, random)?,
             };
-            return self.sample_of(vec![block], source, &answer);
+            return Ok(Sample { passages, asked: source.questions.iter().take(1).map(asked).collect::<Result<_>>()? });
+        }
+        let kept = if whole.len() > tokens { 1 } else { source.questions.len() };
+        let asked = source.questions.iter().take(kept).map(asked).collect::<Result<_>>()?;
+        if others.is_empty() {
+            return Ok(Sample { passages: whole, asked });
         }
         let mut blocks = vec![self.fitting_block(&gold, Some(span), tokens, random)?];
         let wanted = random.random_range(1..=MOST_OTHERS);
@@ -199,12 +254,11 @@ impl Windows {
             }
         }
         blocks.shuffle(random);
-        self.sample_of(blocks, source, &answer)
+        Ok(Sample { passages: blocks.concat(), asked })
     }
 
-    fn sample_of(&self, blocks: Vec<Vec<u32>>, source: &Source, answer: &str) -> Result<Sample> {
-        let mut input = blocks.concat();
-        input.extend(self.template.tail(&source.question, &self.tokenizer)?);
+    fn asked(&self, source: &Located, answer: &str) -> Result<Asked> {
+        let tail = self.template.tail(&source.question, &self.tokenizer)?;
         let lead = if self.template.lead { " " } else { "" };
         let mut target = if answer.is_empty() {
             Vec::new()
@@ -214,15 +268,16 @@ impl Windows {
             self.tokenizer.encode(&format!("{lead}{answer}"), false)?
         };
         target.extend(self.tokenizer.encode("\n", false)?);
-        Ok(Sample { input, target })
+        Ok(Asked { tail, target })
     }
 
-    /// Passages that were found for the question and do not hold its answer, best first.
+    /// Passages that were found for the first question and do not hold its answer, best first.
     fn others(&self, source: &Source) -> Result<Vec<Passage>> {
-        let matcher = AnswerMatcher::new(&source.answers);
+        let Some(first) = source.questions.first() else { return Ok(Vec::new()) };
+        let matcher = AnswerMatcher::new(&first.answers);
         let gold = self.index.passage(source.passage)?;
         let mut others = Vec::new();
-        for hit in self.index.lexical().search(&source.question, SEARCH_DEPTH)? {
+        for hit in self.index.lexical().search(&first.question, SEARCH_DEPTH)? {
             let passage = self.index.passage(hit.passage)?;
             if passage.document() != gold.document() && !matcher.matches(&passage.titled_text()) {
                 others.push(passage);
@@ -274,7 +329,7 @@ impl Windows {
 }
 
 /// Find a question's answer in its gold passages.
-fn locate(question: &Question, index: &Index, intake: &mut Intake) -> Result<Option<Source>> {
+fn locate(question: &Question, index: &Index, intake: &mut Intake) -> Result<Option<(PassageId, Located)>> {
     let answers = question.answers.clone().unwrap_or_default();
     let gold: Vec<&String> =
         question.gold.iter().flatten().filter(|(_, grade)| **grade > 0).map(|(document, _)| document).collect();
@@ -290,7 +345,7 @@ fn locate(question: &Question, index: &Index, intake: &mut Intake) -> Result<Opt
             for answer in &answers {
                 if let Some(span) = ground::find(answer, &[&text]).first() {
                     let question = question.question.clone();
-                    return Ok(Some(Source { question, answers, passage, start: span.start, end: span.end }));
+                    return Ok(Some((passage, Located { question, answers, start: span.start, end: span.end })));
                 }
             }
         }

@@ -11,8 +11,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::gemm::{Into, Matrix, Threads, multiply};
-use super::{Packed, floats, with_floats};
-use crate::train::math::exp_all;
+use super::{Packed, Sequence, floats, with_floats};
+use crate::train::math::{dot, exp_all, largest, sum};
 
 /// The sizes of attention and the batch that it is computed for.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct Attention {
     pub inverse_frequencies: Vec<f32>,
     /// The sequences.
     pub packed: Packed,
-    /// Position of the first token of every sequence: the length of the prefix.
+    /// Position of the first token of a sequence that goes on from no other: the length of the prefix.
     pub start: usize,
 }
 
@@ -68,7 +68,12 @@ impl Attention {
     }
 
     fn longest(&self) -> usize {
-        self.start + self.packed.ranges().map(|r| r.len()).max().unwrap_or(0)
+        self.packed.sequences().iter().map(|s| self.before(s) + s.rows.len()).max().unwrap_or(self.start)
+    }
+
+    /// Position of a sequence's first token.
+    fn before(&self, sequence: &Sequence) -> usize {
+        self.start + sequence.context.len()
     }
 
     /// A copy of `qkv` with the positions of queries and keys applied, or taken off with `sign = -1`.
@@ -76,7 +81,8 @@ impl Attention {
         let (cos, sin) = self.rotations(self.longest());
         let (half, turned) = (self.head_dim / 2, (self.heads + self.kv_heads) * self.head_dim);
         let mut out = qkv.to_vec();
-        let positions: Vec<usize> = self.packed.ranges().flat_map(|r| self.start..self.start + r.len()).collect();
+        let of = |s: &Sequence| self.before(s)..self.before(s) + s.rows.len();
+        let positions: Vec<usize> = self.packed.sequences().iter().flat_map(of).collect();
         out.par_chunks_mut(self.row()).zip(positions).for_each(|(row, position)| {
             let at = position * half..(position + 1) * half;
             for head in row[..turned].chunks_mut(self.head_dim) {
@@ -87,8 +93,8 @@ impl Attention {
     }
 
     /// Every key head of every sequence.
-    fn tasks(&self) -> Vec<(Range<usize>, usize)> {
-        self.packed.ranges().flat_map(|rows| (0..self.kv_heads).map(move |head| (rows.clone(), head))).collect()
+    fn tasks(&self) -> Vec<(&Sequence, usize)> {
+        self.packed.sequences().iter().flat_map(|s| (0..self.kv_heads).map(move |head| (s, head))).collect()
     }
 
     fn check(&self, qkv: &Layout, prefix: Option<&Layout>) -> Result<()> {
@@ -116,8 +122,10 @@ fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
 
 struct Causal(Arc<Attention>);
 
-/// One key head of one sequence, gathered: queries `[group * length, dim]`, keys and values `[start + length, dim]`.
+/// One key head of one sequence, gathered: queries `[group * length, dim]`, keys and values `[before + length, dim]`.
 struct Heads {
+    /// Positions of the prefix and of the sequence that this one goes on from.
+    before: usize,
     length: usize,
     queries: Vec<f32>,
     keys: Vec<f32>,
@@ -125,51 +133,47 @@ struct Heads {
 }
 
 impl Causal {
-    fn gather(&self, (rows, head): &(Range<usize>, usize), qkv: &[f32], prefix: &[f32]) -> Heads {
+    fn gather(&self, &(sequence, head): &(&Sequence, usize), qkv: &[f32], prefix: &[f32]) -> Heads {
         let Attention { heads, kv_heads, head_dim: dim, start, .. } = *self.0;
-        let rows_of = |first_head: usize| {
-            rows.clone().flat_map(move |row| {
-                let at = row * self.0.row() + first_head * dim;
-                qkv[at..at + dim].iter().copied()
-            })
-        };
-        let prefix_of = |part: usize| {
-            (0..start).flat_map(move |position| {
-                let at = ((part * start + position) * kv_heads + head) * dim;
-                prefix[at..at + dim].iter().copied()
-            })
-        };
-        let group = self.0.group();
-        Heads {
-            length: rows.len(),
-            queries: (0..group).flat_map(|query| rows_of(head * group + query)).collect(),
-            keys: prefix_of(0).chain(rows_of(heads + head)).collect(),
-            values: prefix_of(1).chain(rows_of(heads + kv_heads + head)).collect(),
+        let (group, before, Sequence { context, rows }) = (self.0.group(), self.0.before(sequence), sequence);
+        let width = self.0.row();
+        let mut queries = Vec::with_capacity(group * rows.len() * dim);
+        for query in 0..group {
+            gather(&mut queries, qkv, width, rows, (head * group + query) * dim, dim);
         }
+        let seen = |part: usize| {
+            let mut all = Vec::with_capacity((before + rows.len()) * dim);
+            gather(&mut all, prefix, kv_heads * dim, &(part * start..(part + 1) * start), head * dim, dim);
+            for rows in [context, rows] {
+                gather(&mut all, qkv, width, rows, (heads + part * kv_heads + head) * dim, dim);
+            }
+            all
+        };
+        Heads { before, length: rows.len(), queries, keys: seen(0), values: seen(1) }
     }
 
     fn scale(&self) -> f32 {
         1.0 / (self.0.head_dim as f32).sqrt()
     }
 
-    /// Softmax of the scaled scores, `[group * length, start + length]`.
+    /// Softmax of the scaled scores, `[group * length, before + length]`.
     fn probabilities(&self, task: &Heads) -> Vec<f32> {
-        let (dim, start) = (self.0.head_dim, self.0.start);
-        let (m, n) = (task.queries.len() / dim, start + task.length);
+        let dim = self.0.head_dim;
+        let (m, n) = (task.queries.len() / dim, task.before + task.length);
         let mut scores = vec![0.0; m * n];
         let (queries, keys) = (Matrix::new(&task.queries, m, dim), Matrix::new(&task.keys, n, dim).turned());
         multiply(&mut scores, n, Into::Set, self.scale(), queries, keys, Threads::One);
         for (i, row) in scores.chunks_mut(n).enumerate() {
-            let query = start + i % task.length;
+            let query = task.before + i % task.length;
             let seen = (0..=query).find(|&key| self.0.sees(query, key)).unwrap_or(query)..query + 1;
             row[..seen.start].fill(0.0);
             row[seen.end..].fill(0.0);
             let row = &mut row[seen];
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let max = largest(row);
             row.iter_mut().for_each(|x| *x -= max);
             exp_all(row);
-            let total: f32 = row.iter().sum();
-            row.iter_mut().for_each(|x| *x /= total);
+            let inverse = 1.0 / sum(row);
+            row.iter_mut().for_each(|x| *x *= inverse);
         }
         scores
     }
@@ -192,8 +196,8 @@ impl Causal {
             .collect();
         let width = self.0.heads * dim;
         let mut out = vec![0.0; self.0.packed.tokens() * width];
-        for ((rows, head), result) in tasks.iter().zip(&results) {
-            scatter(&mut out, width, rows, head * self.0.group() * dim, dim, result);
+        for ((sequence, head), result) in tasks.iter().zip(&results) {
+            scatter(&mut out, width, &sequence.rows, head * self.0.group() * dim, dim, result);
         }
         out
     }
@@ -208,21 +212,23 @@ impl Causal {
             .par_iter()
             .map(|task| {
                 let gathered = self.gather(task, &qkv, prefix);
-                let gradient: Vec<f32> = (0..group)
-                    .flat_map(|query| task.0.clone().map(move |row| (row * heads + task.1 * group + query) * dim))
-                    .flat_map(|at| gradient[at..at + dim].iter().copied())
-                    .collect();
-                self.task_backward(&gathered, &gradient)
+                let mut own = Vec::with_capacity(gathered.queries.len());
+                for query in 0..group {
+                    gather(&mut own, gradient, heads * dim, &task.0.rows, (task.1 * group + query) * dim, dim);
+                }
+                self.task_backward(&gathered, &own)
             })
             .collect();
         let mut d_qkv = vec![0.0; qkv.len()];
         let mut d_prefix = vec![0.0; prefix.len()];
         let width = self.0.row();
-        for ((rows, head), [queries, keys, values]) in tasks.iter().zip(&results) {
+        for ((Sequence { context, rows }, head), [queries, keys, values]) in tasks.iter().zip(&results) {
             scatter(&mut d_qkv, width, rows, head * group * dim, dim, queries);
-            scatter(&mut d_qkv, width, rows, (heads + head) * dim, dim, &keys[start * dim..]);
-            scatter(&mut d_qkv, width, rows, (heads + kv_heads + head) * dim, dim, &values[start * dim..]);
             for (part, from) in [keys, values].into_iter().enumerate() {
+                let column = (heads + part * kv_heads + head) * dim;
+                let (from_context, from_rows) = from[start * dim..].split_at(context.len() * dim);
+                scatter(&mut d_qkv, width, context, column, dim, from_context);
+                scatter(&mut d_qkv, width, rows, column, dim, from_rows);
                 for (position, from) in from[..start * dim].chunks(dim).enumerate() {
                     let at = ((part * start + position) * kv_heads + head) * dim;
                     d_prefix[at..at + dim].iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
@@ -246,8 +252,8 @@ impl Causal {
         let by_value = Matrix::new(&task.values, n, dim).turned();
         multiply(&mut scores, n, Into::Set, 1.0, gradient, by_value, Threads::One);
         for (d, p) in scores.chunks_mut(n).zip(probabilities.chunks(n)) {
-            let dot: f32 = d.iter().zip(p).map(|(d, p)| d * p).sum();
-            d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - dot));
+            let along = dot(d, p);
+            d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - along));
         }
         let mut queries = vec![0.0; m * dim];
         let (scores, scale) = (Matrix::new(&scores, m, n), self.scale());
@@ -259,12 +265,19 @@ impl Causal {
     }
 }
 
-/// Write heads `from [k * length, dim]` into columns `column..` of the rows of a sequence, head beside head.
+/// Append `dim` columns from `column` on of some rows of a matrix of this width.
+fn gather(to: &mut Vec<f32>, from: &[f32], width: usize, rows: &Range<usize>, column: usize, dim: usize) {
+    for row in rows.clone() {
+        to.extend_from_slice(&from[row * width + column..][..dim]);
+    }
+}
+
+/// Add heads `from [k * length, dim]` to columns `column..` of the rows of a sequence, head beside head.
 fn scatter(out: &mut [f32], width: usize, rows: &Range<usize>, column: usize, dim: usize, from: &[f32]) {
     for (i, from) in from.chunks(dim).enumerate() {
         let (head, row) = (i / rows.len(), rows.start + i % rows.len());
         let at = row * width + column + head * dim;
-        out[at..at + dim].copy_from_slice(from);
+        out[at..at + dim].iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
     }
 }
 
@@ -319,36 +332,39 @@ fn composed(qkv: &Tensor, prefix: Option<&Tensor>, attention: &Attention) -> Res
     let positions = |table: Vec<f32>| Tensor::from_vec(table, (attention.longest(), dim / 2), device);
     let (cos, sin) = (positions(cos)?, positions(sin)?);
     let mut outs = Vec::new();
-    for rows in attention.packed.ranges() {
-        let length = rows.len();
+    for sequence in attention.packed.sequences() {
+        let Sequence { context, rows } = sequence;
+        let (length, before) = (rows.len(), attention.before(sequence));
         let own = qkv.narrow(0, rows.start, length)?;
-        let part = |first: usize, count: usize| {
-            own.narrow(1, first * dim, count * dim)?.reshape((length, count, dim))?.transpose(0, 1)
+        let seen = Tensor::cat(&[&qkv.narrow(0, context.start, context.len())?, &own], 0)?;
+        let part = |rows: &Tensor, first: usize, count: usize| {
+            let heads = rows.narrow(1, first * dim, count * dim)?.contiguous()?;
+            heads.reshape((rows.dim(0)?, count, dim))?.transpose(0, 1)
         };
-        let turn = |x: Tensor| -> Result<Tensor> {
+        let turn = |x: Tensor, from: usize| -> Result<Tensor> {
             let (a, b) = (x.narrow(2, 0, dim / 2)?, x.narrow(2, dim / 2, dim / 2)?);
-            let (cos, sin) = (cos.narrow(0, start, length)?, sin.narrow(0, start, length)?);
+            let (cos, sin) = (cos.narrow(0, from, x.dim(1)?)?, sin.narrow(0, from, x.dim(1)?)?);
             let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
             let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
             Tensor::cat(&[first, second], 2)
         };
-        let (queries, mut keys) = (turn(part(0, heads)?)?, turn(part(heads, kv_heads)?)?);
-        let mut values = part(heads + kv_heads, kv_heads)?;
+        let (queries, mut keys) = (turn(part(&own, 0, heads)?, before)?, turn(part(&seen, heads, kv_heads)?, start)?);
+        let mut values = part(&seen, heads + kv_heads, kv_heads)?;
         if let Some(prefix) = prefix {
             let states = prefix.reshape((2, start, kv_heads, dim))?.transpose(1, 2)?;
             keys = Tensor::cat(&[states.get(0)?, keys], 1)?;
             values = Tensor::cat(&[states.get(1)?, values.contiguous()?], 1)?;
         }
         let spread = |x: Tensor| {
-            let wide = x.unsqueeze(1)?.broadcast_as((kv_heads, attention.group(), start + length, dim))?;
-            wide.reshape((heads, start + length, dim))
+            let wide = x.unsqueeze(1)?.broadcast_as((kv_heads, attention.group(), before + length, dim))?;
+            wide.reshape((heads, before + length, dim))
         };
         let (keys, values) = (spread(keys)?, spread(values)?);
-        let mask: Vec<f32> = (start..start + length)
-            .flat_map(|query| (0..start + length).map(move |key| (query, key)))
+        let mask: Vec<f32> = (before..before + length)
+            .flat_map(|query| (0..before + length).map(move |key| (query, key)))
             .map(|(query, key)| if attention.sees(query, key) { 0.0 } else { f32::NEG_INFINITY })
             .collect();
-        let mask = Tensor::from_vec(mask, (1, length, start + length), device)?;
+        let mask = Tensor::from_vec(mask, (1, length, before + length), device)?;
         let scores = (queries.contiguous()?.matmul(&keys.t()?)? / (dim as f64).sqrt())?.broadcast_add(&mask)?;
         let probabilities = candle_nn::ops::softmax(&scores, 2)?;
         let out = probabilities.matmul(&values)?.transpose(0, 1)?.reshape((length, heads * dim))?;
@@ -362,8 +378,8 @@ mod tests {
     use super::*;
     use crate::train::ops::tests::{random, same};
 
-    fn attention(start: usize, sliding_window: Option<usize>) -> Arc<Attention> {
-        Arc::new(Attention {
+    fn with(start: usize, sliding_window: Option<usize>) -> Attention {
+        Attention {
             heads: 4,
             kv_heads: 2,
             head_dim: 6,
@@ -371,7 +387,11 @@ mod tests {
             inverse_frequencies: vec![1.0, 0.3, 0.01],
             packed: Packed::new([5, 1, 9]),
             start,
-        })
+        }
+    }
+
+    fn attention(start: usize, sliding_window: Option<usize>) -> Arc<Attention> {
+        Arc::new(with(start, sliding_window))
     }
 
     #[test]
@@ -392,6 +412,32 @@ mod tests {
             let fused = causal_attention(&qkv, Some(&prefix), &attention).unwrap();
             same(&[&qkv, &prefix], &fused, &composed(&qkv, Some(&prefix), &attention).unwrap());
         }
+    }
+
+    #[test]
+    fn fused_equals_composed_when_sequences_go_on_from_others() {
+        let (qkv, prefix) = (random(&[15, 8 * 6], 1), random(&[2, 4, 2 * 6], 2));
+        let mut packed = Packed::default();
+        let first = packed.push(5, 0..0);
+        packed.push(3, first.clone());
+        packed.push(2, first);
+        let second = packed.push(1, 0..0);
+        packed.push(4, second);
+        for window in [None, Some(6)] {
+            let attention = Arc::new(Attention { packed: packed.clone(), ..with(4, window) });
+            let fused = causal_attention(&qkv, Some(&prefix), &attention).unwrap();
+            same(&[&qkv, &prefix], &fused, &composed(&qkv, Some(&prefix), &attention).unwrap());
+        }
+    }
+
+    #[test]
+    fn what_goes_on_from_another_is_as_if_it_stood_behind_it() {
+        let qkv = random(&[8, 8 * 6], 1);
+        let mut packed = Packed::default();
+        let first = packed.push(5, 0..0);
+        packed.push(3, first);
+        let of = |packed| causal_attention(&qkv, None, &Arc::new(Attention { packed, ..with(0, None) })).unwrap();
+        same(&[&qkv], &of(packed), &of(Packed::new([8])));
     }
 
     #[test]

@@ -2,7 +2,50 @@
 //!
 //! The kernel is that of the `gemm` crate, which candle's CPU matmul uses too.
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use gemm::Parallelism;
+
+use serde::{Deserialize, Serialize};
+
+use super::bfloat;
+use crate::error::{Error, Result};
+
+/// Whether large products are computed in 16-bit brain floats ([`set_precision`]).
+static SHORT: AtomicBool = AtomicBool::new(false);
+
+/// How exact large products are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    F32,
+    /// Operands rounded to 16-bit brain floats, sums in 32 bits: twice as fast where the processor has it.
+    Bf16,
+}
+
+impl Precision {
+    /// The fastest that this processor has.
+    pub fn fastest() -> Self {
+        if bfloat::available() { Self::Bf16 } else { Self::F32 }
+    }
+}
+
+/// Decide, for the whole process, how exact large products are. Without this they are in 32-bit floats.
+///
+/// # Errors
+/// [`Error::Request`] when the processor has no such products.
+pub fn set_precision(precision: Precision) -> Result<()> {
+    if precision == Precision::Bf16 && !bfloat::available() {
+        return Err(Error::request(
+            "this processor has no products of 16-bit brain floats (AVX-512 BF16)",
+            "leave --precision out, or say f32",
+        ));
+    }
+    SHORT.store(precision == Precision::Bf16, Ordering::Relaxed);
+    Ok(())
+}
 
 /// A matrix that lies in a slice, with the strides of its two axes.
 #[derive(Debug, Clone, Copy)]
@@ -41,10 +84,40 @@ impl<'a> Matrix<'a> {
         Self { data: &self.data[first..], columns, ..self }
     }
 
+    /// Rows.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The numbers of a row whose columns lie side by side.
+    pub(super) fn row(&self, row: usize, columns: &Range<usize>) -> &'a [f32] {
+        debug_assert!(self.column_stride == 1);
+        &self.data[row * self.row_stride..][columns.clone()]
+    }
+
+    /// Column after column, if its rows lie side by side.
+    pub(super) fn contiguous_columns(&self) -> Option<Columns<'a>> {
+        (self.row_stride == 1).then_some(Columns { data: self.data, stride: self.column_stride })
+    }
+
     /// One past the last number that is touched.
     fn end(&self) -> usize {
         (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
     }
+}
+
+/// A matrix that lies column after column.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Columns<'a> {
+    /// Its numbers.
+    pub(super) data: &'a [f32],
+    /// From one column's beginning to the next one's.
+    pub(super) stride: usize,
 }
 
 /// What becomes of the numbers that stand in the destination.
@@ -87,6 +160,9 @@ pub(in crate::train) fn multiply(
         (m - 1) * stride + n <= dst.len() && a.end() <= a.data.len() && b.end() <= b.data.len(),
         "a matrix is longer than its slice"
     );
+    if threads == Threads::All && bfloat::pays(m, n, k) && SHORT.load(Ordering::Relaxed) {
+        return bfloat::multiply(dst, stride, into, scale, a, b);
+    }
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),

@@ -5,8 +5,10 @@
 //! each is one pass over the data on all threads. On another device the same formula is composed of candle's
 //! operations, which is also what the tests compare with.
 //!
-//! Sequences of a batch lie one behind another, `[tokens, width]`, without padding; [`Packed`] says where each begins.
+//! Sequences of a batch lie one behind another, `[tokens, width]`, without padding; [`Packed`] says where each begins,
+//! and which of them go on from another one.
 
+mod bfloat;
 mod causal_attention;
 pub(in crate::train) mod gemm;
 mod linear;
@@ -14,38 +16,58 @@ mod rms_norm;
 mod swiglu;
 
 pub use causal_attention::{Attention, causal_attention};
+pub use gemm::{Precision, set_precision};
 pub use linear::FrozenLinear;
 pub use rms_norm::rms_norm;
 pub use swiglu::swiglu;
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 
-/// Where the sequences of a packed batch begin: `offsets[i]..offsets[i + 1]` are the rows of sequence i.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where the sequences of a packed batch lie.
+///
+/// A sequence may go on from an earlier one, as several questions do from one passage: its tokens see all of that one
+/// and their own, and nothing of its other continuations. What they have in common is computed once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Packed {
-    offsets: Vec<usize>,
+    sequences: Vec<Sequence>,
+}
+
+/// Rows of a packed batch that see each other, each those before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// Rows that all of them see besides: another sequence's, which they go on from.
+    pub context: Range<usize>,
+    /// The rows.
+    pub rows: Range<usize>,
 }
 
 impl Packed {
-    /// Sequences of these lengths, in this order.
+    /// Sequences of these lengths, in this order, each on its own.
     pub fn new(lengths: impl IntoIterator<Item = usize>) -> Self {
-        let mut offsets = vec![0];
-        let mut end = 0;
+        let mut packed = Self::default();
         for length in lengths {
-            end += length;
-            offsets.push(end);
+            packed.push(length, 0..0);
         }
-        Self { offsets }
+        packed
+    }
+
+    /// Add a sequence of so many rows, which goes on from the rows `context` of one before it; gives its rows.
+    pub fn push(&mut self, length: usize, context: Range<usize>) -> Range<usize> {
+        let rows = self.tokens()..self.tokens() + length;
+        self.sequences.push(Sequence { context, rows: rows.clone() });
+        rows
     }
 
     /// Rows of all sequences.
     pub fn tokens(&self) -> usize {
-        self.offsets.last().copied().unwrap_or(0)
+        self.sequences.last().map_or(0, |s| s.rows.end)
     }
 
-    /// The rows of each sequence.
-    pub fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
-        self.offsets.windows(2).map(|pair| pair[0]..pair[1])
+    /// The sequences.
+    pub fn sequences(&self) -> &[Sequence] {
+        &self.sequences
     }
 }
 
