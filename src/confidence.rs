@@ -129,12 +129,14 @@ pub const VERSION: u32 = 1;
 const BUILT_IN: &str = include_str!("../models/calibration.json");
 
 /// Settings that move the features: a calibration fitted with others is off.
-const SETTINGS: [&str; 12] = [
+const SETTINGS: [&str; 14] = [
     "lm",
     "prompt",
     "template",
     "grounded",
+    "per_window",
     "together",
+    "choose",
     "passages",
     "score_weight",
     "mode",

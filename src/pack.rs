@@ -43,8 +43,8 @@ impl Packing {
 pub enum Dealing {
     /// All into one window, until it is full.
     Together,
-    /// One passage a window.
-    Apart,
+    /// So many passages a window, and a new window when they do not fit; at least 1.
+    Apart(usize),
 }
 
 /// Pack `candidates`, best first, into windows that have `budget` tokens for passages.
@@ -60,10 +60,15 @@ pub fn pack(
     let mut packing = Packing::default();
     let mut room = budget;
     for (hit, passage) in candidates {
-        if dealing == Dealing::Apart {
-            room = budget;
-        }
         let whole = tokens_of(&passage.title, &passage.text)?;
+        let opens = match (dealing, packing.windows.last()) {
+            (_, None) => true,
+            (Dealing::Together, _) => false,
+            (Dealing::Apart(most), Some(window)) => window.len() >= most || whole.len() > room,
+        };
+        if opens {
+            room = if dealing == Dealing::Together { room } else { budget };
+        }
         let (text, ids) = if whole.len() <= room {
             (passage.text.as_str(), whole)
         } else {
@@ -98,9 +103,9 @@ pub fn pack(
             },
             ids,
         };
-        match (dealing, packing.windows.last_mut()) {
-            (Dealing::Together, Some(window)) => window.push(packed),
-            _ => packing.windows.push(vec![packed]),
+        match packing.windows.last_mut().filter(|_| !opens) {
+            Some(window) => window.push(packed),
+            None => packing.windows.push(vec![packed]),
         }
     }
     Ok(packing)
@@ -168,9 +173,27 @@ mod tests {
     #[test]
     fn apart_gives_each_its_own_window() {
         let candidates = [candidate(0, "One two three."), candidate(1, "Four five. Six seven eight.")];
-        let packing = pack(&candidates, Dealing::Apart, 6, &mut words).unwrap();
+        let packing = pack(&candidates, Dealing::Apart(1), 6, &mut words).unwrap();
         assert_eq!(packing.windows.len(), 2);
         assert_eq!(packing.windows[1][0].passage.text, "Four five.");
+    }
+
+    #[test]
+    fn several_to_a_window_open_a_new_one_when_they_do_not_fit() {
+        let candidates: Vec<_> = ["One two three.", "Four five.", "Six.", "Seven eight nine ten.", "Eleven."]
+            .into_iter()
+            .zip(0..)
+            .map(|(t, i)| candidate(i, t))
+            .collect();
+        let packing = pack(&candidates, Dealing::Apart(2), 12, &mut words).unwrap();
+        let keys: Vec<Vec<&str>> =
+            packing.windows.iter().map(|w| w.iter().map(|p| p.passage.key.as_str()).collect()).collect();
+        // 6 + 5 tokens; 4 + 7; 4.
+        assert_eq!(keys, [vec!["p0", "p1"], vec!["p2", "p3"], vec!["p4"]]);
+        let packing = pack(&candidates, Dealing::Apart(2), 10, &mut words).unwrap();
+        let counts: Vec<usize> = packing.windows.iter().map(Vec::len).collect();
+        // 6 alone; 5 + 4; 7 alone; 4.
+        assert_eq!((counts, packing.left_out.len()), (vec![1, 2, 1, 1], 0));
     }
 
     proptest! {
@@ -179,12 +202,13 @@ mod tests {
         fn a_window_never_exceeds_its_budget_and_nothing_is_lost_unsaid(
             texts in prop::collection::vec("([a-z]{1,4}[ .]{1,2}){0,20}", 0..8),
             budget in 0usize..60,
-            apart in any::<bool>(),
+            per_window in 0usize..4,
         ) {
             let candidates: Vec<_> = (0u32..).zip(&texts).map(|(i, t)| candidate(i, t)).collect();
-            let dealing = if apart { Dealing::Apart } else { Dealing::Together };
+            let dealing = if per_window > 0 { Dealing::Apart(per_window) } else { Dealing::Together };
             let packing = pack(&candidates, dealing, budget, &mut words).unwrap();
             for window in &packing.windows {
+                prop_assert!(per_window == 0 || window.len() <= per_window);
                 let recount: usize = window.iter().map(|p| words(&p.passage.title, &p.passage.text).unwrap().len()).sum();
                 prop_assert!(recount <= budget);
                 prop_assert_eq!(recount, window.iter().map(|p| p.passage.tokens).sum::<usize>());

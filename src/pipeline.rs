@@ -10,6 +10,7 @@ use crate::confidence::{Calibration, Features};
 use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::pack::{self, Dealing, Packing};
+use crate::read::choose::WindowAnswer;
 use crate::read::lm::OnText;
 use crate::read::reader::{Reader, Reading};
 use crate::rerank::{CrossEncoder, PairCuts, Patience};
@@ -28,13 +29,13 @@ pub struct Depths {
     pub patience: Option<Patience>,
     /// Of these, how many are offered to the reader's windows.
     pub read: usize,
-    /// Whether each gets a window of its own.
-    pub apart: bool,
+    /// Passages to a window; 0 = one window for all.
+    pub per_window: usize,
 }
 
 impl Default for Depths {
     fn default() -> Self {
-        Self { retrieve: 100, rerank: 50, patience: None, read: 5, apart: true }
+        Self { retrieve: 100, rerank: 50, patience: None, read: 5, per_window: 1 }
     }
 }
 
@@ -146,7 +147,10 @@ impl Pipeline {
             .take(self.depths.read)
             .map(|hit| Ok((hit, self.index.passage(hit.passage)?)))
             .collect::<Result<Vec<(Hit, Passage)>>>()?;
-        let dealing = if self.depths.apart { Dealing::Apart } else { Dealing::Together };
+        let dealing = match self.depths.per_window {
+            0 => Dealing::Together,
+            count => Dealing::Apart(count),
+        };
         pack::pack(&candidates, dealing, budget, &mut |title, text| reader.block(title, text))
     }
 
@@ -183,6 +187,7 @@ fn assemble(question: &str, found: Found, packing: Packing, reading: Reading, la
         retrieved: found.retrieved,
         reranked: found.reranked,
         windows,
+        said: reading.windows,
         left_out: packing.left_out,
         features,
         withheld: None,
@@ -290,6 +295,8 @@ pub struct Trace {
     pub reranked: Vec<Hit>,
     /// What the reader saw, window by window.
     pub windows: Vec<Vec<PackedPassage>>,
+    /// What the reader said to each, before one was chosen.
+    pub said: Vec<WindowAnswer>,
     /// What did not get in whole, and why.
     pub left_out: Vec<LeftOut>,
     /// What the confidence was computed from.

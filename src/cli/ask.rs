@@ -188,6 +188,18 @@ fn explain_trace(trace: &crate::pipeline::Trace, index: &Index) -> Result<()> {
             ))?;
         }
     }
+    if trace.said.len() > 1 {
+        output::line(format_args!("{BOLD}read{BOLD:#}"))?;
+        for (i, said) in trace.said.iter().enumerate() {
+            let abstain = said.p_abstain.map(|p| format!(", nothing there {p:.2}")).unwrap_or_default();
+            output::line(format_args!(
+                "{:>4}. {}  {DIM}log-likelihood {:.2}{abstain}{DIM:#}",
+                i + 1,
+                if said.answer.is_empty() { "-" } else { &said.answer },
+                said.log_likelihood
+            ))?;
+        }
+    }
     for left in &trace.left_out {
         output::line(format_args!("   -  {:>4} tokens of {} left out: {}", left.tokens, left.key, left.reason))?;
     }

@@ -15,6 +15,7 @@ use crate::eval::provenance::CalibrationIdentity;
 use crate::index::Index;
 use crate::pipeline::{Depths, Pipeline};
 use crate::progress::Progress;
+use crate::read::choose::Choice;
 use crate::read::decode::Decoding;
 use crate::read::prompts;
 use crate::read::reader::{Reader, ReaderSettings};
@@ -90,9 +91,15 @@ pub struct ReadingArgs {
     /// Passages that the reader sees
     #[arg(long, default_value_t = PASSAGES, value_name = "N")]
     pub passages: usize,
-    /// Put all passages into one window (default: read each in a window of its own and take the best answer)
+    /// Passages to a window
+    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "together")]
+    pub per_window: usize,
+    /// Put all passages into one window
     #[arg(long)]
     pub together: bool,
+    /// How windows compete: best (the answer that looks best in one), or vote (windows that say the same add up)
+    #[arg(long, default_value_t = ReaderSettings::default().choice, value_name = "HOW")]
+    pub choose: Choice,
     /// Hold the answer to a stretch of a passage
     #[arg(long)]
     pub grounded: bool,
@@ -157,7 +164,9 @@ impl ReadingArgs {
         Self {
             lm: lm.to_owned(),
             passages: PASSAGES,
+            per_window: 1,
             together: false,
+            choose: settings.choice,
             grounded: settings.grounded,
             prompt: None,
             template: None,
@@ -206,13 +215,17 @@ impl ReadingArgs {
                 "0 gives every answer; `nunatak eval` shows what a threshold costs",
             ));
         }
-        if self.passages == 0 || self.max_answer == 0 {
-            return Err(Error::request("--passages and --max-answer must be at least 1", "the defaults are 5 and 24"));
+        if self.passages == 0 || self.max_answer == 0 || self.per_window == 0 {
+            return Err(Error::request(
+                "--passages, --per-window and --max-answer must be at least 1",
+                "the defaults are 5, 1 and 24",
+            ));
         }
         Ok(ReaderSettings {
             template: self.template.unwrap_or_default(),
             grounded: self.grounded,
             window: self.window,
+            choice: self.choose,
             score_weight: self.score_weight,
             decoding: Decoding {
                 max_new_tokens: self.max_answer,
@@ -350,7 +363,7 @@ pub fn build(
             keep: reading.map_or(BEST_WITHOUT_READER, |r| r.passages),
         }),
         read: reading.map_or(0, |r| r.passages),
-        apart: reading.is_none_or(|r| !r.together),
+        per_window: reading.map_or(1, |r| if r.together { 0 } else { r.per_window }),
     };
     let mut pipeline = Pipeline::new(index, retriever, reranker, reader, depths);
     let mut calibration = None;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::index::Index;
 use crate::pipeline::{Answer, Found, Trace};
+use crate::read::choose::WindowAnswer;
 use crate::types::{Evidence, Hit};
 
 /// Most entries of each list.
@@ -23,6 +24,9 @@ pub struct QuestionTrace {
     pub reranked: Vec<Ranked>,
     /// What the reader saw.
     pub packed: Vec<InWindow>,
+    /// What the reader said to each window.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub said: Vec<WindowAnswer>,
     /// What did not get in whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<Left>,
@@ -98,6 +102,7 @@ impl QuestionTrace {
             retrieved: ranked(&found.retrieved, None, index)?,
             reranked: ranked(&found.reranked, Some(&found.retrieved), index)?,
             packed: trace.map(packed).unwrap_or_default(),
+            said: trace.map(|t| t.said.iter().take(KEPT).cloned().collect()).unwrap_or_default(),
             left_out: left_out
                 .take(KEPT)
                 .map(|left| Left { key: left.key.clone(), tokens: left.tokens, reason: left.reason.clone() })

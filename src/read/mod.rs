@@ -1,5 +1,6 @@
 //! The frozen language model as a reader: prompt in, short answer out, and what the answer rests on.
 
+pub mod choose;
 pub mod decode;
 pub mod ground;
 pub mod lm;

@@ -1,7 +1,6 @@
 //! The reader: question and packed windows in, one short answer with its evidence out.
 //!
-//! Several windows are read as a batch, and the answer is chosen by how likely the model found it and how
-//! well the window's passage ranked.
+//! Several windows are read as a batch; `choose` says whose answer counts.
 
 use std::sync::Arc;
 
@@ -9,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::pack::Window;
-use crate::read::decode::{Decoding, Generation};
+use crate::read::choose::{Choice, WindowAnswer, choose};
+use crate::read::decode::Decoding;
 use crate::read::ground;
 use crate::read::lm::{FrozenLm, OnText, Prompt};
 use crate::read::prefix::{Prefix, check_target};
@@ -29,8 +29,9 @@ pub struct ReaderSettings {
     pub grounded: bool,
     /// Tokens of a window, prompt and answer included; never more than the model's own.
     pub window: usize,
-    /// Weight of a window's best passage score beside the answer's mean log-probability, when several
-    /// windows compete.
+    /// How windows compete.
+    pub choice: Choice,
+    /// Weight of a window's best passage score beside the answer's log-likelihood, when several windows compete.
     pub score_weight: f32,
     /// Decoding.
     pub decoding: Decoding,
@@ -42,6 +43,7 @@ impl Default for ReaderSettings {
             template: TemplateKind::FewShot,
             grounded: false,
             window: 2048,
+            choice: Choice::default(),
             score_weight: 10.0,
             decoding: Decoding::default(),
         }
@@ -64,6 +66,8 @@ pub struct Reading {
     pub p_abstain: Option<f32>,
     /// Where it stands in the passages.
     pub evidence: Vec<Evidence>,
+    /// What was said to each window.
+    pub windows: Vec<WindowAnswer>,
     /// Tokens given to the model, over all windows.
     pub prompt_tokens: usize,
     /// Tokens it generated, over all windows.
@@ -175,10 +179,19 @@ impl Reader {
         let mut decoding = self.settings.decoding.clone();
         decoding.stop.clone_from(&self.template.stop);
         let (answers, spans) = self.lm.generate(&prompts, &decoding, constraints, on_text)?;
-        let best = (0..answers.len())
-            .map(|row| (row, self.worth(&answers[row], &windows[row])))
-            .reduce(|best, next| if next.1 > best.1 { next } else { best })
-            .map_or(0, |(row, _)| row);
+        let said: Vec<WindowAnswer> = answers
+            .iter()
+            .zip(windows)
+            .map(|(answer, window)| WindowAnswer {
+                answer: answer.text.trim().to_owned(),
+                // JSON has no infinity.
+                log_likelihood: answer.logprobs.iter().sum::<f32>().max(f32::MIN),
+                rank_score: window.iter().map(|p| p.passage.score).fold(f32::NEG_INFINITY, f32::max),
+                p_abstain: answer.nothing.map(f32::exp),
+            })
+            .collect();
+        let chosen = choose(&said, self.settings.choice, self.settings.score_weight);
+        let best = chosen.map_or(0, |c| c.window);
         let evidence = match spans.get(best).copied().flatten() {
             Some(span) => vec![cite(&windows[best], span)],
             None if self.settings.grounded => Vec::new(),
@@ -191,39 +204,20 @@ impl Reader {
         let answer = match evidence.first() {
             Some(evidence) if self.settings.grounded => evidence.text.clone(),
             _ if self.settings.grounded => String::new(),
-            _ => answers[best].text.trim().to_owned(),
+            _ => said[best].answer.clone(),
         };
         Ok(Reading {
             answer,
             score: answers[best].mean_logprob(),
-            log_likelihood: answers[best].logprobs.iter().sum(),
-            lead: self.lead(best, &answers, windows),
-            p_abstain: answers[best].nothing.map(f32::exp),
+            log_likelihood: said[best].log_likelihood,
+            lead: chosen.and_then(|c| c.lead),
+            p_abstain: said[best].p_abstain,
             evidence,
+            windows: said,
             prompt_tokens: prompts.iter().map(Prompt::positions).sum(),
             answer_tokens: answers.iter().map(|a| a.tokens.len()).sum(),
         })
     }
-
-    /// How much better the answer of window `best` looks than the best different one.
-    fn lead(&self, best: usize, answers: &[Generation], windows: &[Window]) -> Option<f32> {
-        let worth = |row: usize| Some(self.worth(answers.get(row)?, windows.get(row)?));
-        let plain = |row: usize| answers.get(row).map(|a| plain(&a.text));
-        let others = (0..answers.len()).filter(|&row| plain(row) != plain(best)).filter_map(worth);
-        Some(worth(best)? - others.reduce(f32::max)?)
-    }
-
-    /// How good an answer looks: likelihood, and the rank score of the best passage it was read from.
-    fn worth(&self, answer: &Generation, window: &Window) -> f32 {
-        let score = window.iter().map(|p| p.passage.score).fold(f32::NEG_INFINITY, f32::max);
-        let likelihood: f32 = answer.logprobs.iter().sum();
-        likelihood + self.settings.score_weight * score
-    }
-}
-
-/// An answer without what does not make it a different one: case, spaces, punctuation.
-fn plain(answer: &str) -> String {
-    answer.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
 /// A span of a window's passages as evidence. Packed texts are beginnings of the stored ones, so offsets hold in both.

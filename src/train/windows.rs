@@ -72,7 +72,8 @@ impl Asked {
 impl Sample {
     /// Tokens that go into the model.
     pub fn len(&self) -> usize {
-        self.passages.len() + self.asked.iter().map(|a| (a.tail.len() + a.target.len()).saturating_sub(1)).sum::<usize>()
+        self.passages.len()
+            + self.asked.iter().map(|a| (a.tail.len() + a.target.len()).saturating_sub(1)).sum::<usize>()
     }
 
     /// Whether there is nothing to compute.
