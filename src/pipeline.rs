@@ -99,6 +99,11 @@ impl Pipeline {
         self.reader.as_ref()
     }
 
+    /// The reader, to let it work by itself.
+    pub fn reader_mut(&mut self) -> Option<&mut Reader> {
+        self.reader.as_mut()
+    }
+
     /// Answer a question.
     pub fn answer(&mut self, question: &str, on_text: OnText) -> Result<Answer> {
         let found = self.find(question)?;
@@ -166,6 +171,7 @@ fn no_reader() -> Error {
 fn assemble(question: &str, found: Found, packing: Packing, reading: Reading, latency_ms: Latency) -> Answer {
     let usage = Usage {
         prompt_tokens: reading.prompt_tokens,
+        cached_tokens: reading.cached_tokens,
         answer_tokens: reading.answer_tokens,
         truncated: !packing.left_out.is_empty(),
         rerank_cuts: Some(found.cuts).filter(|cuts| !cuts.is_empty()),
@@ -260,6 +266,8 @@ pub struct Answer {
 pub struct Usage {
     /// Tokens put into the language model.
     pub prompt_tokens: usize,
+    /// Of these, tokens of passages whose states were kept from before, in memory or beside the index.
+    pub cached_tokens: usize,
     /// Tokens it generated.
     pub answer_tokens: usize,
     /// Whether any passage was cut or left out for lack of room.

@@ -133,8 +133,15 @@ pub fn print(answer: &Answer, index: &Index, explain: bool) -> Result<()> {
         let usage = &answer.usage;
         let ms = &usage.latency_ms;
         output::line(format_args!(
-            "\n  {DIM}{} prompt tokens, {} answer tokens; ms: retrieve {:.0}, rerank {:.0}, pack {:.0}, read {:.0}, total {:.0}{DIM:#}",
-            usage.prompt_tokens, usage.answer_tokens, ms.retrieve, ms.rerank, ms.pack, ms.read, ms.total
+            "\n  {DIM}{} prompt tokens ({} of them kept from before), {} answer tokens; ms: retrieve {:.0}, rerank {:.0}, pack {:.0}, read {:.0}, total {:.0}{DIM:#}",
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.answer_tokens,
+            ms.retrieve,
+            ms.rerank,
+            ms.pack,
+            ms.read,
+            ms.total
         ))?;
     }
     Ok(())

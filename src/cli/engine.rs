@@ -37,7 +37,7 @@ const RERANK_DEPTH: usize = 50;
 const BEST_WITHOUT_READER: usize = 10;
 /// Passages the reader sees.
 const PASSAGES: usize = 5;
-/// Megabytes for states of passages: some forty passages of the starter model.
+/// Megabytes for states of passages: some eighty passages of the starter model.
 const PASSAGE_CACHE: u64 = 256;
 
 /// How passages are found.
@@ -111,7 +111,7 @@ pub struct ReadingArgs {
     #[arg(long)]
     pub template: Option<TemplateKind>,
     /// Memory for the states of passages already read, in MB: a passage that comes again is not computed again, and
-    /// answers stay the same
+    /// answers stay the same; `nunatak index warm` keeps them on disk
     #[arg(long, default_value_t = PASSAGE_CACHE, value_name = "MB")]
     pub passage_cache: u64,
     /// Tokens of a window, prompt and answer included
@@ -353,6 +353,7 @@ pub fn build(
     };
     if let (Some(reader), Some(args)) = (&mut reader, reading) {
         reader.keep_passages(args.passage_cache << 20);
+        reader.look_beside(&retrieval.index);
     }
     models.extend(reader_model.iter().map(|(model, _, _)| ("lm", model.name(), model.fingerprint())));
     let depths = Depths {

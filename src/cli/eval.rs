@@ -21,6 +21,7 @@ use crate::eval::page;
 use crate::eval::prediction::Outcome;
 use crate::eval::provenance::Setup;
 use crate::eval::run::{self, DEFAULT_KS, RunOptions};
+use crate::eval::sweep;
 use crate::progress::Progress;
 
 /// Measure over a set of questions: exact match, F1, recall, latency.
@@ -71,8 +72,10 @@ pub enum EvalCommand {
     Compare(CompareArgs),
     /// Fit the probabilities of --min-confidence to a run on training questions
     Calibrate(CalibrateArgs),
+    /// Try every way to choose among the windows that a run read
+    Sweep(AtRunArgs),
     /// Make the page report.html of a run again
-    Report(ReportArgs),
+    Report(AtRunArgs),
 }
 
 /// A run.
@@ -144,9 +147,9 @@ pub struct CalibrateArgs {
     pub out: PathBuf,
 }
 
-/// A page.
+/// A run that is there.
 #[derive(Debug, Clone, Args)]
-pub struct ReportArgs {
+pub struct AtRunArgs {
     /// The --out folder of a complete run
     #[arg(long, value_name = "DIR")]
     pub run: PathBuf,
@@ -238,6 +241,10 @@ pub fn run_with(
             let calibration = fit::calibrate(&args.run)?;
             write_whole(&args.out, &calibration)?;
             if json { to_json(&calibration)? } else { calibration.summary() }
+        }
+        (Some(EvalCommand::Sweep(args)), _) => {
+            let sweep = sweep::sweep(&args.run)?;
+            if json { to_json(&sweep)? } else { sweep.table() }
         }
         (Some(EvalCommand::Report(args)), _) => {
             let page = page::remake(&args.run)?;

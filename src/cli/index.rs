@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::cli::Globals;
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
+use crate::cli::warm::{self, WarmArgs};
 use crate::corpus::{self, CorpusOptions};
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
@@ -37,6 +38,8 @@ enum IndexCommand {
     Info(AtArgs),
     /// Check every byte of an index
     Verify(AtArgs),
+    /// Keep what the reader makes of passages, so that the first question about them is answered as fast as the second
+    Warm(Box<WarmArgs>),
 }
 
 /// Options of `nunatak index build`.
@@ -89,6 +92,7 @@ pub fn run(args: &IndexArgs, globals: &Globals) -> Result<()> {
         IndexCommand::Build(args) => build(args, globals),
         IndexCommand::Info(args) => info(args, globals),
         IndexCommand::Verify(args) => verify(args, globals),
+        IndexCommand::Warm(args) => warm::run(args, globals),
     }
 }
 

@@ -16,6 +16,7 @@ pub mod search;
 pub mod setup;
 pub mod train;
 pub mod train_reranker;
+pub mod warm;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

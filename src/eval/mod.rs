@@ -24,6 +24,7 @@ pub mod ranking;
 pub mod report;
 pub mod run;
 pub mod selective;
+pub mod sweep;
 mod table;
 pub mod trace;
 pub mod trec;

@@ -105,6 +105,9 @@ pub struct Prediction {
     pub prompt_tokens: usize,
     /// Tokens it generated.
     pub answer_tokens: usize,
+    /// Of the prompt's tokens those of passages whose states were kept from before.
+    #[serde(default)]
+    pub cached_tokens: usize,
 }
 
 /// An answer that was not given.
@@ -223,6 +226,7 @@ impl Prediction {
             latency_ms: latency.into(),
             prompt_tokens: answer.as_ref().map_or(0, |a| a.usage.prompt_tokens),
             answer_tokens: answer.as_ref().map_or(0, |a| a.usage.answer_tokens),
+            cached_tokens: answer.as_ref().map_or(0, |a| a.usage.cached_tokens),
         }
     }
 

@@ -62,6 +62,7 @@ pub struct Columns {
     pub(super) latency: [Vec<f64>; 5],
     prompt_tokens: Vec<f64>,
     answer_tokens: Vec<f64>,
+    cached_tokens: Vec<f64>,
 }
 
 pub(super) const STAGES: [&str; 5] = ["retrieve", "rerank", "pack", "read", "total"];
@@ -84,6 +85,7 @@ impl Columns {
         if prediction.prediction.is_some() {
             self.prompt_tokens.push(prediction.prompt_tokens as f64);
             self.answer_tokens.push(prediction.answer_tokens as f64);
+            self.cached_tokens.push(prediction.cached_tokens as f64);
         }
     }
 }
@@ -110,7 +112,7 @@ pub(super) fn place(name: &str) -> (usize, usize) {
 impl Report {
     /// Sum up a run; intervals are drawn with the run's own seed.
     pub fn new(columns: Columns, provenance: Provenance) -> Self {
-        let Columns { n, metrics: values, scored, latency, prompt_tokens, answer_tokens } = columns;
+        let Columns { n, metrics: values, scored, latency, prompt_tokens, answer_tokens, cached_tokens } = columns;
         let mut values: Vec<(String, Vec<f64>)> = values.into_iter().collect();
         keep_telling(&mut values, |answered| *answered == 1.0);
         values.sort_by(|(a, _), (b, _)| (place(a), a).cmp(&(place(b), b)));
@@ -147,7 +149,11 @@ impl Report {
         });
         metrics.insert("latency_ms".into(), Value::Object(stages.collect()));
         if !prompt_tokens.is_empty() {
-            let tokens = json!({"prompt": token_summary(prompt_tokens), "answer": token_summary(answer_tokens)});
+            let tokens = json!({
+                "prompt": token_summary(prompt_tokens),
+                "cached": token_summary(cached_tokens),
+                "answer": token_summary(answer_tokens),
+            });
             metrics.insert("tokens".into(), tokens);
         }
         Self { n, metrics, intervals, provenance }

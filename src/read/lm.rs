@@ -9,6 +9,7 @@
 //! keeping them changes nothing but the time.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
@@ -16,6 +17,7 @@ use crate::read::decode::{Decoding, Finish, Generation, Next, Sampler, log_proba
 use crate::read::prefix::{Prefix, cache_order};
 use crate::read::soft_prompt::PromptKind;
 use crate::read::spans::{Span, SpanConstraint, Vocabulary};
+use crate::read::state_folder::StateFolder;
 use crate::read::states::{CacheStatistics, StateCache};
 use crate::runtime::kv_session::{KvCache, KvSession, States};
 use crate::runtime::model_dir::{LmShape, ModelDir, ModelKind};
@@ -37,6 +39,8 @@ pub struct FrozenLm {
     prefixes: HashMap<String, Arc<States>>,
     /// States of passages behind a prefix.
     passages: StateCache,
+    /// Index beside which more of them are kept.
+    beside: Option<PathBuf>,
 }
 
 /// Prefixes whose states are kept; more at once begin anew. Each takes a few megabytes.
@@ -90,6 +94,7 @@ impl FrozenLm {
             vocabulary: OnceLock::new(),
             prefixes: HashMap::new(),
             passages: StateCache::default(),
+            beside: None,
         })
     }
 
@@ -141,6 +146,16 @@ impl FrozenLm {
     /// Keep states of passages in up to so many bytes of memory; 0 (the default) keeps none.
     pub fn keep_passages(&mut self, bytes: u64) {
         self.passages = StateCache::new(bytes);
+    }
+
+    /// Look for states of passages beside this index too, where `nunatak index warm` put them.
+    pub fn look_beside(&mut self, index: &Path) {
+        self.beside = Some(index.to_path_buf());
+    }
+
+    /// Where states behind a prefix are kept beside an index.
+    pub fn state_folder(&self, index: &Path, prefix: &Prefix) -> StateFolder {
+        StateFolder::new(index, &self.fingerprint, &prefix.key(), &self.shape)
     }
 
     /// How the kept states of passages have done.
@@ -225,8 +240,8 @@ impl FrozenLm {
         Ok(states)
     }
 
-    /// Compute and keep the states of passages behind a prefix, if they are not kept yet.
-    pub fn warm(&mut self, prefix: &Prefix, passages: &[u32]) -> Result<()> {
+    /// The states of passages behind a prefix, computed or taken from where they are kept.
+    pub fn passage_states(&mut self, prefix: &Prefix, passages: &[u32]) -> Result<Arc<States>> {
         let mut cache = self.graph.new_cache(1, prefix.positions() + passages.len())?;
         self.read_passages(prefix, passages, &mut cache)
     }
@@ -240,25 +255,34 @@ impl FrozenLm {
         self.graph.states(&cache, 0)
     }
 
-    /// Fill an empty cache with the states of a prefix and of the passages behind it.
-    fn read_passages(&mut self, prefix: &Prefix, passages: &[u32], cache: &mut KvCache) -> Result<()> {
+    /// Fill an empty cache with the states of a prefix and of the passages behind it; gives the latter.
+    fn read_passages(&mut self, prefix: &Prefix, passages: &[u32], cache: &mut KvCache) -> Result<Arc<States>> {
         let key = prefix.key();
         let before = self.prefix_states(prefix, &key)?;
         self.graph.append(&before, cache)?;
         if passages.is_empty() {
-            return Ok(());
+            return Ok(Arc::new(States::short(Vec::new(), 0)));
         }
-        let keeps = self.passages.statistics().limit > 0;
-        if keeps && let Some(states) = self.passages.get(&key, passages) {
-            return self.graph.append(&states, cache);
+        if let Some(states) = self.passages.get(&key, passages) {
+            self.graph.append(&states, cache)?;
+            return Ok(states);
         }
-        let embeds = self.embed(passages)?;
-        self.graph.forward(cache, embeds, &[passages.len()], &[], false)?;
-        if keeps {
-            let states = self.graph.states(cache, before.positions())?;
-            self.passages.put(&key, passages, Arc::new(states));
-        }
-        Ok(())
+        let found = self.beside.as_ref().and_then(|index| self.state_folder(index, prefix).get(passages));
+        let states = match found {
+            Some(states) => {
+                self.passages.found_elsewhere(passages);
+                self.graph.append(&states, cache)?;
+                states
+            }
+            None => {
+                let embeds = self.embed(passages)?;
+                self.graph.forward(cache, embeds, &[passages.len()], &[], false)?;
+                self.graph.rounded_states(cache, before.positions())?
+            }
+        };
+        let states = Arc::new(states);
+        self.passages.put(&key, passages, states.clone());
+        Ok(states)
     }
 
     /// States of a prompt, and the logits after its last token.

@@ -9,5 +9,6 @@ pub mod prompts;
 pub mod reader;
 pub mod soft_prompt;
 pub mod spans;
+pub mod state_folder;
 pub mod states;
 pub mod template;

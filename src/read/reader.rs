@@ -2,6 +2,7 @@
 //!
 //! Several windows are read as a batch; `choose` says whose answer counts.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,9 @@ use crate::read::lm::{FrozenLm, OnText, Prompt};
 use crate::read::prefix::{Prefix, check_target};
 use crate::read::soft_prompt::SoftPrompt;
 use crate::read::spans::{Span, SpanConstraint};
+use crate::read::state_folder::StateFolder;
 use crate::read::template::{Template, TemplateKind};
+use crate::runtime::kv_session::States;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
 use crate::types::Evidence;
@@ -70,6 +73,8 @@ pub struct Reading {
     pub windows: Vec<WindowAnswer>,
     /// Tokens given to the model, over all windows.
     pub prompt_tokens: usize,
+    /// Of these, tokens of passages whose states were at hand.
+    pub cached_tokens: usize,
     /// Tokens it generated, over all windows.
     pub answer_tokens: usize,
 }
@@ -117,6 +122,21 @@ impl Reader {
     /// Keep states of passages in up to so many bytes of memory ([`FrozenLm::keep_passages`]).
     pub fn keep_passages(&mut self, bytes: u64) {
         self.lm.keep_passages(bytes);
+    }
+
+    /// Look for states of passages beside this index too ([`FrozenLm::look_beside`]).
+    pub fn look_beside(&mut self, index: &Path) {
+        self.lm.look_beside(index);
+    }
+
+    /// Where its states of passages are kept beside an index.
+    pub fn state_folder(&self, index: &Path) -> StateFolder {
+        self.lm.state_folder(index, &self.prefix)
+    }
+
+    /// The states of passages as they go into a window.
+    pub fn passage_states(&mut self, passages: &[u32]) -> Result<Arc<States>> {
+        self.lm.passage_states(&self.prefix, passages)
     }
 
     /// The language model.
@@ -178,7 +198,9 @@ impl Reader {
         });
         let mut decoding = self.settings.decoding.clone();
         decoding.stop.clone_from(&self.template.stop);
+        let cached = self.lm.cache_statistics().hit_tokens;
         let (answers, spans) = self.lm.generate(&prompts, &decoding, constraints, on_text)?;
+        let cached_tokens = (self.lm.cache_statistics().hit_tokens - cached) as usize;
         let said: Vec<WindowAnswer> = answers
             .iter()
             .zip(windows)
@@ -215,6 +237,7 @@ impl Reader {
             evidence,
             windows: said,
             prompt_tokens: prompts.iter().map(Prompt::positions).sum(),
+            cached_tokens,
             answer_tokens: answers.iter().map(|a| a.tokens.len()).sum(),
         })
     }

@@ -1,8 +1,9 @@
 //! States of passages, kept: the reader of `[prompt][passage][question]` computes the first two parts once.
 //!
 //! The keys and values that a passage leaves in every layer depend on what stands before it, and the language model is
-//! frozen: they are the same for every question. They are kept exactly as the model made them, so an answer with
-//! them is the answer without them. What is kept is bounded in bytes; what was not used for longest goes first.
+//! frozen: they are the same for every question. The reader rounds them to 16-bit floats whether they are kept or not,
+//! so an answer with them is the answer without them. What is kept is bounded in bytes; what was not used for longest
+//! goes first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use crate::runtime::kv_session::States;
 pub struct CacheStatistics {
     /// Passages whose states were at hand.
     pub hits: u64,
+    /// Tokens of these.
+    pub hit_tokens: u64,
     /// Passages that had to be computed.
     pub misses: u64,
     /// Passages kept now.
@@ -36,6 +39,7 @@ pub struct StateCache {
     order: BTreeMap<u64, Key>,
     clock: u64,
     hits: u64,
+    hit_tokens: u64,
     misses: u64,
 }
 
@@ -60,13 +64,25 @@ impl StateCache {
             self.misses += 1;
             return None;
         };
-        self.hits += 1;
         self.clock += 1;
         self.order.remove(&entry.used);
         entry.used = self.clock;
         let states = entry.states.clone();
         self.order.insert(self.clock, key);
+        self.hit(passages);
         Some(states)
+    }
+
+    /// Count a passage whose states were at hand, here or elsewhere.
+    fn hit(&mut self, passages: &[u32]) {
+        self.hits += 1;
+        self.hit_tokens += passages.len() as u64;
+    }
+
+    /// Count the last miss as a hit: its states were found elsewhere.
+    pub fn found_elsewhere(&mut self, passages: &[u32]) {
+        self.misses = self.misses.saturating_sub(1);
+        self.hit(passages);
     }
 
     /// Keep states; those that alone pass the limit are not.
@@ -97,7 +113,14 @@ impl StateCache {
     /// How it has done.
     pub fn statistics(&self) -> CacheStatistics {
         let entries = self.entries.len() as u64;
-        CacheStatistics { hits: self.hits, misses: self.misses, entries, bytes: self.bytes, limit: self.limit }
+        CacheStatistics {
+            hits: self.hits,
+            hit_tokens: self.hit_tokens,
+            misses: self.misses,
+            entries,
+            bytes: self.bytes,
+            limit: self.limit,
+        }
     }
 }
 
@@ -117,7 +140,10 @@ mod tests {
         assert!(cache.get("b", &[1, 2]).is_none());
         assert!(cache.get("a", &[1]).is_none());
         assert!(cache.get("a", &[1, 2]).is_some());
-        assert_eq!(cache.statistics(), CacheStatistics { hits: 1, misses: 2, entries: 1, bytes: 10, limit: 100 });
+        let expected = CacheStatistics { hits: 1, hit_tokens: 2, misses: 2, entries: 1, bytes: 10, limit: 100 };
+        assert_eq!(cache.statistics(), expected);
+        cache.found_elsewhere(&[1]);
+        assert_eq!(cache.statistics(), CacheStatistics { hits: 2, hit_tokens: 3, misses: 1, ..expected });
     }
 
     #[test]

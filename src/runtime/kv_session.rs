@@ -5,6 +5,8 @@
 //! GroupQueryAttention then writes new positions behind the old ones and nothing is copied from step to
 //! step. The attention mask says how much of the buffer is filled.
 
+use std::borrow::Cow;
+
 use half::f16;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::IoBinding;
@@ -33,8 +35,8 @@ pub struct KvCache {
     binding: IoBinding,
 }
 
-/// Keys and values of some positions of one sequence, as the graph holds them: key and value of each layer in turn,
-/// each `[kv_heads, positions, head_dim]`.
+/// Keys and values of some positions of one sequence: key and value of each layer in turn, each
+/// `[kv_heads, positions, head_dim]`, as the graph holds them or in 16-bit floats.
 #[derive(Debug, Clone, PartialEq)]
 pub struct States {
     positions: usize,
@@ -60,6 +62,19 @@ impl States {
             Floats::F16(tensors) => tensors.iter().map(|t| size_of_val(t.as_slice())).sum(),
         };
         size as u64
+    }
+
+    /// States in 16-bit floats.
+    pub fn short(tensors: Vec<Vec<f16>>, positions: usize) -> Self {
+        Self { positions, data: Floats::F16(tensors) }
+    }
+
+    /// Their numbers in 16-bit floats, tensor by tensor.
+    pub fn halves(&self) -> Cow<'_, [Vec<f16>]> {
+        match &self.data {
+            Floats::F16(tensors) => Cow::Borrowed(tensors),
+            Floats::F32(tensors) => tensors.iter().map(|t| t.iter().map(|&x| short(x)).collect()).collect(),
+        }
     }
 
     /// Some states that take this many bytes, an even number of them.
@@ -189,6 +204,20 @@ impl KvSession {
         Ok(States { positions, data })
     }
 
+    /// The states of the positions `from..` of the only sequence of a cache in 16-bit floats, to which the cache is
+    /// rounded with them: what is computed from the cache and what is computed from the states is the same, bit for
+    /// bit, whoever kept them and wherever.
+    pub fn rounded_states(&self, cache: &mut KvCache, from: usize) -> Result<States> {
+        let exact = self.states(cache, from)?;
+        let Floats::F32(_) = exact.data else { return Ok(exact) };
+        let rounded = States::short(exact.halves().into_owned(), exact.positions);
+        if let Some(length) = cache.lengths.first_mut() {
+            *length = from;
+        }
+        self.append(&rounded, cache)?;
+        Ok(rounded)
+    }
+
     /// Append states to the only sequence of a cache.
     pub fn append(&self, states: &States, cache: &mut KvCache) -> Result<()> {
         let failed = "filling the KV cache";
@@ -205,6 +234,13 @@ impl KvSession {
                 for (target, source) in cache.tensors.iter_mut().zip(data) {
                     let (_, target) = target.try_extract_tensor_mut::<f32>().map_err(Error::internal(failed))?;
                     slice.put(source, target, from, states.positions);
+                }
+            }
+            Floats::F16(data) if self.shape.kv_dtype != "f16" => {
+                for (target, source) in cache.tensors.iter_mut().zip(data) {
+                    let (_, target) = target.try_extract_tensor_mut::<f32>().map_err(Error::internal(failed))?;
+                    let source: Vec<f32> = source.iter().map(|x| x.to_f32()).collect();
+                    slice.put(&source, target, from, states.positions);
                 }
             }
             Floats::F16(data) => {
@@ -250,6 +286,11 @@ impl KvSession {
         }
         Ok(())
     }
+}
+
+/// The nearest 16-bit float; what is beyond their range becomes the last of them, as infinities would spoil all sums.
+fn short(x: f32) -> f16 {
+    f16::from_f32(x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
 }
 
 /// `take` of every tensor of a cache.

@@ -138,6 +138,7 @@ fn bench(args: &RunArgs, answers: &'static [&'static str], stop_at: Option<&'sta
                 usage: Usage {
                     prompt_tokens: 100 + number,
                     answer_tokens: 2,
+                    cached_tokens: 0,
                     truncated: false,
                     latency_ms: latency,
                     rerank_cuts: None,

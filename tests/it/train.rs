@@ -2,8 +2,18 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use assert_cmd::Command;
+use nunatak::eval::dataset::{self, Dataset};
+use nunatak::index::Index;
+use nunatak::progress::Quiet;
+use nunatak::read::template::{Template, TemplateKind};
+use nunatak::runtime::model_dir::ModelKind;
+use nunatak::runtime::session::RuntimeOptions;
+use nunatak::runtime::setup;
+use nunatak::runtime::tokenizer::TextTokenizer;
+use nunatak::train::windows::{WindowSettings, Windows};
 use serde_json::Value;
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/demo/passages.jsonl");
@@ -59,6 +69,58 @@ fn a_prompt_from_questions_to_answers() {
         .assert()
         .failure()
         .stderr(predicates::str::contains("other settings, data or models"));
+}
+
+#[test]
+fn questions_about_one_passage_share_its_window() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = Arc::new(Index::open(&index(folder.path())).unwrap());
+    let answers = ["bare rock", "Inuit", "Greenland", "landmarks", "bedrock", "Lichens and mosses", "snow petrel"];
+    let line = |answer: &str| {
+        let question = format!("what about {answer}");
+        serde_json::json!({"question": question, "answers": [answer], "positive_ids": ["nunatak"]}).to_string()
+    };
+    let questions = folder.path().join("questions.jsonl");
+    fs::write(&questions, answers.map(line).join("\n")).unwrap();
+    let set = dataset::read(&questions, 0).unwrap();
+    let model = setup::model("SmolLM2-135M-Instruct", &RuntimeOptions::default(), &Quiet).unwrap();
+    let ModelKind::Lm(shape) = &model.description.kind else { panic!("no language model") };
+    let tokenizer = Arc::new(TextTokenizer::open(&model).unwrap());
+    let template = Arc::new(Template::new(TemplateKind::Plain, shape, &tokenizer, &model.name()).unwrap());
+    let windows = |sets: &[Dataset], settings: WindowSettings| {
+        Windows::new(sets, &index, &tokenizer, &template, &settings).unwrap()
+    };
+    let plain = WindowSettings { several: 0.0, absent: 0.0, short: 0.0, ..WindowSettings::default() };
+
+    let (whole, intake) = windows(std::slice::from_ref(&set), plain.clone());
+    assert_eq!((whole.len(), intake.used), (2, 7), "at most six to a window, shared out evenly");
+    let mut said = Vec::new();
+    for sample in (0..2).map(|i| whole.sample(i).unwrap()) {
+        let text = tokenizer.decode(&sample.passages).unwrap();
+        assert!(text.starts_with("Passage: Nunatak. A nunatak is") && text.ends_with("open water.\n"), "{text}");
+        for asked in &sample.asked {
+            assert_eq!(asked.input().len(), asked.tail.len() + asked.target.len() - 1);
+            let tail = tokenizer.decode(&asked.tail).unwrap();
+            let target = tokenizer.decode(&asked.target).unwrap();
+            assert_eq!(tail, format!("Question: what about{}Answer:", target), "{tail} {target}");
+            said.push(target.trim().to_owned());
+        }
+        let asked: usize = sample.asked.iter().map(|a| a.input().len()).sum();
+        assert_eq!(sample.len(), sample.passages.len() + asked);
+    }
+    assert_eq!(said, answers);
+
+    // A set that is given twice has windows of its own, and held-out questions share no passage with the others.
+    let (twice, _) = windows(&[set.clone(), set.clone()], plain.clone());
+    assert_eq!(twice.len(), 4);
+    let (kept, held) = twice.hold_out(1);
+    assert_eq!((kept.len(), held.len()), (0, 4));
+    // What is cut down to one answer is asked for that one alone, and so is a passage without it.
+    let (absent, _) = windows(std::slice::from_ref(&set), WindowSettings { absent: 0.999, ..plain });
+    let sample = absent.sample(0).unwrap();
+    assert_eq!(sample.asked.len(), 1);
+    assert_eq!(tokenizer.decode(&sample.asked[0].target).unwrap(), "\n");
+    assert!(!tokenizer.decode(&sample.passages).unwrap().contains("bare rock"));
 }
 
 #[test]

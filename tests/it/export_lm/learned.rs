@@ -99,6 +99,27 @@ fn the_trainers_forward_pass_is_candles() {
 }
 
 #[test]
+fn what_goes_on_from_a_shared_sequence_is_as_if_it_stood_alone() {
+    for family in FAMILIES {
+        let both = Both::new(family, Precision::Fp32);
+        let lm = both.trained();
+        let (passage, first, second) = (prompt(12, 5), prompt(4, 6), prompt(6, 7));
+        let mut packed = Packed::default();
+        let shared = packed.push(12, 0..0);
+        packed.push(4, shared.clone());
+        packed.push(6, shared);
+        let embeds = lm.embed(&[passage.as_slice(), &first, &second].concat()).unwrap();
+        let rows: Vec<u32> = (12..22).collect();
+        let together = floats(&lm.logits(&lm.forward(&embeds, &packed, None, &rows).unwrap()).unwrap());
+        let alone = [&first, &second].map(|ids| {
+            let logits = family.logits(&family.weights(5), &[passage.as_slice(), ids].concat());
+            logits[12..].concat()
+        });
+        assert_close(&together, &alone.concat(), 1e-4, &format!("{family:?}"));
+    }
+}
+
+#[test]
 fn a_prefix_of_states_is_the_words_it_was_made_of() {
     for family in FAMILIES.into_iter().filter(|f| *f != Family::Mistral) {
         let lm = Both::new(family, Precision::Fp32).trained();
@@ -169,14 +190,32 @@ fn kept_states_change_nothing() {
 }
 
 #[test]
-fn a_warmed_passage_is_a_hit() {
-    let both = Both::new(Family::Llama, Precision::Fp32);
-    let mut lm = both.served();
-    lm.keep_passages(1 << 20);
-    let asked = behind(Prefix::Words(prompt(3, 4)));
-    lm.warm(&asked.prefix, &asked.passages).unwrap();
-    generate(&mut lm, &[asked]);
-    assert_eq!((lm.cache_statistics().hits, lm.cache_statistics().misses), (1, 1));
+fn states_beside_an_index_change_nothing_and_damaged_ones_are_not_used() {
+    for precision in [Precision::Fp32, Precision::Fp16, Precision::Int8] {
+        let both = Both::new(Family::Llama, precision);
+        let (index, mut plain) = (tempfile::tempdir().unwrap(), both.served());
+        let prefix = both.prompt_of(&prompt(9, 1), PromptKind::States);
+        let asked = Prompt { tail: prompt(6, 10), ..behind(prefix.clone()) };
+        let expected = generate(&mut plain, std::slice::from_ref(&asked)).remove(0);
+        let folder = plain.state_folder(index.path(), &prefix);
+        let states = plain.passage_states(&prefix, &asked.passages).unwrap();
+        folder.put(&asked.passages, &states).unwrap();
+
+        let mut beside = both.served();
+        beside.look_beside(index.path());
+        for hits in [1, 2] {
+            assert_eq!(generate(&mut beside, std::slice::from_ref(&asked)).remove(0), expected, "{precision}");
+            let statistics = beside.cache_statistics();
+            assert_eq!((statistics.hits, statistics.misses), (hits, 0));
+            assert_eq!(statistics.hit_tokens, hits * asked.passages.len() as u64);
+        }
+        let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+        let mut bytes = std::fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        assert_eq!(generate(&mut beside, std::slice::from_ref(&asked)).remove(0), expected, "{precision}");
+        assert_eq!(beside.cache_statistics().misses, 1);
+    }
 }
 
 #[test]
