@@ -11,6 +11,7 @@ use crate::cli::train_reranker::{self, RerankerArgs};
 use crate::error::{Error, Result};
 use crate::read::soft_prompt::PromptKind;
 use crate::runtime::setup::{self, Manifest};
+use crate::train::device;
 use crate::train::ops;
 use crate::train::optimiser::OptimiserSettings;
 use crate::train::prompt_run::{self, PROMPT, PromptRun};
@@ -224,6 +225,7 @@ pub fn run(args: &TrainArgs, globals: &Globals) -> Result<()> {
 
 fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
     let run = args.run()?;
+    let device = device::open(globals.device)?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let model = setup::locate(&args.lm, &options, progress.as_ref())?;
     let weights = match (&args.weights, Manifest::get()?.starter(model.stem())) {
@@ -237,8 +239,14 @@ fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
             ));
         }
     };
-    let record =
-        prompt_run::train(&run, &model, &weights, &args.training.out, args.training.resume, progress.as_ref())?;
+    let record = prompt_run::train(
+        &run,
+        &model,
+        (&weights, &device),
+        &args.training.out,
+        args.training.resume,
+        progress.as_ref(),
+    )?;
     if globals.json {
         return output::json(&record);
     }

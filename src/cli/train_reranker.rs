@@ -17,6 +17,7 @@ use crate::rerank::CrossEncoder;
 use crate::retrieve::Mode;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup::{self, Manifest};
+use crate::train::device;
 use crate::train::optimiser::OptimiserSettings;
 use crate::train::reranker::GroupSettings;
 use crate::train::reranker_run::{self, MINED, Parts, RERANKER, RerankerRun};
@@ -147,6 +148,7 @@ impl RerankerArgs {
 /// Run `nunatak train reranker`.
 pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
     args.check()?;
+    let device = device::open(globals.device)?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let progress = progress.as_ref();
     let init = weights(&args.init, &options, progress)?;
@@ -159,7 +161,7 @@ pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
         None => None,
     };
     let mined = args.mined.clone().unwrap_or_else(|| args.training.out.join(MINED));
-    let parts = Parts { index, retriever: retriever.as_mut(), init, teacher, mined };
+    let parts = Parts { index, retriever: retriever.as_mut(), init, teacher, mined, device };
     let record =
         reranker_run::train(&args.run(&retrieval, mode)?, parts, &args.training.out, args.training.resume, progress)?;
     if globals.json {

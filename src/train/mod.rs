@@ -6,6 +6,7 @@
 
 pub mod bert;
 pub mod checkpoint;
+pub mod device;
 pub mod llama;
 mod math;
 pub mod mine;

@@ -49,11 +49,11 @@ pub struct PromptRun {
     pub trainer: TrainerSettings,
 }
 
-/// Train a prompt for the language model `model`, whose weights are at `weights`, in the folder `out`.
+/// Train a prompt for the language model `model`, whose weights are at `weights`, on `device` in the folder `out`.
 pub fn train(
     run: &PromptRun,
     model: &ModelDir,
-    weights: &Path,
+    (weights, device): (&Path, &Device),
     out: &Path,
     resume: bool,
     progress: &dyn Progress,
@@ -79,7 +79,7 @@ pub fn train(
         ));
     }
     progress.start(&format!("loading {}", model.name()), None, "");
-    let lm = Decoder::open(weights, &Device::Cpu)?;
+    let lm = Decoder::open(weights, device)?;
     let before = lm.weights_hash()?;
     progress.finish();
     let from = run.from.as_deref().map(SoftPrompt::load).transpose()?;

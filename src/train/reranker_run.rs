@@ -83,6 +83,8 @@ pub struct Parts<'a> {
     pub teacher: Option<CrossEncoder>,
     /// File of mined negatives.
     pub mined: PathBuf,
+    /// Where it computes.
+    pub device: Device,
 }
 
 /// What became of the questions.
@@ -135,7 +137,7 @@ pub fn train(run: &RerankerRun, parts: Parts, out: &Path, resume: bool, progress
     }
 
     progress.start(&format!("loading {}", run.init), None, "");
-    let mut bert = Bert::load(&parts.init, run.layers, run.trainer.seed, &Device::Cpu)?;
+    let mut bert = Bert::load(&parts.init, run.layers, run.trainer.seed, &parts.device)?;
     bert.train_words(run.train_words);
     progress.finish();
     if run.groups.max_tokens > bert.longest() {

@@ -1,10 +1,11 @@
 //! The three products of a dense layer over many rows.
 //!
-//! Work is cut into blocks of a fixed number of rows, so that the same numbers come out on any number of threads.
+//! Work is cut into blocks of a fixed number of rows, so that the same numbers come out on any number of threads; the
+//! products in 16-bit brain floats cut it themselves, and their sums do not depend on the cuts.
 
 use rayon::prelude::*;
 
-use crate::train::ops::gemm::{Into, Matrix, Threads, multiply};
+use crate::train::ops::gemm::{Into, Matrix, Threads, is_short, multiply};
 
 /// Most rows that one task takes through a product: enough to make up for packing the other matrix again.
 const ROWS: usize = 320;
@@ -24,25 +25,33 @@ const WEIGHT_ROWS: usize = 96;
 /// `y [T,n] = x [T,k] wᵀ + bias`, with `w` `[n,k]`; `then` is applied to each finished block of rows.
 pub(super) fn dense(x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32], then: impl Fn(usize, &mut [f32]) + Sync) {
     let n = bias.len();
-    let k = w.len() / n;
-    let block = block(y.len() / n);
+    let (rows, k) = (y.len() / n, w.len() / n);
+    let block = block(rows);
+    let w = Matrix::new(w, n, k).turned();
+    let begin = |y: &mut [f32]| y.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias));
+    if is_short(rows, n, k) {
+        y.par_chunks_mut(block * n).for_each(begin);
+        multiply(y, n, Into::Add, 1.0, Matrix::new(x, rows, k), w, Threads::All);
+        y.par_chunks_mut(block * n).enumerate().for_each(|(number, y)| then(number * block, y));
+        return;
+    }
     y.par_chunks_mut(block * n).zip(x.par_chunks(block * k)).enumerate().for_each(|(number, (y, x))| {
-        for row in y.chunks_exact_mut(n) {
-            row.copy_from_slice(bias);
-        }
-        let rows = y.len() / n;
-        multiply(y, n, Into::Add, 1.0, Matrix::new(x, rows, k), Matrix::new(w, n, k).turned(), Threads::One);
+        begin(y);
+        multiply(y, n, Into::Add, 1.0, Matrix::new(x, y.len() / n, k), w, Threads::One);
         then(number * block, y);
     });
 }
 
 /// `dx [T,k] (+)= dy [T,n] w`, the gradient of a dense layer's input.
 pub(super) fn dense_input(dy: &[f32], w: &[f32], n: usize, dx: &mut [f32], into: Into) {
-    let k = w.len() / n;
-    let block = block(dy.len() / n);
+    let (rows, k) = (dy.len() / n, w.len() / n);
+    let w = Matrix::new(w, n, k);
+    if is_short(rows, k, n) {
+        return multiply(dx, k, into, 1.0, Matrix::new(dy, rows, n), w, Threads::All);
+    }
+    let block = block(rows);
     dx.par_chunks_mut(block * k).zip(dy.par_chunks(block * n)).for_each(|(dx, dy)| {
-        let rows = dx.len() / k;
-        multiply(dx, k, into, 1.0, Matrix::new(dy, rows, n), Matrix::new(w, n, k), Threads::One);
+        multiply(dx, k, into, 1.0, Matrix::new(dy, dx.len() / k, n), w, Threads::One);
     });
 }
 
@@ -53,6 +62,9 @@ pub(super) fn dense_parameters(dy: &[f32], x: &[f32], dw: &mut [f32], dbias: &mu
     let rows = dy.len() / n;
     column_sums(dy, dbias);
     let (dy, x) = (Matrix::new(dy, rows, n), Matrix::new(x, rows, k));
+    if is_short(n, k, rows) {
+        return multiply(dw, k, Into::Set, 1.0, dy.turned(), x, Threads::All);
+    }
     dw.par_chunks_mut(WEIGHT_ROWS * k).enumerate().for_each(|(block, dw)| {
         let first = block * WEIGHT_ROWS;
         let columns = dw.len() / k;

@@ -47,6 +47,11 @@ pub fn set_precision(precision: Precision) -> Result<()> {
     Ok(())
 }
 
+/// Whether a product of an `[m, k]` by a `[k, n]` matrix on all threads is computed in 16-bit brain floats.
+pub(in crate::train) fn is_short(m: usize, n: usize, k: usize) -> bool {
+    bfloat::pays(m, n, k) && SHORT.load(Ordering::Relaxed)
+}
+
 /// A matrix that lies in a slice, with the strides of its two axes.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::train) struct Matrix<'a> {
@@ -160,7 +165,7 @@ pub(in crate::train) fn multiply(
         (m - 1) * stride + n <= dst.len() && a.end() <= a.data.len() && b.end() <= b.data.len(),
         "a matrix is longer than its slice"
     );
-    if threads == Threads::All && bfloat::pays(m, n, k) && SHORT.load(Ordering::Relaxed) {
+    if threads == Threads::All && is_short(m, n, k) {
         return bfloat::multiply(dst, stride, into, scale, a, b);
     }
     let parallelism = match threads {
