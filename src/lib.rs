@@ -15,6 +15,7 @@
 //! [`train`] learns the small modules around the frozen model; above them, [`cli`] is what people type.
 
 mod digest;
+mod disk;
 mod durable;
 pub mod error;
 pub mod plot;

@@ -37,6 +37,9 @@ const RERANK_DEPTH: usize = 50;
 const BEST_WITHOUT_READER: usize = 10;
 /// Passages the reader sees.
 const PASSAGES: usize = 5;
+/// Weight of a cross-encoder's score when windows compete: it learned the softmax of its scores as the probability of
+/// being the right passage, so the score is that log-probability but for a constant, as the likelihood is the answer's.
+const RERANK_SCORE_WEIGHT: f32 = 1.0;
 /// Megabytes for states of passages: some eighty passages of the starter model.
 const PASSAGE_CACHE: u64 = 256;
 
@@ -129,9 +132,10 @@ pub struct ReadingArgs {
     /// Sample among the K likeliest tokens; 0 takes all
     #[arg(long, default_value_t = 0, value_name = "K")]
     pub top_k: usize,
-    /// Weight of a passage's rank score beside the answer's log-likelihood when windows compete
-    #[arg(long, default_value_t = ReaderSettings::default().score_weight, value_name = "W")]
-    pub score_weight: f32,
+    /// Weight of a passage's rank score beside the answer's log-likelihood when windows compete [default: 10, or 1
+    /// behind a cross-encoder]
+    #[arg(long, value_name = "W")]
+    pub score_weight: Option<f32>,
     /// Withhold an answer whose probability of being right is below this; 0 gives them all
     #[arg(long, default_value_t = 0.0, value_name = "P")]
     pub min_confidence: f32,
@@ -176,7 +180,7 @@ impl ReadingArgs {
             temperature: settings.decoding.temperature,
             top_p: settings.decoding.top_p,
             top_k: settings.decoding.top_k,
-            score_weight: settings.score_weight,
+            score_weight: None,
             min_confidence: 0.0,
             calibration: None,
         }
@@ -196,7 +200,16 @@ impl ReadingArgs {
         }
     }
 
-    fn settings(&self, seed: u64) -> Result<ReaderSettings> {
+    /// The weight of the rank score that is asked for, or that fits what ranks last.
+    pub fn score_weight(&self, retrieval: &RetrievalArgs) -> f32 {
+        let fitting = match retrieval.rerank {
+            Some(_) => RERANK_SCORE_WEIGHT,
+            None => ReaderSettings::default().score_weight,
+        };
+        self.score_weight.unwrap_or(fitting)
+    }
+
+    fn settings(&self, retrieval: &RetrievalArgs, seed: u64) -> Result<ReaderSettings> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::request("--temperature must be 0 or more", "0 takes the likeliest tokens"));
         }
@@ -226,7 +239,7 @@ impl ReadingArgs {
             grounded: self.grounded,
             window: self.window,
             choice: self.choose,
-            score_weight: self.score_weight,
+            score_weight: self.score_weight(retrieval),
             decoding: Decoding {
                 max_new_tokens: self.max_answer,
                 temperature: self.temperature,
@@ -328,7 +341,7 @@ pub fn build(
             let model = setup::model(&args.lm, &options, progress)?;
             let prompt = args.learned_prompt(&model)?;
             models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), p.hash().to_owned())));
-            Some((model, args.settings(seed)?, prompt.map(|(_, prompt)| prompt)))
+            Some((model, args.settings(retrieval, seed)?, prompt.map(|(_, prompt)| prompt)))
         }
         None => None,
     };
@@ -392,13 +405,24 @@ fn open_calibration(
     };
     let mut settings = Map::new();
     merge(&mut settings, retrieval)?;
-    merge(&mut settings, reading)?;
+    merge_reading(&mut settings, reading, retrieval)?;
     settings.insert("mode".into(), mode.name().into());
     let models = models.iter().map(|(role, _, fingerprint)| ((*role).to_owned(), fingerprint.clone())).collect();
     let name = reading.calibration.as_ref().map_or("the built-in calibration".into(), |p| p.display().to_string());
     let mismatch = calibration.mismatch(&settings, &models);
     let fitted_on = calibration.fitted.as_ref().map(|f| f.questions_sha256.clone());
     Ok((calibration, CalibrationIdentity { name, sha256, fitted_on, mismatch }))
+}
+
+/// Add the options of reading to the settings, with what stands for those that were left out.
+pub fn merge_reading(
+    settings: &mut Map<String, Value>,
+    reading: &ReadingArgs,
+    retrieval: &RetrievalArgs,
+) -> Result<()> {
+    merge(settings, reading)?;
+    settings.insert("score_weight".into(), reading.score_weight(retrieval).into());
+    Ok(())
 }
 
 /// Add the fields of some options to the settings.

@@ -11,7 +11,7 @@ use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use crate::cli::Globals;
-use crate::cli::engine::{ReadingArgs, RetrievalArgs, merge};
+use crate::cli::engine::{ReadingArgs, RetrievalArgs, merge, merge_reading};
 use crate::error::{Error, Result};
 use crate::eval::compare::compare;
 use crate::eval::dataset::{self, Question};
@@ -180,7 +180,7 @@ impl RunArgs {
         settings.insert("gold".into(), self.gold.into());
         merge(&mut settings, &self.retrieval)?;
         if self.reader == ReaderChoice::Lm {
-            merge(&mut settings, &self.reading)?;
+            merge_reading(&mut settings, &self.reading, &self.retrieval)?;
         }
         // Where the index lies does not move a result; what it holds is recorded beside the settings.
         settings.remove("index");

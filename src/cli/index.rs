@@ -10,9 +10,11 @@ use crate::cli::Globals;
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
 use crate::cli::warm::{self, WarmArgs};
 use crate::corpus::{self, CorpusOptions};
+use crate::disk;
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::index::Index;
+use crate::index::encode_cache::CACHE;
 use crate::index::estimate::{Workload, estimate};
 use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, BuildReport};
@@ -145,6 +147,10 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         output::bytes(estimate.disk_bytes),
         output::bytes(estimate.index_bytes),
     ));
+
+    // Vectors that a stopped build kept are on the disk already.
+    let kept = disk::size_of_files_in(&args.index.join(CACHE));
+    disk::require(&args.index, estimate.disk_bytes.saturating_sub(kept))?;
 
     let build_options = BuildOptions {
         encoder: encoder.as_ref().map(|e| EncoderIdentity {

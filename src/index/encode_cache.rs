@@ -12,7 +12,7 @@ use crate::durable;
 use crate::error::{Error, Result};
 
 /// Name of the cache in an index folder.
-pub(super) const CACHE: &str = "encode-cache";
+pub(crate) const CACHE: &str = "encode-cache";
 
 /// The vectors encoded so far.
 #[derive(Debug)]

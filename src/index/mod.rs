@@ -16,7 +16,7 @@ use crate::types::{Passage, PassageId};
 mod checked;
 pub mod dense;
 mod disk;
-mod encode_cache;
+pub(crate) mod encode_cache;
 pub mod estimate;
 mod hnsw;
 mod kernel;

@@ -171,9 +171,9 @@ impl Decoder {
         attention: &Arc<Attention>,
     ) -> candle_core::Result<Tensor> {
         let qkv = self.qkv(layer, x)?;
-        let x = (x + layer.out.forward(&causal_attention(&qkv, prefix, attention)?)?)?;
+        let x = layer.out.forward_onto(&causal_attention(&qkv, prefix, attention)?, x)?;
         let normed = rms_norm(&x, &layer.mlp_norm, self.config.norm_eps)?;
-        &x + layer.down.forward(&swiglu(&layer.gate_up.forward(&normed)?)?)?
+        layer.down.forward_onto(&swiglu(&layer.gate_up.forward(&normed)?)?, &x)
     }
 
     fn qkv(&self, layer: &Layer, x: &Tensor) -> candle_core::Result<Tensor> {

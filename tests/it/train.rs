@@ -148,6 +148,49 @@ fn what_cannot_be_learned_from_is_said() {
 }
 
 #[test]
+fn a_reranker_from_questions_to_search() {
+    let folder = tempfile::tempdir().unwrap();
+    let (index, out) = (index(folder.path()), folder.path().join("reranker"));
+    let train = |more: &[&str]| {
+        let mut command = nunatak();
+        command
+            .args(["train", "reranker", "--questions", DEMO_QUESTIONS, "--index"])
+            .arg(&index)
+            .arg("--out")
+            .arg(&out);
+        command.args(["--examples", "8", "--batch", "4", "--dev", "4", "--dev-depth", "5", "--depth", "20"]);
+        command.args(["--negatives", "2", "--max-tokens", "64", "--layers", "2"]).args(more);
+        command
+    };
+    let printed = train(&["--json"]).assert().success().get_output().stdout.clone();
+    let record: Value = serde_json::from_slice(&printed).unwrap();
+    assert_eq!((&record["log"]["seen"], &record["log"]["steps"]), (&8.into(), &2.into()));
+    assert_eq!(record["data"]["questions"]["dev"], 4);
+    let mined = fs::read_to_string(out.join("mined.jsonl")).unwrap();
+    // A finished run is taken up, and what was mined is not mined again.
+    train(&["--resume"]).assert().success().stdout(predicates::str::contains("MRR@10 on held-out questions"));
+    assert_eq!(fs::read_to_string(out.join("mined.jsonl")).unwrap(), mined);
+    let search = |more: &[&str]| -> Vec<Value> {
+        let mut command = nunatak();
+        command.args(["search", "what is a nunatak", "--json", "-k", "10", "--index"]).arg(&index).args(more);
+        let output = command.assert().success().get_output().stdout.clone();
+        String::from_utf8(output).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let scores = |model: &str| -> Vec<(String, f64)> {
+        let model = out.join(model);
+        let hits = search(&["--rerank", model.to_str().unwrap(), "--rerank-depth", "10"]);
+        hits.iter().map(|h| (h["passage_id"].to_string(), h["score"].as_f64().unwrap())).collect()
+    };
+    let (exact, short) = (scores("reranker-fp32"), scores("reranker"));
+    assert!(exact.is_sorted_by(|a, b| a.1 >= b.1), "{exact:?}");
+    let ids = |scores: &[(String, f64)]| scores.iter().map(|s| s.0.clone()).collect::<std::collections::BTreeSet<_>>();
+    let plain = search(&[]).iter().map(|h| h["passage_id"].to_string()).collect();
+    assert_eq!((ids(&exact), ids(&short)), (plain, ids(&exact)), "the ten are ordered again, and stay the ten");
+    // What it learned can be learned on from.
+    assert!(out.join("weights/model.safetensors").is_file());
+}
+
+#[test]
 fn prompts_that_are_none_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let index = index(folder.path());

@@ -1,6 +1,6 @@
 //! A linear layer whose weights are frozen: gradients go to its input alone.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::gemm::{Into, Matrix, Threads, multiply};
 use super::{floats, with_floats};
@@ -30,6 +30,37 @@ impl FrozenLinear {
             None => Ok(y),
         }
     }
+
+    /// The same added to `onto [rows, out]`, as a residual connection does.
+    pub fn forward_onto(&self, x: &Tensor, onto: &Tensor) -> Result<Tensor> {
+        if self.bias.is_some() || !x.device().is_cpu() {
+            return onto + self.forward(x)?;
+        }
+        let op = TimesOnto(Times { weight: self.weight.clone(), turned: true });
+        x.contiguous()?.apply_op2(&onto.contiguous()?, op)
+    }
+}
+
+/// `onto + x W^T` for a constant W: the sum is made as the product is, without a pass of its own.
+struct TimesOnto(Times);
+
+impl CustomOp2 for TimesOnto {
+    fn name(&self) -> &'static str {
+        "frozen-linear-onto"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut y = floats(s2, l2)?.to_vec();
+        let shape = self.0.multiply(floats(s1, l1)?, l1, &mut y, Into::Add)?;
+        if l2.dims() != shape.dims() {
+            candle_core::bail!("a linear layer that gives {shape:?} cannot be added to {:?}", l2.dims());
+        }
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, y: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((self.0.bwd(x, y, gradient)?, Some(gradient.clone())))
+    }
 }
 
 /// `x W^T` when `turned`, else `x W`, for a constant W.
@@ -38,26 +69,34 @@ struct Times {
     turned: bool,
 }
 
+impl Times {
+    /// The product of `x` into (or onto) `y`; gives its shape.
+    fn multiply(&self, x: &[f32], layout: &Layout, y: &mut [f32], into: Into) -> Result<Shape> {
+        let (out, inner) = self.weight.dims2()?;
+        let (k, n) = if self.turned { (inner, out) } else { (out, inner) };
+        let (m, width) = layout.shape().dims2()?;
+        if width != k || y.len() != m * n {
+            candle_core::bail!("a linear layer for [{m}, {k}] into {} numbers got [{m}, {width}]", y.len());
+        }
+        with_floats([&self.weight], |[weight]| {
+            let weight = Matrix::new(weight, out, inner);
+            let weight = if self.turned { weight.turned() } else { weight };
+            multiply(y, n, into, 1.0, Matrix::new(x, m, k), weight, Threads::All);
+        })?;
+        Ok(Shape::from((m, n)))
+    }
+}
+
 impl CustomOp1 for Times {
     fn name(&self) -> &'static str {
         "frozen-linear"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = floats(storage, layout)?;
-        let (out, inner) = self.weight.dims2()?;
-        let (k, n) = if self.turned { (inner, out) } else { (out, inner) };
-        let (m, width) = layout.shape().dims2()?;
-        if width != k {
-            candle_core::bail!("a linear layer for width {k} got width {width}");
-        }
-        with_floats([&self.weight], |[weight]| {
-            let weight = Matrix::new(weight, out, inner);
-            let weight = if self.turned { weight.turned() } else { weight };
-            let mut y = vec![0.0; m * n];
-            multiply(&mut y, n, Into::Set, 1.0, Matrix::new(x, m, k), weight, Threads::All);
-            (CpuStorage::F32(y), Shape::from((m, n)))
-        })
+        let (rows, (out, inner)) = (layout.shape().dims2()?.0, self.weight.dims2()?);
+        let mut y = vec![0.0; rows * if self.turned { out } else { inner }];
+        let shape = self.multiply(floats(storage, layout)?, layout, &mut y, Into::Set)?;
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
@@ -77,6 +116,15 @@ mod tests {
         let layer = FrozenLinear::new(weight.as_tensor().clone(), Some(bias.as_tensor().clone()));
         let composed = x.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
         same(&[&x], &layer.forward(&x).unwrap(), &composed);
+    }
+
+    #[test]
+    fn a_product_onto_something_is_their_sum() {
+        let (x, weight, onto) = (random(&[5, 7], 1), random(&[3, 7], 2), random(&[5, 3], 3));
+        let layer = FrozenLinear::new(weight.as_tensor().clone(), None);
+        let composed = (x.matmul(&weight.t().unwrap()).unwrap() + onto.as_tensor()).unwrap();
+        same(&[&x, &onto], &layer.forward_onto(&x, &onto).unwrap(), &composed);
+        assert!(layer.forward_onto(&x, &random(&[3, 5], 4)).is_err());
     }
 
     #[test]
