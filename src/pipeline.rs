@@ -44,6 +44,7 @@ pub struct Pipeline {
     index: Arc<Index>,
     retriever: Box<dyn Retriever>,
     reranker: Option<CrossEncoder>,
+    prior_weight: f32,
     reader: Option<Reader>,
     depths: Depths,
     calibration: Calibration,
@@ -81,7 +82,12 @@ impl Pipeline {
         depths: Depths,
     ) -> Self {
         let calibration = Calibration::uninformed();
-        Self { index, retriever, reranker, reader, depths, calibration, min_confidence: 0.0 }
+        Self { index, retriever, reranker, prior_weight: 0.0, reader, depths, calibration, min_confidence: 0.0 }
+    }
+
+    /// Add the first stage's score, weighted, to the cross-encoder's.
+    pub fn with_prior(self, weight: f32) -> Self {
+        Self { prior_weight: weight, ..self }
     }
 
     /// Judge answers by `calibration`, and withhold those of a confidence below `least`.
@@ -136,7 +142,8 @@ impl Pipeline {
             let block = candidates.get(range).unwrap_or_default();
             block.iter().map(|hit| Ok(index.passage(hit.passage)?.titled_text())).collect()
         };
-        let scores = reranker.score_until(question, candidates.len(), self.depths.patience, texts)?;
+        let prior: Vec<f32> = candidates.iter().map(|hit| self.prior_weight * hit.score).collect();
+        let scores = reranker.score_until(question, &prior, self.depths.patience, texts)?;
         let mut hits: Vec<Hit> =
             candidates.iter().zip(scores).map(|(hit, score)| Hit { passage: hit.passage, score }).collect();
         sort_hits(&mut hits);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::cli::Globals;
 use crate::confidence::Calibration;
@@ -68,6 +68,9 @@ pub struct RetrievalArgs {
     /// How many passages it reads at most
     #[arg(long, default_value_t = RERANK_DEPTH, value_name = "N")]
     pub rerank_depth: usize,
+    /// Weight of the first stage's score beside its own [default: what it learned for this first stage, else 0]
+    #[arg(long, value_name = "W")]
+    pub rerank_prior: Option<f32>,
     /// Stop it after so many passages in a row that did not come among the best (those that the reader sees, else
     /// ten); 0 never stops
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -156,6 +159,7 @@ impl RetrievalArgs {
             exact: false,
             rerank: None,
             rerank_depth: RERANK_DEPTH,
+            rerank_prior: None,
             rerank_patience: 0,
         }
     }
@@ -323,6 +327,32 @@ fn open_reranker(
     CrossEncoder::open(&model, options).map(Some)
 }
 
+/// What names a first stage, and with it the scale of its scores.
+pub(crate) fn first_stage(retrieval: &RetrievalArgs, mode: Mode) -> Value {
+    json!({"mode": mode, "fusion": retrieval.fusion, "dense_weight": retrieval.dense_weight})
+}
+
+/// The weight of the first stage's score beside the cross-encoder's: as typed, or as the cross-encoder learned it for this
+/// first stage.
+fn prior_weight(
+    retrieval: &RetrievalArgs,
+    mode: Mode,
+    reranker: Option<&CrossEncoder>,
+    progress: &dyn Progress,
+) -> f32 {
+    let learned = reranker.and_then(CrossEncoder::prior);
+    match (retrieval.rerank_prior, learned) {
+        (Some(typed), _) => typed,
+        (None, Some(prior)) if prior.retrieval == first_stage(retrieval, mode) => prior.weight,
+        (None, Some(prior)) if prior.weight != 0.0 => {
+            progress
+                .note("the re-ranker learned what another first stage's score is worth: its own score counts alone");
+            0.0
+        }
+        _ => 0.0,
+    }
+}
+
 /// Open the index and load what the options ask for. Without `reading` there is no reader.
 pub fn build(
     retrieval: &RetrievalArgs,
@@ -379,7 +409,8 @@ pub fn build(
         read: reading.map_or(0, |r| r.passages),
         per_window: reading.map_or(1, |r| if r.together { 0 } else { r.per_window }),
     };
-    let mut pipeline = Pipeline::new(index, retriever, reranker, reader, depths);
+    let prior = prior_weight(retrieval, mode, reranker.as_ref(), progress);
+    let mut pipeline = Pipeline::new(index, retriever, reranker, reader, depths).with_prior(prior);
     let mut calibration = None;
     if let Some(reading) = reading {
         let (found, identity) = open_calibration(retrieval, reading, mode, &models)?;

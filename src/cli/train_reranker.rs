@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use serde_json::json;
 
 use crate::cli::Globals;
-use crate::cli::engine::{RetrievalArgs, open_retriever};
+use crate::cli::engine::{RetrievalArgs, first_stage, open_retriever};
 use crate::cli::output;
 use crate::cli::train::LoopArgs;
 use crate::error::{Error, Result};
@@ -125,7 +124,7 @@ impl RerankerArgs {
             skip_bad: self.training.skip_bad,
             dev: self.dev,
             dev_depth: self.dev_depth,
-            retrieval: json!({"mode": mode, "fusion": retrieval.fusion, "dense_weight": retrieval.dense_weight}),
+            retrieval: first_stage(retrieval, mode),
             depth: self.depth,
             init: self.init.clone(),
             layers: self.layers,

@@ -17,7 +17,7 @@ pub use patience::Patience;
 use crate::error::{Error, Result};
 use crate::progress::check_interrupt;
 use crate::runtime::batch;
-use crate::runtime::model_dir::{ModelDir, ModelKind};
+use crate::runtime::model_dir::{ModelDir, ModelKind, Prior};
 use crate::runtime::session::{Input, RuntimeOptions, Session};
 use crate::runtime::tokenizer::{Cut, Prepared, TextTokenizer};
 
@@ -31,6 +31,7 @@ pub struct CrossEncoder {
     output: String,
     takes_types: bool,
     fingerprint: String,
+    prior: Option<Prior>,
     cuts: PairCuts,
 }
 
@@ -86,6 +87,7 @@ impl CrossEncoder {
             output,
             takes_types,
             fingerprint: model.fingerprint(),
+            prior: model.description.prior.clone(),
             cuts: PairCuts::default(),
             session,
         })
@@ -112,23 +114,33 @@ impl CrossEncoder {
         self.score_block(&question, passages)
     }
 
-    /// Scores of the first passages of `count`, in order: of all, or as `patience` has it of those before the hopeless
-    /// rest. `texts` gives the passages of a range.
+    /// What the first stage's score counts beside this model's, as its training found.
+    pub fn prior(&self) -> Option<&Prior> {
+        self.prior.as_ref()
+    }
+
+    /// Scores of passages in order, each added to what `prior` gives it: of all, or as `patience` has it of those before
+    /// the hopeless rest. `texts` gives the passages of a range.
     ///
     /// # Errors
     /// As [`Self::score`]; what `texts` says.
     pub fn score_until(
         &mut self,
         question: &str,
-        count: usize,
+        prior: &[f32],
         patience: Option<Patience>,
         mut texts: impl FnMut(Range<usize>) -> Result<Vec<String>>,
     ) -> Result<Vec<f32>> {
         let question = self.begin(question)?;
-        let Some(patience) = patience else { return self.score_block(&question, &texts(0..count)?) };
+        let count = prior.len();
+        let mut score = |range: Range<usize>| -> Result<Vec<f32>> {
+            let own = self.score_block(&question, &texts(range.clone())?)?;
+            Ok(own.iter().zip(prior.get(range).unwrap_or_default()).map(|(own, prior)| own + prior).collect())
+        };
+        let Some(patience) = patience else { return score(0..count) };
         let mut scores = Vec::with_capacity(count);
         patience.read(count, |range| {
-            let block = self.score_block(&question, &texts(range)?)?;
+            let block = score(range)?;
             scores.extend_from_slice(&block);
             Ok::<_, Error>(block)
         })?;
@@ -262,7 +274,7 @@ mod tests {
                 asked.push(range.clone());
                 Ok(passages[range].to_vec())
             };
-            open(&dir).score_until("rock", passages.len(), patience, texts).unwrap()
+            open(&dir).score_until("rock", &vec![0.0; passages.len()], patience, texts).unwrap()
         };
         let all = read(None);
         assert_eq!(read(Some(Patience { candidates: 10, keep: 2 })), all[..16]);

@@ -40,8 +40,21 @@ pub struct Description {
     pub max_tokens: usize,
     /// Where the weights came from, for people: a package, a hub name, a folder.
     pub source: String,
+    /// Of a re-ranker: what the first stage's score counts beside its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prior: Option<Prior>,
     /// sha256 of each file in the folder, by name.
     pub files: BTreeMap<String, String>,
+}
+
+/// What a first stage's score counts beside a cross-encoder's: the sum `score + weight * first` ranks better than either,
+/// the less the cross-encoder has learned the more so. The weight was found on the questions held out in its training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prior {
+    /// Weight of the first stage's score.
+    pub weight: f32,
+    /// The first stage that it holds for (`mode`, `fusion`, `dense_weight`): scores of another have another scale.
+    pub retrieval: serde_json::Value,
 }
 
 /// What a model is for.
@@ -268,6 +281,7 @@ mod tests {
             hidden: 384,
             max_tokens: 256,
             source: "a test".into(),
+            prior: None,
             files: BTreeMap::new(),
         }
     }

@@ -19,7 +19,7 @@ use crate::index::Index;
 use crate::progress::Progress;
 use crate::rerank::CrossEncoder;
 use crate::retrieve::Retriever;
-use crate::runtime::model_dir::{DESCRIPTION, Description};
+use crate::runtime::model_dir::{DESCRIPTION, Description, Prior};
 use crate::runtime::tokenizer::{TOKENIZER, TextTokenizer};
 use crate::train::bert::Bert;
 use crate::train::mine::{self, Asked, Header, Mined, Unused};
@@ -165,7 +165,7 @@ pub fn train(run: &RerankerRun, parts: Parts, out: &Path, resume: bool, progress
     let log = Trainer::new(&run.trainer, &inputs, out)?.run(&mut module, resume, progress)?;
     let best = best_quality(&mut module, &log)?;
     progress.note(&format!("best: {}", words(best)));
-    publish(module.bert(), run, out, progress)?;
+    publish(module.bert(), run, best, out, progress)?;
 
     let (examples_per_second, tokens_per_second) = record::speed(&log);
     let parameters = module.variables().iter().map(|(_, v)| v.elem_count()).sum();
@@ -269,13 +269,15 @@ fn tell(intake: &Intake, progress: &dyn Progress) {
 
 /// A quality in words.
 pub fn words(quality: Quality) -> String {
-    format!("MRR@10 {:.4}, recall@1 {:.1}%", quality.mrr10, 100.0 * quality.recall1)
+    let prior = if quality.prior == 0.0 { String::new() } else { format!(", prior {:.3}", quality.prior) };
+    format!("MRR@10 {:.4}, recall@1 {:.1}%{prior}", quality.mrr10, 100.0 * quality.recall1)
 }
 
 /// What the variables that are in place reach.
 fn best_quality(module: &mut RerankerModule, log: &RunLog) -> Result<Quality> {
     let best = log.best.map_or(0.0, |(_, value)| value);
-    if let Some(quality) = module.history.iter().find(|q| q.mrr10 == best) {
+    // The log keeps six decimals.
+    if let Some(quality) = module.history.iter().find(|q| (q.mrr10 - best).abs() < 1e-6) {
         return Ok(*quality);
     }
     // It was measured in an earlier sitting.
@@ -284,7 +286,7 @@ fn best_quality(module: &mut RerankerModule, log: &RunLog) -> Result<Quality> {
 }
 
 /// Write weights and graphs, each as a whole folder that takes its name at the end.
-fn publish(bert: &Bert, run: &RerankerRun, out: &Path, progress: &dyn Progress) -> Result<()> {
+fn publish(bert: &Bert, run: &RerankerRun, best: Quality, out: &Path, progress: &dyn Progress) -> Result<()> {
     progress.start("exporting", None, "");
     let work = tempfile::Builder::new().prefix(".export-").tempdir_in(out).map_err(Error::file("write in", out))?;
     let weights = work.path().join(WEIGHTS);
@@ -297,6 +299,7 @@ fn publish(bert: &Bert, run: &RerankerRun, out: &Path, progress: &dyn Progress) 
         let mut description: Description =
             serde_json::from_str(&text).map_err(Error::internal("describing a model"))?;
         description.source = format!("{}, trained by nunatak {} as a re-ranker", run.init, env!("CARGO_PKG_VERSION"));
+        description.prior = Some(Prior { weight: best.prior as f32, retrieval: run.retrieval.clone() });
         description.write(&folder)?;
     }
     for name in [WEIGHTS, RERANKER_FP32, RERANKER] {
