@@ -9,7 +9,7 @@ use crate::runtime::model_dir::ModelDir;
 use crate::runtime::setup;
 
 /// Prompts that come with the program: name and file. The first that fits a language model is its default.
-const SHIPPED: [(&str, &[u8]); 0] = [];
+const SHIPPED: [(&str, &[u8]); 1] = [("reader", include_bytes!("../../models/prompts/reader.safetensors"))];
 
 /// The prompt of this name, or in this file.
 ///

@@ -122,12 +122,12 @@ fn an_answer_below_the_confidence_asked_for_is_withheld() {
 
 #[test]
 fn a_narrow_window_cuts_passages_and_says_so() {
-    let words = ["ask", QUESTION, "--explain", "--together", "--window", "860", "--passages", "5"];
+    let words = ["ask", QUESTION, "--explain", "--together", "--window", "560", "--passages", "5"];
     let answer = json_lines(&words).remove(0);
     assert_eq!(answer["usage"]["truncated"], true);
     let left_out = answer["trace"]["left_out"].as_array().unwrap();
     assert!(!left_out.is_empty());
-    assert!(answer["usage"]["prompt_tokens"].as_u64().unwrap() <= 860 - 24);
+    assert!(answer["usage"]["prompt_tokens"].as_u64().unwrap() <= 560 - 24);
 }
 
 #[test]
