@@ -351,14 +351,14 @@ mod tests {
 
     #[test]
     fn the_first_stage_counts_by_its_weight() {
-        let mined = mined("--g-", &[0.9, 0.8, 0.7, 0.1]);
-        // The model alone: 3, 1, 2, 0 puts the gold one second; with weight 10 the sums are 12, 9, 9, 1, and an equal one
+        let mined = mined("--g-", &[1.0, 0.75, 0.5, 0.125]);
+        // The model alone: 3, 1, 2, 0 puts the gold one second; with weight 4 the sums are 7, 4, 4, 0.5, and an equal one
         // before it is not above it.
         let own = [3.0, 1.0, 2.0, 0.0];
         assert_eq!(rank(&mined, &own, 0.0, 4), Some(1));
-        assert_eq!(rank(&mined, &own, 10.0, 4), Some(1));
+        assert_eq!(rank(&mined, &own, 4.0, 4), Some(1));
         assert_eq!(rank(&mined, &own, 100.0, 4), Some(2), "the first stage's own order");
-        assert_eq!(rank(&mined, &[0.0, 0.0, 5.0, 0.0], 10.0, 4), Some(0));
+        assert_eq!(rank(&mined, &[0.0, 0.0, 5.0, 0.0], 4.0, 4), Some(0));
         assert_eq!(rank(&mined, &own, 0.0, 2), None, "it is not among the first two");
     }
 

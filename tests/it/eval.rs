@@ -257,6 +257,7 @@ fn a_run_prints_a_table() {
 
     tokens   mean  p95  total
     prompt  102.5  104    410
+    cached    0.0    0      0
     answer    2.0    2      8
     ");
 }
