@@ -21,10 +21,19 @@ pub(crate) fn require(path: &Path, bytes: u64) -> Result<()> {
     ))
 }
 
-/// Bytes of the files directly in a folder; 0 when there is none.
-pub(crate) fn size_of_files_in(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).into_iter().flatten();
-    entries.filter_map(|e| e.ok()?.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()
+/// What lies directly in a folder: how many entries, and their bytes; nothing in one that is not there.
+///
+/// # Errors
+/// [`Error::File`] when the folder cannot be read.
+pub(crate) fn usage(folder: &Path) -> Result<(u64, u64)> {
+    if !folder.is_dir() {
+        return Ok((0, 0));
+    }
+    let failed = || Error::file("read", folder);
+    std::fs::read_dir(folder).map_err(failed())?.try_fold((0, 0), |(entries, bytes), entry| {
+        let length = entry.and_then(|e| e.metadata()).map_err(failed())?.len();
+        Ok((entries + 1, bytes + length))
+    })
 }
 
 #[cfg(test)]
@@ -40,6 +49,6 @@ mod tests {
             assert!(error.contains("needs about 18446744073.7 GB of disk"), "{error}");
         }
         std::fs::write(dir.path().join("a"), [0; 7]).unwrap();
-        assert_eq!((size_of_files_in(dir.path()), size_of_files_in(&dir.path().join("b"))), (7, 0));
+        assert_eq!((usage(dir.path()).unwrap(), usage(&dir.path().join("b")).unwrap()), ((1, 7), (0, 0)));
     }
 }

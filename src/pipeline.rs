@@ -171,7 +171,8 @@ impl Pipeline {
     }
 }
 
-fn no_reader() -> Error {
+/// The error of a pipeline that has no reader.
+pub(crate) fn no_reader() -> Error {
     Error::request("there is no reader to answer with", "leave --reader none out, or use `nunatak search`")
 }
 

@@ -149,7 +149,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
     ));
 
     // Vectors that a stopped build kept are on the disk already.
-    let kept = disk::size_of_files_in(&args.index.join(CACHE));
+    let (_, kept) = disk::usage(&args.index.join(CACHE))?;
     disk::require(&args.index, estimate.disk_bytes.saturating_sub(kept))?;
 
     let build_options = BuildOptions {

@@ -60,7 +60,7 @@ pub(super) struct LoopArgs {
     /// Seed of everything drawn
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// How exact large matrix products are [default: bf16 where the processor has it, which is twice as fast]
+    /// How exact large matrix products are [default: bf16 where the processor has it, which is faster]
     #[arg(long, value_enum)]
     precision: Option<Precision>,
 }

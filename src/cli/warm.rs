@@ -11,7 +11,7 @@ use crate::cli::engine::{self, DEFAULT_LM, ReadingArgs, RetrievalArgs};
 use crate::cli::output::{self, GOOD};
 use crate::error::{Error, Result};
 use crate::eval::dataset;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, no_reader};
 use crate::progress::{Progress, check_interrupt};
 use crate::read::template::TemplateKind;
 use crate::types::PassageId;
@@ -143,8 +143,7 @@ fn wanted(args: &WarmArgs, pipeline: &mut Pipeline, progress: &dyn Progress) -> 
 }
 
 fn warm(args: &WarmArgs, rows: &[PassageId], pipeline: &mut Pipeline, progress: &dyn Progress) -> Result<Warmed> {
-    const NO_READER: Error = Error::Internal { doing: "warming", message: String::new() };
-    let folder = pipeline.reader().ok_or(NO_READER)?.state_folder(&args.retrieval.index);
+    let folder = pipeline.reader().ok_or_else(no_reader)?.state_folder(&args.retrieval.index);
     let most = (args.most_gb * 1e9) as u64;
     let (_, mut bytes) = folder.usage()?;
     let mut warmed = Warmed { wanted: rows.len(), folder: folder.path().display().to_string(), ..Warmed::default() };
@@ -152,7 +151,7 @@ fn warm(args: &WarmArgs, rows: &[PassageId], pipeline: &mut Pipeline, progress: 
     for &row in rows {
         check_interrupt(|| format!("{} passages are warm; the same command goes on", warmed.computed + warmed.there))?;
         let passage = pipeline.index().passage(row)?;
-        let reader = pipeline.reader_mut().ok_or(NO_READER)?;
+        let reader = pipeline.reader_mut().ok_or_else(no_reader)?;
         let block = reader.block(&passage.title, &passage.text)?;
         if folder.holds(&block) {
             warmed.there += 1;

@@ -13,6 +13,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 
 use crate::digest::short_hex;
+use crate::disk;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::runtime::kv_session::States;
@@ -114,14 +115,7 @@ impl StateFolder {
     /// # Errors
     /// [`Error::File`] when the folder cannot be read; one that is not there is empty.
     pub fn usage(&self) -> Result<(u64, u64)> {
-        if !self.path.is_dir() {
-            return Ok((0, 0));
-        }
-        let failed = || Error::file("read", &self.path);
-        std::fs::read_dir(&self.path).map_err(failed())?.try_fold((0, 0), |(files, bytes), entry| {
-            let length = entry.and_then(|e| e.metadata()).map_err(failed())?.len();
-            Ok((files + 1, bytes + length))
-        })
+        disk::usage(&self.path)
     }
 }
 

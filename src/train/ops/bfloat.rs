@@ -101,7 +101,6 @@ fn pair(first: f32, second: f32) -> u32 {
 /// Some rows of a matrix as pairs along `depth`: `out [pairs, width]`, what is missing as zeros.
 #[multiversion::multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2"))]
 fn pack(out: &mut [u32], width: usize, matrix: Matrix, rows: std::ops::Range<usize>, depth: &std::ops::Range<usize>) {
-    let odd = depth.len() % 2 == 1;
     if rows.len() < width {
         out.fill(0);
     }
@@ -128,7 +127,7 @@ fn pack(out: &mut [u32], width: usize, matrix: Matrix, rows: std::ops::Range<usi
         for (out, [x, y]) in out[column..].iter_mut().step_by(width).zip(pairs) {
             *out = pair(*x, *y);
         }
-        if odd && let (Some(out), Some(x)) = (out[column..].iter_mut().step_by(width).nth(pairs.len()), rest.first()) {
+        if let (Some(out), Some(x)) = (out[column..].iter_mut().step_by(width).nth(pairs.len()), rest.first()) {
             *out = pair(*x, 0.0);
         }
     }

@@ -21,7 +21,7 @@ static SHORT: AtomicBool = AtomicBool::new(false);
 pub enum Precision {
     /// 32-bit floats.
     F32,
-    /// Operands rounded to 16-bit brain floats, sums in 32 bits: twice as fast where the processor has it.
+    /// Operands rounded to 16-bit brain floats, sums in 32 bits: faster where the processor has it.
     Bf16,
 }
 
