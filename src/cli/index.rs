@@ -1,4 +1,4 @@
-//! `nunatak index`: build an index, look at it, verify it.
+//! `nunatak index`: build an index, change it, look at it, verify it.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::cli::Globals;
+use crate::cli::index_change::{self, AddArgs, DeleteArgs, MergeArgs};
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
 use crate::cli::warm::{self, WarmArgs};
 use crate::corpus::{self, CorpusOptions};
@@ -36,6 +37,12 @@ pub struct IndexArgs {
 enum IndexCommand {
     /// Build an index from a corpus
     Build(BuildArgs),
+    /// Add documents to an index, or replace them
+    Add(AddArgs),
+    /// Take documents or passages out of an index
+    Delete(DeleteArgs),
+    /// Put indexes together in a new one
+    Merge(MergeArgs),
     /// What an index holds
     Info(AtArgs),
     /// Check every byte of an index
@@ -92,6 +99,9 @@ struct AtArgs {
 pub fn run(args: &IndexArgs, globals: &Globals) -> Result<()> {
     match &args.command {
         IndexCommand::Build(args) => build(args, globals),
+        IndexCommand::Add(args) => index_change::add(args, globals),
+        IndexCommand::Delete(args) => index_change::delete(args, globals),
+        IndexCommand::Merge(args) => index_change::merge(args, globals),
         IndexCommand::Info(args) => info(args, globals),
         IndexCommand::Verify(args) => verify(args, globals),
         IndexCommand::Warm(args) => warm::run(args, globals),

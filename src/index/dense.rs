@@ -143,10 +143,10 @@ impl Dense {
         passages.iter().map(|passage| self.cosine(vector, passage.0, &mut wide)).collect()
     }
 
-    /// The stored vector of a passage, as floats `[dim]`.
-    pub fn vector(&self, passage: PassageId) -> Result<Vec<f32>> {
+    /// The stored vector of a passage, `[dim]`.
+    pub fn vector(&self, passage: PassageId) -> Result<&[f16]> {
         let dim = self.encoder.dim;
-        Ok(self.halves.numbers::<f16>(passage.row() * dim, dim)?.to_f32_vec())
+        self.halves.numbers::<f16>(passage.row() * dim, dim)
     }
 
     fn check(&self, vector: &[f32]) -> Result<()> {

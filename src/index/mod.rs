@@ -13,6 +13,7 @@ use self::store::Store;
 use crate::error::{Error, Result};
 use crate::types::{Passage, PassageId};
 
+pub mod change;
 mod checked;
 pub mod dense;
 mod disk;
@@ -23,7 +24,7 @@ mod kernel;
 pub mod lexical;
 pub mod manifest;
 mod previous;
-mod site;
+pub(crate) mod site;
 mod store;
 pub mod verify;
 mod walk;

@@ -11,6 +11,10 @@ use crate::error::{Error, Result};
 /// Name of the lock file in an index folder.
 const LOCK: &str = "writer.lock";
 
+/// Name of the folder in which readers keep what they made of passages. It goes by the passages' text and not by their
+/// rows, so a build leaves it alone.
+pub(crate) const STATES: &str = "states";
+
 /// The folder a build works in, locked against other writers.
 pub(super) struct Site {
     dir: PathBuf,
@@ -123,7 +127,7 @@ fn generations(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 fn refuse_strangers(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
         let name = entry.map_err(Error::file("list", dir))?.file_name().to_string_lossy().into_owned();
-        let ours = [MANIFEST, "manifest.new", LOCK, CACHE].contains(&name.as_str())
+        let ours = [MANIFEST, "manifest.new", LOCK, CACHE, STATES].contains(&name.as_str())
             || name.strip_prefix("gen-").is_some_and(|n| n.parse::<u64>().is_ok());
         if !ours {
             return Err(Error::request(

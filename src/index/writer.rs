@@ -56,6 +56,8 @@ pub struct BuildOptions {
     pub overwrite: bool,
     /// Leave the encoded vectors in the index folder's cache after the commit.
     pub keep_encode_cache: bool,
+    /// Other indexes whose vectors of the same passages are taken over.
+    pub vectors_from: Vec<PathBuf>,
 }
 
 impl Default for BuildOptions {
@@ -69,6 +71,7 @@ impl Default for BuildOptions {
             threads: 0,
             overwrite: false,
             keep_encode_cache: false,
+            vectors_from: Vec::new(),
         }
     }
 }
@@ -241,7 +244,7 @@ impl Build<'_> {
     fn encode(&mut self, store: &Store, encode: &mut Encode, encoder: &EncoderIdentity) -> Result<Codes> {
         let (total, dim) = (store.len(), encoder.dim);
         let cache = EncodeCache::open(self.dir, &encoder.fingerprint, dim)?;
-        let previous = Previous::open(self.dir, encoder);
+        let previous = Previous::open(self.dir, &self.options.vectors_from, encoder);
         let path = self.folder.join(HALVES);
         let mut halves = BufWriter::with_capacity(1 << 18, File::create(&path).map_err(Error::file("create", &path))?);
         let mut codes = Codes { dim, codes: Vec::with_capacity(total * dim), scales: Vec::with_capacity(total) };
@@ -258,9 +261,9 @@ impl Build<'_> {
                     vectors
                 }
                 None => {
-                    let known: Vec<Option<Vec<f32>>> = passages.iter().map(|p| previous.vector(p)).collect();
+                    let known: Vec<Option<&[f16]>> = passages.iter().map(|p| previous.vector(p)).collect();
                     self.report.reused += known.iter().flatten().count() as u64;
-                    let vectors = unit_halves(fill(known, &texts, encode, dim)?, texts.len(), dim)?;
+                    let vectors = fill(&known, &texts, encode, dim)?;
                     cache.put(&texts, &vectors)?;
                     vectors
                 }
@@ -327,17 +330,14 @@ fn kept(passages: usize) -> String {
     format!("the vectors of {passages} passages are kept, and the same command goes on from there")
 }
 
-/// The vectors of `texts`, row by row: the known ones, and the others encoded together.
-fn fill(known: Vec<Option<Vec<f32>>>, texts: &[String], encode: &mut Encode, dim: usize) -> Result<Vec<f32>> {
+/// The vectors of `texts`, row by row: the known ones as they are, and the others encoded together.
+fn fill(known: &[Option<&[f16]>], texts: &[String], encode: &mut Encode, dim: usize) -> Result<Vec<f16>> {
     let unknown: Vec<String> =
         known.iter().zip(texts).filter(|(known, _)| known.is_none()).map(|(_, text)| text.clone()).collect();
-    if unknown.len() == texts.len() {
-        return encode(texts);
-    }
-    let fresh = if unknown.is_empty() { Vec::new() } else { encode(&unknown)? };
+    let fresh = if unknown.is_empty() { Vec::new() } else { unit_halves(encode(&unknown)?, unknown.len(), dim)? };
     let mut fresh = fresh.chunks_exact(dim.max(1));
-    let rows = known.into_iter().filter_map(|row| row.or_else(|| fresh.next().map(<[f32]>::to_vec)));
-    Ok(rows.flatten().collect())
+    let rows = known.iter().filter_map(|row| row.or_else(|| fresh.next()));
+    Ok(rows.flatten().copied().collect())
 }
 
 /// Encoded vectors, checked, brought to unit length and stored in 16 bits.

@@ -16,11 +16,10 @@ use crate::digest::short_hex;
 use crate::disk;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::index::site::STATES;
 use crate::runtime::kv_session::States;
 use crate::runtime::model_dir::LmShape;
 
-/// Name of the folder inside an index.
-pub const STATES: &str = "states";
 /// Name of the tensor.
 const TENSOR: &str = "states";
 /// Key of the checksum of its bytes (CRC-32, hexadecimal) in a file's metadata.

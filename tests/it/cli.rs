@@ -115,6 +115,41 @@ fn indexes_that_cannot_be_opened() {
 }
 
 #[test]
+fn documents_come_and_go() {
+    let folder = small_index();
+    let does = |words: &[&str]| -> String {
+        let output = nunatak(folder.path()).args(words).args(["-q"]).assert().success().get_output().stdout.clone();
+        String::from_utf8(output).unwrap()
+    };
+    let found = |question: &str| does(&["search", question, "--index", "ix", "--rerank", "none", "--json"]);
+    fs::write(folder.path().join("new.jsonl"), "{\"id\":\"c\",\"text\":\"A serac is a tower of ice.\"}\n").unwrap();
+    assert!(does(&["index", "add", "--index", "ix", "--corpus", "new.jsonl"]).contains("1 passages added, 0 removed"));
+    assert!(found("what is a serac").contains("\"passage_id\":\"c\""));
+    let again = fails(folder.path(), &["index", "add", "--index", "ix", "--corpus", "new.jsonl"]);
+    assert!(again.contains("the index has a document \"c\" already") && again.contains("--update"), "{again}");
+    fs::write(folder.path().join("new.jsonl"), "{\"id\":\"c\",\"text\":\"A cirque is a bowl.\"}\n").unwrap();
+    does(&["index", "add", "--index", "ix", "--corpus", "new.jsonl", "--update"]);
+    assert_eq!((found("what is a serac tower"), found("cirque").lines().count()), (String::new(), 1));
+    fs::write(folder.path().join("ids.txt"), "b\n\n").unwrap();
+    assert!(
+        does(&["index", "delete", "--index", "ix", "--ids-file", "ids.txt"]).contains("0 passages added, 1 removed")
+    );
+    assert_eq!(found("moulin shaft"), "");
+    let nobody = fails(folder.path(), &["index", "delete", "--index", "ix", "--ids", "nobody"]);
+    assert!(nobody.contains("no document or passage \"nobody\""), "{nobody}");
+    let nothing = nunatak(folder.path()).args(["index", "delete", "--index", "ix"]).assert().code(2);
+    assert!(String::from_utf8_lossy(&nothing.get_output().stderr).contains("--ids"));
+    let other = small_index();
+    let other = other.path().join("ix");
+    let twins = fails(folder.path(), &["index", "merge", "--index", "both", "ix", other.to_str().unwrap()]);
+    assert!(twins.contains("two passages with the id \"a\""), "{twins}");
+    assert!(!folder.path().join("both").exists());
+    does(&["index", "delete", "--index", "ix", "--ids", "a"]);
+    does(&["index", "merge", "--index", "both", "ix", other.to_str().unwrap()]);
+    assert!(does(&["index", "info", "--index", "both"]).contains("passages     3"));
+}
+
+#[test]
 fn verify_names_the_damaged_file() {
     let folder = small_index();
     nunatak(folder.path()).args(["index", "verify", "--index", "ix"]).assert().success();

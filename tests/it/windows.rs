@@ -74,6 +74,11 @@ fn warm_passages_change_the_time_and_nothing_else() {
     assert!(fewer < cached);
     let name = file.file_name().unwrap().to_str().unwrap().to_owned();
     nunatak(&["ask", QUESTION], &index).assert().success().stderr(predicates::str::contains(name));
+
+    // A build beside them leaves those of unchanged passages warm.
+    nunatak(&["index", "build", "--no-dense", "--overwrite", "--corpus", DEMO], &index).assert().success();
+    let (rebuilt, still, _) = ask();
+    assert_eq!((rebuilt, still), (cold, fewer));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use nunatak::progress::Quiet;
 use nunatak::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, Retriever};
 use nunatak::types::{Hit, Passage, PassageId, SourceSpan};
 
+mod change;
 mod damage;
 
 const DIM: usize = 32;
