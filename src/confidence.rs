@@ -129,7 +129,7 @@ pub const VERSION: u32 = 1;
 const BUILT_IN: &str = include_str!("../models/calibration.json");
 
 /// Settings that move the features: a calibration fitted with others is off.
-const SETTINGS: [&str; 15] = [
+const SETTINGS: [&str; 17] = [
     "lm",
     "prompt",
     "template",
@@ -138,6 +138,7 @@ const SETTINGS: [&str; 15] = [
     "together",
     "choose",
     "passages",
+    "budget",
     "score_weight",
     "mode",
     "fusion",
@@ -145,6 +146,7 @@ const SETTINGS: [&str; 15] = [
     "rerank",
     "rerank_depth",
     "rerank_prior",
+    "rerank_patience",
 ];
 /// Models that do.
 const MODELS: [&str; 4] = ["lm", "prompt", "encoder", "reranker"];

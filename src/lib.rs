@@ -12,7 +12,8 @@
 //!
 //! [`pipeline`] is these stages on one screen. Beneath them, [`runtime`] runs models and [`export`] makes
 //! them; beside them, [`eval`] measures and
-//! [`train`] learns the small modules around the frozen model; above them, [`cli`] is what people type.
+//! [`train`] learns the small modules around the frozen model; above them, [`cli`] is what people type, and [`serve`] what
+//! programs ask.
 
 mod digest;
 mod disk;
@@ -37,4 +38,5 @@ pub mod retrieve;
 
 pub mod cli;
 pub mod eval;
+pub mod serve;
 pub mod train;

@@ -38,6 +38,15 @@ impl Packing {
     }
 }
 
+/// Tokens that passages may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// In one window: what the question, the prompt and the answer leave.
+    pub window: usize,
+    /// In all windows together; `None` = as many as there are windows for.
+    pub total: Option<usize>,
+}
+
 /// How passages are dealt to windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dealing {
@@ -47,28 +56,34 @@ pub enum Dealing {
     Apart(usize),
 }
 
-/// Pack `candidates`, best first, into windows that have `budget` tokens for passages.
+/// Pack `candidates`, best first, into windows.
 ///
 /// `tokens_of` gives the tokens of a passage block for a title and a text; it is asked again for a cut
 /// text, so what is counted is what is sent.
 pub fn pack(
     candidates: &[(Hit, Passage)],
     dealing: Dealing,
-    budget: usize,
+    budget: Budget,
     tokens_of: &mut dyn FnMut(&str, &str) -> Result<Vec<u32>>,
 ) -> Result<Packing> {
     let mut packing = Packing::default();
-    let mut room = budget;
+    let mut left = budget.total.unwrap_or(usize::MAX);
+    let mut room = budget.window.min(left);
     for (hit, passage) in candidates {
+        // Where the budget for all windows ended is said once; what is beyond it was not offered.
+        if left == 0 && !packing.left_out.is_empty() {
+            break;
+        }
         let whole = tokens_of(&passage.title, &passage.text)?;
         let opens = match (dealing, packing.windows.last()) {
             (_, None) => true,
             (Dealing::Together, _) => false,
             (Dealing::Apart(most), Some(window)) => window.len() >= most || whole.len() > room,
         };
-        if opens {
-            room = if dealing == Dealing::Together { room } else { budget };
+        if opens && dealing != Dealing::Together {
+            room = budget.window.min(left);
         }
+        let full = if room == left { "the budget" } else { "the window" };
         let (text, ids) = if whole.len() <= room {
             (passage.text.as_str(), whole)
         } else {
@@ -78,13 +93,14 @@ pub fn pack(
                 key: passage.key.clone(),
                 tokens: whole.len() - kept,
                 reason: match (&cut, room) {
-                    (_, 0) => "the window is full".to_owned(),
+                    (_, 0) => format!("{full} is full"),
                     (None, _) => format!("its first sentence does not fit the {room} tokens left"),
                     (Some(_), _) => format!("cut at a sentence end to fit the {room} tokens left"),
                 },
             });
             // Worse passages could still squeeze into what is left, but a window is for the best ones:
             // filling it up with scraps was not worth the noise to the reader.
+            left = if room == left { 0 } else { left };
             room = 0;
             match cut {
                 Some(cut) => cut,
@@ -92,6 +108,7 @@ pub fn pack(
             }
         };
         room = room.saturating_sub(ids.len());
+        left = left.saturating_sub(ids.len());
         let packed = Packed {
             passage: PackedPassage {
                 passage: hit.passage,
@@ -157,11 +174,15 @@ mod tests {
         Ok(vec![1; 2 + title.split_whitespace().count() + text.split_whitespace().count()])
     }
 
+    fn window(tokens: usize) -> Budget {
+        Budget { window: tokens, total: None }
+    }
+
     #[test]
     fn whole_then_cut_then_left_out() {
         let candidates =
             [candidate(0, "One two three."), candidate(1, "Four five. Six seven eight."), candidate(2, "Nine.")];
-        let packing = pack(&candidates, Dealing::Together, 11, &mut words).unwrap();
+        let packing = pack(&candidates, Dealing::Together, window(11), &mut words).unwrap();
         let texts: Vec<&str> = packing.windows[0].iter().map(|p| p.passage.text.as_str()).collect();
         assert_eq!(texts, ["One two three.", "Four five."]);
         assert_eq!(packing.tokens(), 11);
@@ -173,7 +194,7 @@ mod tests {
     #[test]
     fn apart_gives_each_its_own_window() {
         let candidates = [candidate(0, "One two three."), candidate(1, "Four five. Six seven eight.")];
-        let packing = pack(&candidates, Dealing::Apart(1), 6, &mut words).unwrap();
+        let packing = pack(&candidates, Dealing::Apart(1), window(6), &mut words).unwrap();
         assert_eq!(packing.windows.len(), 2);
         assert_eq!(packing.windows[1][0].passage.text, "Four five.");
     }
@@ -185,15 +206,32 @@ mod tests {
             .zip(0..)
             .map(|(t, i)| candidate(i, t))
             .collect();
-        let packing = pack(&candidates, Dealing::Apart(2), 12, &mut words).unwrap();
+        let packing = pack(&candidates, Dealing::Apart(2), window(12), &mut words).unwrap();
         let keys: Vec<Vec<&str>> =
             packing.windows.iter().map(|w| w.iter().map(|p| p.passage.key.as_str()).collect()).collect();
         // 6 + 5 tokens; 4 + 7; 4.
         assert_eq!(keys, [vec!["p0", "p1"], vec!["p2", "p3"], vec!["p4"]]);
-        let packing = pack(&candidates, Dealing::Apart(2), 10, &mut words).unwrap();
+        let packing = pack(&candidates, Dealing::Apart(2), window(10), &mut words).unwrap();
         let counts: Vec<usize> = packing.windows.iter().map(Vec::len).collect();
         // 6 alone; 5 + 4; 7 alone; 4.
         assert_eq!((counts, packing.left_out.len()), (vec![1, 2, 1, 1], 0));
+    }
+
+    #[test]
+    fn a_budget_for_all_windows_ends_with_a_cut() {
+        let candidates: Vec<_> = ["One two three.", "Four five. Six.", "Seven.", "Eight."]
+            .into_iter()
+            .zip(0..)
+            .map(|(t, i)| candidate(i, t))
+            .collect();
+        let budget = Budget { window: 10, total: Some(11) };
+        let packing = pack(&candidates, Dealing::Apart(1), budget, &mut words).unwrap();
+        let texts: Vec<&str> = packing.windows.iter().map(|w| w[0].passage.text.as_str()).collect();
+        assert_eq!((texts, packing.tokens()), (vec!["One two three.", "Four five."], 11));
+        let said: Vec<&str> = packing.left_out.iter().map(|l| l.reason.as_str()).collect();
+        assert_eq!(said, ["cut at a sentence end to fit the 5 tokens left"]);
+        let packing = pack(&candidates, Dealing::Apart(1), Budget { total: Some(6), ..budget }, &mut words).unwrap();
+        assert_eq!((packing.windows.len(), packing.left_out[0].reason.as_str()), (1, "the budget is full"));
     }
 
     proptest! {
@@ -202,11 +240,13 @@ mod tests {
         fn a_window_never_exceeds_its_budget_and_nothing_is_lost_unsaid(
             texts in prop::collection::vec("([a-z]{1,4}[ .]{1,2}){0,20}", 0..8),
             budget in 0usize..60,
+            total in prop::option::of(0usize..90),
             per_window in 0usize..4,
         ) {
             let candidates: Vec<_> = (0u32..).zip(&texts).map(|(i, t)| candidate(i, t)).collect();
             let dealing = if per_window > 0 { Dealing::Apart(per_window) } else { Dealing::Together };
-            let packing = pack(&candidates, dealing, budget, &mut words).unwrap();
+            let packing = pack(&candidates, dealing, Budget { window: budget, total }, &mut words).unwrap();
+            prop_assert!(packing.tokens() <= total.unwrap_or(usize::MAX));
             for window in &packing.windows {
                 prop_assert!(per_window == 0 || window.len() <= per_window);
                 let recount: usize = window.iter().map(|p| words(&p.passage.title, &p.passage.text).unwrap().len()).sum();
@@ -220,7 +260,8 @@ mod tests {
                 match (in_window, said) {
                     (Some(p), None) => prop_assert_eq!(&p.text, &passage.text),
                     (Some(p), Some(_)) => prop_assert!(passage.text.starts_with(&p.text) && p.text.len() < passage.text.len()),
-                    (None, said) => prop_assert!(said.is_some()),
+                    (None, None) => prop_assert!(total.is_some() && !packing.left_out.is_empty()),
+                    (None, Some(_)) => {}
                 }
             }
         }

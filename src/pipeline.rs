@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::confidence::{Calibration, Features};
 use crate::error::{Error, Result};
 use crate::index::Index;
-use crate::pack::{self, Dealing, Packing};
+use crate::pack::{self, Budget, Dealing, Packing};
 use crate::read::choose::WindowAnswer;
 use crate::read::lm::OnText;
 use crate::read::reader::{Reader, Reading};
@@ -29,13 +30,16 @@ pub struct Depths {
     pub patience: Option<Patience>,
     /// Of these, how many are offered to the reader's windows.
     pub read: usize,
+    /// Tokens of passages in all windows together; without it as many as their passages have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
     /// Passages to a window; 0 = one window for all.
     pub per_window: usize,
 }
 
 impl Default for Depths {
     fn default() -> Self {
-        Self { retrieve: 100, rerank: 50, patience: None, read: 5, per_window: 1 }
+        Self { retrieve: 100, rerank: 50, patience: None, read: 5, tokens: None, per_window: 1 }
     }
 }
 
@@ -95,6 +99,11 @@ impl Pipeline {
         Self { calibration, min_confidence: least, ..self }
     }
 
+    /// Withhold answers of a confidence below `least` from now on.
+    pub fn withhold_below(&mut self, least: f32) {
+        self.min_confidence = least;
+    }
+
     /// The index it answers from.
     pub fn index(&self) -> &Index {
         &self.index
@@ -152,7 +161,7 @@ impl Pipeline {
 
     fn pack(&self, question: &str, found: &Found) -> Result<Packing> {
         let reader = self.reader.as_ref().ok_or_else(no_reader)?;
-        let budget = reader.budget(question)?;
+        let budget = Budget { window: reader.budget(question)?, total: self.depths.tokens };
         let candidates = found
             .ranking()
             .into_iter()
@@ -246,7 +255,7 @@ fn millis(since: Instant) -> f64 {
 }
 
 /// An answer with what it rests on: the content of `ask --json`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Answer {
     /// The question as it was asked.
     pub question: String,
@@ -266,11 +275,12 @@ pub struct Answer {
     pub usage: Usage,
     /// Every stage, for `--explain` and for evaluation.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub trace: Option<Trace>,
 }
 
 /// What an answer cost.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct Usage {
     /// Tokens put into the language model.
     pub prompt_tokens: usize,
@@ -288,7 +298,7 @@ pub struct Usage {
 }
 
 /// Milliseconds by stage.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
 pub struct Latency {
     /// First stage, the question's encoding included.
     pub retrieve: f64,

@@ -39,7 +39,12 @@ pub fn interrupt() {
     INTERRUPTED.store(true, Ordering::SeqCst);
 }
 
+/// Whether a stop was asked for.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// An [`Error::Interrupted`] saying what is `kept`, if a stop was asked for.
 pub fn check_interrupt(kept: impl FnOnce() -> String) -> Result<()> {
-    if INTERRUPTED.load(Ordering::Relaxed) { Err(Error::Interrupted { kept: kept() }) } else { Ok(()) }
+    if interrupted() { Err(Error::Interrupted { kept: kept() }) } else { Ok(()) }
 }

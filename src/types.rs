@@ -94,7 +94,7 @@ pub struct PackedPassage {
 }
 
 /// A stretch of a stored passage that an answer rests on.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Evidence {
     /// The corpus id of the passage.
     pub passage_id: String,

@@ -2,7 +2,7 @@
 
     python3 -m venv st-venv
     st-venv/bin/pip install sentence-transformers
-    nunatak search --index wiki --json --k 100 ...            # or any other way to get passages
+    nunatak search --index wiki --json --rerank none -k 100 ...      # or any other way to get passages
     st-venv/bin/python benches/peers/rerank.py --weights runs/reranker/weights --pairs pairs.jsonl \
         --against "cargo bench --bench rerank -- runs/reranker/reranker pairs.jsonl"
 
@@ -33,7 +33,7 @@ def make(args):
     with open(questions, encoding="utf-8") as lines, args.pairs.open("w", encoding="utf-8") as out:
         for _, line in zip(range(args.questions), lines):
             question = json.loads(line)["question"]
-            command = [args.nunatak, "search", question, "--index", index, "--json", "--k", str(args.depth)]
+            command = [args.nunatak, "search", question, "--index", index, "--json", "--rerank", "none", "-k", str(args.depth)]
             found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             hits = [json.loads(hit) for hit in found.splitlines()]
             passages = [f"{h['title']}. {h['text']}" if h["title"] else h["text"] for h in hits]

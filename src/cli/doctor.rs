@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::read::decode::Decoding;
 use crate::read::lm::{FrozenLm, Prompt};
+use crate::rerank::CrossEncoder;
 use crate::runtime::session::{RuntimeOptions, runtime_version};
 use crate::runtime::setup::{self, Manifest, StarterModel, fetch_runtime, store};
 
@@ -29,6 +30,13 @@ const SENTENCES: [&str; 3] = [
 const MARGIN: f32 = 0.3;
 /// How a sane language model goes on, and with what.
 const PROMPT: (&str, &str) = ("The capital of France is", "Paris");
+
+/// A question, a passage that answers it, and one that only has its words.
+const QUESTION: &str = "when was the treasurer elected";
+const ANSWERS: [&str; 2] = [
+    "On 3 May 1950 the committee elected a new treasurer.",
+    "The treasurer says that nobody was elected to ask when the ice would melt.",
+];
 
 /// What was tried, and what came of it.
 #[derive(Debug, Serialize)]
@@ -72,6 +80,9 @@ pub fn run(_: &DoctorArgs, globals: &Globals) -> Result<()> {
     for starter in Manifest::get()?.starters() {
         check(&starter.kind, &mut || prove(starter, &options, &*progress))?;
     }
+    for name in setup::shipped() {
+        check("cross-encoder", &mut || prove_order(name, &options, &*progress))?;
+    }
     for entry in store::list()?.into_iter().filter(|e| e.installed) {
         // What is in order was proved above or is the user's own to try.
         if let Some(problem) = entry.problem {
@@ -91,7 +102,7 @@ fn show(check: &Check, json: bool) -> Result<()> {
         return output::json(check);
     }
     let (style, word) = if check.ok { (GOOD, "ok    ") } else { (BAD, "broken") };
-    output::line(format!("{style}{word}{style:#} {BOLD}{:<8}{BOLD:#} {}", check.check, check.detail))?;
+    output::line(format!("{style}{word}{style:#} {BOLD}{:<13}{BOLD:#} {}", check.check, check.detail))?;
     match &check.hint {
         Some(hint) => output::line(format!("       {HINT}hint{HINT:#}: {hint}")),
         None => Ok(()),
@@ -104,6 +115,22 @@ fn cache() -> Result<String> {
     let files = walkdir::WalkDir::new(&home).into_iter().filter_map(|e| e.ok()?.metadata().ok());
     let bytes: u64 = files.filter(|m| m.is_file()).map(|m| m.len()).sum();
     Ok(format!("{}, {}", home.display(), output::bytes(bytes)))
+}
+
+/// Run a cross-encoder that comes with the program, and look at what it prefers.
+fn prove_order(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> Result<String> {
+    let model = setup::model(name, options, progress)?;
+    model.verify()?;
+    let scores = CrossEncoder::open(&model, options)?.score(QUESTION, &[ANSWERS[0].into(), ANSWERS[1].into()])?;
+    let apart = scores.first().zip(scores.get(1)).map_or(f32::NAN, |(right, wrong)| right - wrong);
+    if apart.is_nan() || apart <= 0.0 {
+        return Err(Error::model(
+            model.name(),
+            format!("it runs, but puts the passage that answers {apart:.2} above the one that does not"),
+            format!("remove {} and run `nunatak setup` again", model.path.display()),
+        ));
+    }
+    Ok(format!("{}: the passage that answers is {apart:.1} above the one that does not", model.name()))
 }
 
 /// Run a starter model and look at what it gives.

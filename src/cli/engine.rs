@@ -31,6 +31,13 @@ use crate::runtime::setup;
 pub const DEFAULT_LM: &str = "SmolLM2-135M-Instruct";
 /// Weight of the cosine in convex fusion.
 const DENSE_WEIGHT: f32 = 0.8;
+/// The cross-encoder that comes with the program.
+const DEFAULT_RERANKER: &str = "reranker";
+/// What is typed for no cross-encoder.
+const NO_RERANKER: &str = "none";
+/// Disappointments in a row after which the one that comes with the program stops: `nunatak eval patience` promises that
+/// this loses at most 0.3 points of recall at 5 and of MRR@10 (benches/README.md).
+const RERANK_PATIENCE: usize = 0;
 /// Passages a cross-encoder reads.
 const RERANK_DEPTH: usize = 50;
 /// Passages that count as the best of a re-ranked list that nobody reads.
@@ -50,6 +57,16 @@ pub struct RetrievalArgs {
     /// Folder of the index
     #[arg(long, value_name = "DIR")]
     pub index: PathBuf,
+    /// How they are found and ranked.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub ranking: RankingArgs,
+}
+
+/// How passages are found and ranked, in whatever index.
+#[derive(Debug, Clone, Args, Serialize)]
+#[command(next_help_heading = "Retrieval")]
+pub struct RankingArgs {
     /// First stage: bm25, dense or hybrid [default: hybrid, or bm25 for an index without vectors]
     #[arg(long)]
     pub mode: Option<Mode>,
@@ -62,9 +79,9 @@ pub struct RetrievalArgs {
     /// Compare the question with every vector instead of walking the graph
     #[arg(long)]
     pub exact: bool,
-    /// Cross-encoder that re-ranks: a model's name or folder [default: none]
-    #[arg(long, value_name = "MODEL")]
-    pub rerank: Option<String>,
+    /// Cross-encoder that re-ranks: a model's name or folder, or none
+    #[arg(long, default_value = DEFAULT_RERANKER, value_name = "MODEL")]
+    pub rerank: String,
     /// How many passages it reads at most
     #[arg(long, default_value_t = RERANK_DEPTH, value_name = "N")]
     pub rerank_depth: usize,
@@ -72,9 +89,9 @@ pub struct RetrievalArgs {
     #[arg(long, value_name = "W")]
     pub rerank_prior: Option<f32>,
     /// Stop it after so many passages in a row that did not come among the best (those that the reader sees, else
-    /// ten); 0 never stops
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub rerank_patience: usize,
+    /// ten); 0 never stops [default: what `eval patience` found for the cross-encoder that comes with the program, else 0]
+    #[arg(long, value_name = "N")]
+    pub rerank_patience: Option<usize>,
 }
 
 /// How two rankings become one, in words.
@@ -94,9 +111,12 @@ pub struct ReadingArgs {
     /// Frozen language model: a name or folder
     #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]
     pub lm: String,
-    /// Passages that the reader sees
-    #[arg(long, default_value_t = PASSAGES, value_name = "N")]
-    pub passages: usize,
+    /// Passages that the reader sees [default: 5, or as many as fit --budget]
+    #[arg(long, value_name = "N")]
+    pub passages: Option<usize>,
+    /// Tokens of passages that the reader sees, over all windows: passages are taken best first until it is full
+    #[arg(long, value_name = "TOKENS")]
+    pub budget: Option<usize>,
     /// Passages to a window
     #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "together")]
     pub per_window: usize,
@@ -151,17 +171,35 @@ pub struct ReadingArgs {
 impl RetrievalArgs {
     /// The defaults over this index.
     pub fn at(index: &Path) -> Self {
+        Self { index: index.to_path_buf(), ranking: RankingArgs::default() }
+    }
+}
+
+impl Default for RankingArgs {
+    fn default() -> Self {
         Self {
-            index: index.to_path_buf(),
             mode: None,
             fusion: FusionKind::Convex,
             dense_weight: DENSE_WEIGHT,
             exact: false,
-            rerank: None,
+            rerank: DEFAULT_RERANKER.to_owned(),
             rerank_depth: RERANK_DEPTH,
             rerank_prior: None,
-            rerank_patience: 0,
+            rerank_patience: None,
         }
+    }
+}
+
+impl RankingArgs {
+    /// After how many disappointments in a row re-ranking stops: as typed, or as it was measured; 0 = never.
+    fn patience(&self) -> usize {
+        let measured = if self.rerank == DEFAULT_RERANKER { RERANK_PATIENCE } else { 0 };
+        self.rerank_patience.unwrap_or(measured)
+    }
+
+    /// Whether a cross-encoder ranks last.
+    fn reranks(&self) -> bool {
+        self.rerank != NO_RERANKER
     }
 }
 
@@ -171,7 +209,8 @@ impl ReadingArgs {
         let settings = ReaderSettings::default();
         Self {
             lm: lm.to_owned(),
-            passages: PASSAGES,
+            passages: None,
+            budget: None,
             per_window: 1,
             together: false,
             choose: settings.choice,
@@ -204,12 +243,15 @@ impl ReadingArgs {
         }
     }
 
+    /// How many passages are offered to the reader.
+    fn passages(&self) -> usize {
+        self.passages.unwrap_or(if self.budget.is_some() { usize::MAX } else { PASSAGES })
+    }
+
     /// The weight of the rank score that is asked for, or that fits what ranks last.
     pub fn score_weight(&self, retrieval: &RetrievalArgs) -> f32 {
-        let fitting = match retrieval.rerank {
-            Some(_) => RERANK_SCORE_WEIGHT,
-            None => ReaderSettings::default().score_weight,
-        };
+        let fitting =
+            if retrieval.ranking.reranks() { RERANK_SCORE_WEIGHT } else { ReaderSettings::default().score_weight };
         self.score_weight.unwrap_or(fitting)
     }
 
@@ -232,10 +274,10 @@ impl ReadingArgs {
                 "0 gives every answer; `nunatak eval` shows what a threshold costs",
             ));
         }
-        if self.passages == 0 || self.max_answer == 0 || self.per_window == 0 {
+        if [self.passages(), self.max_answer, self.per_window, self.budget.unwrap_or(1)].contains(&0) {
             return Err(Error::request(
-                "--passages, --per-window and --max-answer must be at least 1",
-                "the defaults are 5, 1 and 24",
+                "--passages, --budget, --per-window and --max-answer must be at least 1",
+                "leave them out for the defaults",
             ));
         }
         Ok(ReaderSettings {
@@ -297,13 +339,13 @@ pub(crate) fn open_retriever(
     let fingerprint = encoder.fingerprint().to_owned();
     models.push(("encoder", model.name(), fingerprint.clone()));
     let encode = move |question: &str| encoder.encode(&[question.to_owned()]);
-    let dense = DenseRetriever::new(Arc::clone(&index), encode, &fingerprint, 0, retrieval.exact)?;
+    let dense = DenseRetriever::new(Arc::clone(&index), encode, &fingerprint, 0, retrieval.ranking.exact)?;
     Ok(match mode {
         Mode::Hybrid => {
-            let fusion = match retrieval.fusion {
+            let fusion = match retrieval.ranking.fusion {
                 FusionKind::Rrf => Fusion::Rrf,
-                FusionKind::Convex if (0.0..=1.0).contains(&retrieval.dense_weight) => {
-                    Fusion::Convex(retrieval.dense_weight)
+                FusionKind::Convex if (0.0..=1.0).contains(&retrieval.ranking.dense_weight) => {
+                    Fusion::Convex(retrieval.ranking.dense_weight)
                 }
                 FusionKind::Convex => {
                     return Err(Error::request("--dense-weight must be between 0 and 1", "the default is 0.8"));
@@ -321,15 +363,22 @@ fn open_reranker(
     progress: &dyn Progress,
     models: &mut Models,
 ) -> Result<Option<CrossEncoder>> {
-    let Some(name) = &retrieval.rerank else { return Ok(None) };
-    let model = setup::model(name, options, progress)?;
+    if !retrieval.ranking.reranks() {
+        return Ok(None);
+    }
+    let model = setup::model(&retrieval.ranking.rerank, options, progress)?;
     models.push(("reranker", model.name(), model.fingerprint()));
     CrossEncoder::open(&model, options).map(Some)
 }
 
 /// What names a first stage, and with it the scale of its scores.
 pub(crate) fn first_stage(retrieval: &RetrievalArgs, mode: Mode) -> Value {
-    json!({"mode": mode, "fusion": retrieval.fusion, "dense_weight": retrieval.dense_weight})
+    match mode {
+        Mode::Hybrid => {
+            json!({"mode": mode, "fusion": retrieval.ranking.fusion, "dense_weight": retrieval.ranking.dense_weight})
+        }
+        Mode::Bm25 | Mode::Dense => json!({"mode": mode}),
+    }
 }
 
 /// The weight of the first stage's score beside the cross-encoder's: as typed, or as the cross-encoder learned it for this
@@ -340,16 +389,18 @@ fn prior_weight(
     reranker: Option<&CrossEncoder>,
     progress: &dyn Progress,
 ) -> f32 {
-    let learned = reranker.and_then(CrossEncoder::prior);
-    match (retrieval.rerank_prior, learned) {
-        (Some(typed), _) => typed,
-        (None, Some(prior)) if prior.retrieval == first_stage(retrieval, mode) => prior.weight,
-        (None, Some(prior)) if prior.weight != 0.0 => {
+    let (Some(reranker), None) = (reranker, retrieval.ranking.rerank_prior) else {
+        return retrieval.ranking.rerank_prior.unwrap_or_default();
+    };
+    let here = first_stage(retrieval, mode);
+    match reranker.priors().iter().find(|prior| prior.retrieval == here) {
+        Some(prior) => prior.weight,
+        None if reranker.priors().is_empty() => 0.0,
+        None => {
             progress
                 .note("the re-ranker learned what another first stage's score is worth: its own score counts alone");
             0.0
         }
-        _ => 0.0,
     }
 }
 
@@ -364,7 +415,7 @@ pub fn build(
 ) -> Result<Engine> {
     let options = globals.runtime();
     let index = Arc::new(Index::open(&retrieval.index)?);
-    let mode = retrieval.mode.unwrap_or(if index.dense().is_some() { Mode::Hybrid } else { Mode::Bm25 });
+    let mode = retrieval.ranking.mode.unwrap_or(if index.dense().is_some() { Mode::Hybrid } else { Mode::Bm25 });
     let mut models = Vec::new();
     let reader_model = match reading {
         Some(args) => {
@@ -401,12 +452,13 @@ pub fn build(
     models.extend(reader_model.iter().map(|(model, _, _)| ("lm", model.name(), model.fingerprint())));
     let depths = Depths {
         retrieve: depth,
-        rerank: retrieval.rerank_depth,
-        patience: (retrieval.rerank_patience > 0).then(|| Patience {
-            candidates: retrieval.rerank_patience,
-            keep: reading.map_or(BEST_WITHOUT_READER, |r| r.passages),
+        rerank: retrieval.ranking.rerank_depth,
+        patience: (retrieval.ranking.patience() > 0).then(|| Patience {
+            candidates: retrieval.ranking.patience(),
+            keep: reading.map_or(BEST_WITHOUT_READER, |r| r.passages.unwrap_or(PASSAGES)),
         }),
-        read: reading.map_or(0, |r| r.passages),
+        read: reading.map_or(0, ReadingArgs::passages),
+        tokens: reading.and_then(|r| r.budget),
         per_window: reading.map_or(1, |r| if r.together { 0 } else { r.per_window }),
     };
     let prior = prior_weight(retrieval, mode, reranker.as_ref(), progress);
@@ -435,7 +487,7 @@ fn open_calibration(
         None => Calibration::built_in()?,
     };
     let mut settings = Map::new();
-    merge(&mut settings, retrieval)?;
+    merge_retrieval(&mut settings, retrieval)?;
     merge_reading(&mut settings, reading, retrieval)?;
     settings.insert("mode".into(), mode.name().into());
     let models = models.iter().map(|(role, _, fingerprint)| ((*role).to_owned(), fingerprint.clone())).collect();
@@ -443,6 +495,13 @@ fn open_calibration(
     let mismatch = calibration.mismatch(&settings, &models);
     let fitted_on = calibration.fitted.as_ref().map(|f| f.questions_sha256.clone());
     Ok((calibration, CalibrationIdentity { name, sha256, fitted_on, mismatch }))
+}
+
+/// Add the options of retrieval to the settings, with what stands for those that were left out.
+pub fn merge_retrieval(settings: &mut Map<String, Value>, retrieval: &RetrievalArgs) -> Result<()> {
+    merge(settings, retrieval)?;
+    settings.insert("rerank_patience".into(), retrieval.ranking.patience().into());
+    Ok(())
 }
 
 /// Add the options of reading to the settings, with what stands for those that were left out.
@@ -453,11 +512,14 @@ pub fn merge_reading(
 ) -> Result<()> {
     merge(settings, reading)?;
     settings.insert("score_weight".into(), reading.score_weight(retrieval).into());
+    if reading.budget.is_none() {
+        settings.insert("passages".into(), reading.passages().into());
+    }
     Ok(())
 }
 
 /// Add the fields of some options to the settings.
-pub fn merge(settings: &mut Map<String, Value>, options: &impl Serialize) -> Result<()> {
+fn merge(settings: &mut Map<String, Value>, options: &impl Serialize) -> Result<()> {
     if let Value::Object(fields) = serde_json::to_value(options).map_err(Error::internal("recording settings"))? {
         settings.extend(fields);
     }

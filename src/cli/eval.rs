@@ -11,13 +11,14 @@ use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use crate::cli::Globals;
-use crate::cli::engine::{ReadingArgs, RetrievalArgs, merge, merge_reading};
+use crate::cli::engine::{ReadingArgs, RetrievalArgs, merge_reading, merge_retrieval};
 use crate::error::{Error, Result};
 use crate::eval::compare::compare;
 use crate::eval::dataset::{self, Question};
 use crate::eval::fit;
 use crate::eval::out_dir::Existing;
 use crate::eval::page;
+use crate::eval::patience;
 use crate::eval::prediction::Outcome;
 use crate::eval::provenance::Setup;
 use crate::eval::run::{self, DEFAULT_KS, RunOptions};
@@ -74,6 +75,8 @@ pub enum EvalCommand {
     Calibrate(CalibrateArgs),
     /// Try every way to choose among the windows that a run read
     Sweep(AtRunArgs),
+    /// Find how early re-ranking may stop, from a run that read every candidate
+    Patience(PatienceArgs),
     /// Make the page report.html of a run again
     Report(AtRunArgs),
 }
@@ -147,6 +150,20 @@ pub struct CalibrateArgs {
     pub out: PathBuf,
 }
 
+/// A promise.
+#[derive(Debug, Clone, Args)]
+pub struct PatienceArgs {
+    /// The --out folder of a complete run with a re-ranker; its questions must not be those that it was trained on
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+    /// Places that count
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    pub keep: usize,
+    /// The most that may be lost of recall there, or of the reciprocal rank, on average over questions
+    #[arg(long, value_name = "SHARE", default_value_t = 0.003)]
+    pub loss: f64,
+}
+
 /// A run that is there.
 #[derive(Debug, Clone, Args)]
 pub struct AtRunArgs {
@@ -178,7 +195,7 @@ impl RunArgs {
         let mut settings = Map::new();
         settings.insert("depth".into(), self.depth.into());
         settings.insert("gold".into(), self.gold.into());
-        merge(&mut settings, &self.retrieval)?;
+        merge_retrieval(&mut settings, &self.retrieval)?;
         if self.reader == ReaderChoice::Lm {
             merge_reading(&mut settings, &self.reading, &self.retrieval)?;
         }
@@ -245,6 +262,10 @@ pub fn run_with(
         (Some(EvalCommand::Sweep(args)), _) => {
             let sweep = sweep::sweep(&args.run)?;
             if json { to_json(&sweep)? } else { sweep.table() }
+        }
+        (Some(EvalCommand::Patience(args)), _) => {
+            let rules = patience::patience(&args.run, args.keep, args.loss)?;
+            if json { to_json(&rules)? } else { rules.table() }
         }
         (Some(EvalCommand::Report(args)), _) => {
             let page = page::remake(&args.run)?;

@@ -9,10 +9,12 @@ pub mod doctor;
 pub mod engine;
 pub mod eval;
 pub mod index;
+pub mod index_change;
 pub mod models;
 pub mod output;
 pub mod progress;
 pub mod search;
+pub mod serve;
 pub mod setup;
 pub mod train;
 pub mod train_reranker;
@@ -94,6 +96,8 @@ enum Command {
     Ask(ask::AskArgs),
     /// Measure retrieval and answers on a question set, or compare two runs
     Eval(eval::EvalArgs),
+    /// Answer over HTTP
+    Serve(Box<serve::ServeArgs>),
     /// Learn small modules around the frozen language model
     Train(train::TrainArgs),
 }
@@ -135,6 +139,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Search(args) => search::run(args, globals),
         Command::Ask(args) => ask::run(args, globals),
         Command::Eval(args) => eval::run(args, globals),
+        Command::Serve(args) => serve::run(args, globals),
         Command::Train(args) => train::run(args, globals),
     }
 }

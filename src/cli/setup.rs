@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::cli::Globals;
 use crate::cli::output::{self, BOLD, DIM};
 use crate::error::Result;
-use crate::runtime::setup::{Manifest, fetch_runtime, home, model};
+use crate::runtime::setup::{Manifest, fetch_runtime, home, model, shipped};
 
 /// Nothing but what every command takes.
 #[derive(Debug, Clone, Args)]
@@ -30,8 +30,8 @@ pub fn run(_: &SetupArgs, globals: &Globals) -> Result<()> {
     let bytes = std::fs::metadata(&library).map_or(0, |m| m.len());
     let name = library.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     show(&Piece { piece: "runtime", name, path: &library, bytes }, globals.json)?;
-    for starter in Manifest::get()?.starters() {
-        let model = model(&starter.name, &options, &*progress)?;
+    for name in Manifest::get()?.starters().iter().map(|starter| starter.name.as_str()).chain(shipped()) {
+        let model = model(name, &options, &*progress)?;
         let kind = model.description.kind.name();
         show(&Piece { piece: kind, name: model.name(), path: &model.path, bytes: model.size() }, globals.json)?;
     }
@@ -47,5 +47,5 @@ fn show(piece: &Piece, json: bool) -> Result<()> {
     }
     let Piece { piece, name, path, bytes } = piece;
     let size = output::bytes(*bytes);
-    output::line(format!("{BOLD}{piece:<8}{BOLD:#} {name:<28} {size:>9}  {DIM}{}{DIM:#}", path.display()))
+    output::line(format!("{BOLD}{piece:<13}{BOLD:#} {name:<28} {size:>9}  {DIM}{}{DIM:#}", path.display()))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::cli::Globals;
-use crate::cli::engine::{RetrievalArgs, first_stage, open_retriever};
+use crate::cli::engine::{RankingArgs, RetrievalArgs, first_stage, open_retriever};
 use crate::cli::output;
 use crate::cli::train::LoopArgs;
 use crate::error::{Error, Result};
@@ -153,14 +153,24 @@ pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
     let init = weights(&args.init, &options, progress)?;
     let index = Arc::new(Index::open(&args.index)?);
     let mode = args.mode.unwrap_or(if index.dense().is_some() { Mode::Hybrid } else { Mode::Bm25 });
-    let retrieval = RetrievalArgs { mode: Some(mode), ..RetrievalArgs::at(&args.index) };
-    let mut retriever = open_retriever(&index, mode, &retrieval, &options, progress, &mut Vec::new())?;
+    let ranking = RankingArgs { mode: Some(mode), ..RankingArgs::default() };
+    let retrieval = RetrievalArgs { index: args.index.clone(), ranking };
+    let open =
+        |retrieval: &RetrievalArgs, mode| open_retriever(&index, mode, retrieval, &options, progress, &mut Vec::new());
+    let mut retriever = open(&retrieval, mode)?;
+    let possible: &[Mode] =
+        if index.dense().is_some() { &[Mode::Hybrid, Mode::Dense, Mode::Bm25] } else { &[Mode::Bm25] };
+    let others = possible
+        .iter()
+        .filter(|other| **other != mode)
+        .map(|&other| Ok((first_stage(&retrieval, other), open(&retrieval, other)?)))
+        .collect::<Result<Vec<_>>>()?;
     let teacher = match &args.teacher {
         Some(name) => Some(CrossEncoder::open(&setup::model(name, &options, progress)?, &options)?),
         None => None,
     };
     let mined = args.mined.clone().unwrap_or_else(|| args.training.out.join(MINED));
-    let parts = Parts { index, retriever: retriever.as_mut(), init, teacher, mined, device };
+    let parts = Parts { index: index.clone(), retriever: retriever.as_mut(), others, init, teacher, mined, device };
     let record =
         reranker_run::train(&args.run(&retrieval, mode)?, parts, &args.training.out, args.training.resume, progress)?;
     if globals.json {

@@ -92,7 +92,7 @@ pub fn run(args: &WarmArgs, globals: &Globals) -> Result<()> {
     let reading = ReadingArgs {
         prompt: args.prompt.clone(),
         template: args.template,
-        passages: args.passages,
+        passages: Some(args.passages),
         // Nothing is read twice here.
         passage_cache: 0,
         ..ReadingArgs::with_lm(&args.lm)

@@ -18,6 +18,7 @@ pub mod logistic;
 pub mod normalise;
 pub mod out_dir;
 pub mod page;
+pub mod patience;
 pub mod prediction;
 pub mod provenance;
 pub mod ranking;

@@ -29,6 +29,8 @@ pub struct Outcome {
     pub retrieved: Vec<Retrieved>,
     /// Ids in the order of the first stage, if a re-ranker changed it.
     pub first_stage: Option<Vec<String>>,
+    /// How many of the ranking a re-ranker read; 0 without one.
+    pub reranked: usize,
     /// What the reader saw, in any order; empty when nobody read.
     pub reader_passages: Vec<PackedPassage>,
     /// What every stage did, for people.
@@ -85,6 +87,9 @@ pub struct Prediction {
     pub passages: Vec<String>,
     /// Their scores.
     pub passage_scores: Vec<f32>,
+    /// Of those that a re-ranker read, their ranks before, from 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ranks_before: Vec<usize>,
     /// Ids of the passages the reader saw.
     pub reader_passages: Vec<String>,
     /// Ids of gold passages, the first few.
@@ -158,7 +163,9 @@ impl From<Latency> for Stages {
 impl Prediction {
     /// Score an outcome; passages are counted at the ranks `ks`.
     pub fn score(question: &Question, outcome: Outcome, ks: &[usize]) -> Self {
-        let Outcome { answer, retrieved, first_stage, reader_passages, trace, latency } = outcome;
+        let Outcome { answer, retrieved, first_stage, reranked, reader_passages, trace, latency } = outcome;
+        let before = |key: &String| first_stage.iter().flatten().position(|k| k == key).map_or(0, |i| i + 1);
+        let ranks_before = retrieved.iter().take(reranked).map(|p| before(&p.key)).collect();
         let mut metrics = Map::new();
         let mut ranks = Ranks { depth: retrieved.len(), gold: None, gold_first_stage: None, answer: None };
         if let Some(answers) = question.answers.as_ref().filter(|answers| !answers.is_empty()) {
@@ -217,6 +224,7 @@ impl Prediction {
             metrics,
             supported: answer.as_ref().map(|a| a.supported),
             passage_scores: retrieved.iter().map(|p| finite(p.score)).collect(),
+            ranks_before,
             passages: retrieved.into_iter().map(|p| p.key).collect(),
             reader_passages: reader_passages.into_iter().map(|p| p.key).collect(),
             gold: gold.take(KEPT).collect(),
@@ -307,6 +315,7 @@ mod tests {
             reader_passages: if answer.is_some() { vec![packed] } else { Vec::new() },
             answer,
             first_stage: None,
+            reranked: 0,
             trace: None,
             retrieved: vec![
                 passage("a#2", "nothing", 3.0),

@@ -70,7 +70,7 @@ fn write(graph: Graph, source: &Path, out: &Path, kind: ModelKind) -> Result<()>
         hidden: bert.hidden,
         max_tokens: bert.max_tokens,
         source: source.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
-        prior: None,
+        priors: Vec::new(),
         files: Default::default(),
     };
     description.write(out)

@@ -58,7 +58,7 @@ fn describe(source: &LmSource, precision: Precision) -> Result<Description> {
         hidden: config.hidden,
         max_tokens: config.context,
         source: source.path.file_name().unwrap_or(source.path.as_os_str()).to_string_lossy().into_owned(),
-        prior: None,
+        priors: Vec::new(),
         files: BTreeMap::new(),
     })
 }

@@ -15,6 +15,7 @@ pub mod gguf;
 mod gguf_blocks;
 mod gguf_header;
 mod gguf_tokenizer;
+pub mod learned;
 pub mod llama;
 mod llama_folder;
 mod llama_graph;

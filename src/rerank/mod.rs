@@ -31,12 +31,12 @@ pub struct CrossEncoder {
     output: String,
     takes_types: bool,
     fingerprint: String,
-    prior: Option<Prior>,
+    priors: Vec<Prior>,
     cuts: PairCuts,
 }
 
 /// What did not fit of a question and the passages that were read with it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct PairCuts {
     /// Tokens left out of the question, in every pair.
     pub question_tokens: usize,
@@ -87,7 +87,7 @@ impl CrossEncoder {
             output,
             takes_types,
             fingerprint: model.fingerprint(),
-            prior: model.description.prior.clone(),
+            priors: model.description.priors.clone(),
             cuts: PairCuts::default(),
             session,
         })
@@ -114,9 +114,9 @@ impl CrossEncoder {
         self.score_block(&question, passages)
     }
 
-    /// What the first stage's score counts beside this model's, as its training found.
-    pub fn prior(&self) -> Option<&Prior> {
-        self.prior.as_ref()
+    /// What the score of a first stage counts beside this model's, as its training found: for each that it knows.
+    pub fn priors(&self) -> &[Prior] {
+        &self.priors
     }
 
     /// Scores of passages in order, each added to what `prior` gives it: of all, or as `patience` has it of those before

@@ -54,7 +54,7 @@ pub(super) fn vectors(index: &Index) -> Result<&Dense> {
     })
 }
 
-impl<E: FnMut(&str) -> Result<Vec<f32>>> Retriever for DenseRetriever<E> {
+impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for DenseRetriever<E> {
     fn retrieve(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
         Ok(self.search(question, depth)?.1)
     }

@@ -41,7 +41,7 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> HybridRetriever<E> {
     }
 }
 
-impl<E: FnMut(&str) -> Result<Vec<f32>>> Retriever for HybridRetriever<E> {
+impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for HybridRetriever<E> {
     fn retrieve(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
         let candidates = self.candidates.max(depth);
         let lexical = self.index.lexical().search(question, candidates)?;

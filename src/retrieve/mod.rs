@@ -17,7 +17,7 @@ pub use dense::DenseRetriever;
 pub use hybrid::{Fusion, HybridRetriever};
 
 /// A first stage: question in, scored passages out.
-pub trait Retriever {
+pub trait Retriever: Send {
     /// The best `depth` passages for `question`, best first, ties by passage id. Questions are plain text.
     fn retrieve(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>>;
 }

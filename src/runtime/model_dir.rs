@@ -40,9 +40,9 @@ pub struct Description {
     pub max_tokens: usize,
     /// Where the weights came from, for people: a package, a hub name, a folder.
     pub source: String,
-    /// Of a re-ranker: what the first stage's score counts beside its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prior: Option<Prior>,
+    /// Of a re-ranker: what the score of each first stage counts beside its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub priors: Vec<Prior>,
     /// sha256 of each file in the folder, by name.
     pub files: BTreeMap<String, String>,
 }
@@ -281,7 +281,7 @@ mod tests {
             hidden: 384,
             max_tokens: 256,
             source: "a test".into(),
-            prior: None,
+            priors: Vec::new(),
             files: BTreeMap::new(),
         }
     }

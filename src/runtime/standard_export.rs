@@ -69,7 +69,7 @@ pub(super) fn describe(dir: &Path, name: &str) -> Result<(Description, PathBuf)>
         hidden: hidden as usize,
         max_tokens: max_tokens(dir, &config)? as usize,
         source: dir.display().to_string(),
-        prior: None,
+        priors: Vec::new(),
         files,
     };
     Ok((description, graph))

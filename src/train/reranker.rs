@@ -45,7 +45,7 @@ pub struct GroupSettings {
 }
 
 /// Questions with their mined passages.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Groups {
     index: Arc<Index>,
     tokenizer: Arc<TextTokenizer>,
@@ -191,26 +191,52 @@ impl RerankerModule {
 
     /// What the first stage's own order reaches on the held-out questions.
     pub fn first_stage(&self) -> Quality {
-        let ranks: Vec<Option<usize>> =
-            self.dev.examples.iter().map(|(_, mined)| relevant(mined, self.depth).position(|r| r)).collect();
-        Quality::of(&ranks)
+        first_stage(&self.dev.examples, self.depth)
     }
 
-    /// Weights of the first stage's score that are tried: none, and such that a standard deviation of it is worth a
-    /// quarter of a unit of the model's score, and twice that, and so on.
-    fn priors(&self) -> Vec<f64> {
-        let scores: Vec<f64> = self
-            .dev
-            .examples
-            .iter()
-            .flat_map(|(_, m)| m.scores.iter().take(self.depth))
-            .map(|s| f64::from(*s))
-            .collect();
-        let count = scores.len().max(1) as f64;
-        let mean = scores.iter().sum::<f64>() / count;
-        let deviation = (scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / count).sqrt();
-        let steps = PRIOR_STEPS.iter().filter(|_| deviation > 1e-6).map(|step| step / deviation);
-        std::iter::once(0.0).chain(steps).collect()
+    /// What the model reaches on the held-out questions, whose candidates another first stage found.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] on Ctrl-C; what the index says.
+    pub fn behind(&self, examples: Vec<(String, Mined)>) -> Result<Quality> {
+        self.measure(&Groups { examples, ..self.dev.clone() })
+    }
+
+    /// Rank the first candidates of these questions again, with the best weight for the first stage's score.
+    fn measure(&self, asked: &Groups) -> Result<Quality> {
+        let priors = priors(&asked.examples, self.depth);
+        let mut ranks = vec![Vec::with_capacity(asked.len()); priors.len()];
+        let mut next = 0;
+        while next < asked.len() {
+            check_interrupt(|| "the last checkpoint is kept; go on with --resume".to_owned())?;
+            let (mut pairs, mut counts, mut tokens) = (Vec::new(), Vec::new(), 0);
+            while next < asked.len() && (counts.is_empty() || tokens < self.tokens_per_pass) {
+                let (question, mined) = asked.example(next)?;
+                let rows: Vec<PassageId> = mined.candidates.iter().take(self.depth).copied().collect();
+                let own = asked.pairs(question, &rows)?;
+                tokens += own.iter().map(|p| p.ids.len()).sum::<usize>();
+                counts.push((next, own.len()));
+                pairs.extend(own);
+                next += 1;
+            }
+            let scores = if pairs.is_empty() {
+                Vec::new()
+            } else {
+                self.bert.scores(&PackedTexts::new(&pairs), false)?.to_vec1::<f32>().map_err(failed)?
+            };
+            let mut rest = scores.as_slice();
+            for (i, count) in counts {
+                let (own, after) = rest.split_at(count.min(rest.len()));
+                rest = after;
+                let (_, mined) = asked.example(i)?;
+                for (prior, ranks) in priors.iter().zip(&mut ranks) {
+                    ranks.push(rank(mined, own, *prior, self.depth));
+                }
+            }
+        }
+        let qualities = priors.iter().zip(&ranks).map(|(prior, ranks)| Quality { prior: *prior, ..Quality::of(ranks) });
+        let best = qualities.reduce(|best, next| if next.mrr10 > best.mrr10 { next } else { best });
+        Ok(best.unwrap_or_default())
     }
 
     fn teach(&self, i: usize, rows: &[PassageId]) -> Result<Vec<f32>> {
@@ -222,6 +248,25 @@ impl RerankerModule {
         let sum: f32 = shares.iter().sum();
         Ok(shares.into_iter().map(|s| s / sum).collect())
     }
+}
+
+/// What the first stage's own order reaches among the first `depth` candidates.
+pub fn first_stage(examples: &[(String, Mined)], depth: usize) -> Quality {
+    let ranks: Vec<Option<usize>> =
+        examples.iter().map(|(_, mined)| relevant(mined, depth).position(|relevant| relevant)).collect();
+    Quality::of(&ranks)
+}
+
+/// Weights of the first stage's score that are tried: none, and such that a standard deviation of it is worth a quarter of
+/// a unit of the model's score, and twice that, and so on.
+fn priors(examples: &[(String, Mined)], depth: usize) -> Vec<f64> {
+    let scores: Vec<f64> =
+        examples.iter().flat_map(|(_, m)| m.scores.iter().take(depth)).map(|s| f64::from(*s)).collect();
+    let count = scores.len().max(1) as f64;
+    let mean = scores.iter().sum::<f64>() / count;
+    let deviation = (scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / count).sqrt();
+    let steps = PRIOR_STEPS.iter().filter(|_| deviation > 1e-6).map(|step| step / deviation);
+    std::iter::once(0.0).chain(steps).collect()
 }
 
 /// The rank, counted from 0, of the best relevant one among the first `depth` candidates when the model's scores `own` are
@@ -290,39 +335,7 @@ impl Trainable for RerankerModule {
     /// MRR@10 of the first stage's candidates in the model's order, on held-out questions, with the best weight for the
     /// first stage's score.
     fn evaluate(&mut self) -> Result<f64> {
-        let priors = self.priors();
-        let mut ranks = vec![Vec::with_capacity(self.dev.len()); priors.len()];
-        let mut next = 0;
-        while next < self.dev.len() {
-            check_interrupt(|| "the last checkpoint is kept; go on with --resume".to_owned())?;
-            let (mut pairs, mut counts, mut tokens) = (Vec::new(), Vec::new(), 0);
-            while next < self.dev.len() && (counts.is_empty() || tokens < self.tokens_per_pass) {
-                let (question, mined) = self.dev.example(next)?;
-                let rows: Vec<PassageId> = mined.candidates.iter().take(self.depth).copied().collect();
-                let own = self.dev.pairs(question, &rows)?;
-                tokens += own.iter().map(|p| p.ids.len()).sum::<usize>();
-                counts.push((next, own.len()));
-                pairs.extend(own);
-                next += 1;
-            }
-            let scores = if pairs.is_empty() {
-                Vec::new()
-            } else {
-                self.bert.scores(&PackedTexts::new(&pairs), false)?.to_vec1::<f32>().map_err(failed)?
-            };
-            let mut rest = scores.as_slice();
-            for (i, count) in counts {
-                let (own, after) = rest.split_at(count.min(rest.len()));
-                rest = after;
-                let (_, mined) = self.dev.example(i)?;
-                for (prior, ranks) in priors.iter().zip(&mut ranks) {
-                    ranks.push(rank(mined, own, *prior, self.depth));
-                }
-            }
-        }
-        let qualities = priors.iter().zip(&ranks).map(|(prior, ranks)| Quality { prior: *prior, ..Quality::of(ranks) });
-        let best = qualities.reduce(|best, next| if next.mrr10 > best.mrr10 { next } else { best });
-        let quality = best.unwrap_or_default();
+        let quality = self.measure(&self.dev)?;
         self.history.push(quality);
         Ok(quality.mrr10)
     }

@@ -15,16 +15,17 @@ use crate::error::{Error, Result};
 use crate::eval::dataset::{self, Dataset, Question};
 use crate::export::Precision;
 use crate::export::bert::export_cross_encoder;
+use crate::export::learned;
 use crate::index::Index;
-use crate::progress::Progress;
+use crate::progress::{Progress, Quiet};
 use crate::rerank::CrossEncoder;
 use crate::retrieve::Retriever;
-use crate::runtime::model_dir::{DESCRIPTION, Description, Prior};
+use crate::runtime::model_dir::Prior;
 use crate::runtime::tokenizer::{TOKENIZER, TextTokenizer};
 use crate::train::bert::Bert;
 use crate::train::mine::{self, Asked, Header, Mined, Unused};
 use crate::train::record::{self, RunRecord};
-use crate::train::reranker::{GroupSettings, Groups, Quality, RerankerModule, Teacher};
+use crate::train::reranker::{self, GroupSettings, Groups, Quality, RerankerModule, Teacher};
 use crate::train::trainer::{RunLog, Trainable, Trainer, TrainerSettings};
 
 /// Folder of the trained model inside a run's folder, in 8-bit integers.
@@ -33,6 +34,8 @@ pub const RERANKER: &str = "reranker";
 pub const RERANKER_FP32: &str = "reranker-fp32";
 /// Its weights, in the form that other tools and further training take.
 pub const WEIGHTS: &str = "weights";
+/// What was learned alone, for who has the model that it began as: see [`learned`].
+pub const LEARNED: &str = "reranker.safetensors";
 /// Name of the file of mined negatives inside a run's folder.
 pub const MINED: &str = "mined.jsonl";
 /// Digits of a set's sha256 that name it in that file.
@@ -77,6 +80,8 @@ pub struct Parts<'a> {
     pub index: Arc<Index>,
     /// Its first stage.
     pub retriever: &'a mut dyn Retriever,
+    /// The other first stages that the model may stand behind, each with its settings.
+    pub others: Vec<(Value, Box<dyn Retriever>)>,
     /// Folder of the weights to begin with.
     pub init: PathBuf,
     /// The teacher, if one is named.
@@ -85,6 +90,14 @@ pub struct Parts<'a> {
     pub mined: PathBuf,
     /// Where it computes.
     pub device: Device,
+}
+
+/// What the model does behind one first stage, on the held-out questions.
+#[derive(Debug, Clone, Serialize)]
+struct Behind {
+    retrieval: Value,
+    first_stage: Quality,
+    best: Quality,
 }
 
 /// What became of the questions.
@@ -123,8 +136,9 @@ pub fn train(run: &RerankerRun, parts: Parts, out: &Path, resume: bool, progress
     let mut mined = mine::mine(&asked, &parts.index, parts.retriever, &header, &parts.mined, progress)?;
     let mut intake =
         Intake { bad_lines: datasets.iter().chain(&dev_set).map(|d| d.skipped).sum(), ..Intake::default() };
-    let train = usable(&train, mined.split_off(dev.len()), &mut intake);
-    let dev = usable(&dev, mined, &mut intake);
+    let asked_dev = dev;
+    let train = usable(&train, mined.split_off(asked_dev.len()), &mut intake);
+    let dev = usable(&asked_dev, mined, &mut intake);
     intake.train = train.len();
     intake.distant = train.iter().filter(|(_, mined)| mined.distant).count();
     intake.dev = dev.len();
@@ -165,7 +179,21 @@ pub fn train(run: &RerankerRun, parts: Parts, out: &Path, resume: bool, progress
     let log = Trainer::new(&run.trainer, &inputs, out)?.run(&mut module, resume, progress)?;
     let best = best_quality(&mut module, &log)?;
     progress.note(&format!("best: {}", words(best)));
-    publish(module.bert(), run, best, out, progress)?;
+    let mut behind = vec![Behind { retrieval: run.retrieval.clone(), first_stage, best }];
+    for (retrieval, mut retriever) in parts.others {
+        let header = Header::new(&parts.index, retrieval.clone(), run.depth);
+        let asked: Vec<Asked> = asked_dev.iter().map(|&(set, question)| Asked { set, question }).collect();
+        let folder = tempfile::tempdir().map_err(Error::internal("mining"))?;
+        let file = folder.path().join(MINED);
+        let mined = mine::mine(&asked, &parts.index, retriever.as_mut(), &header, &file, &Quiet)?;
+        let examples = usable(&asked_dev, mined, &mut Intake::default());
+        let first_stage = reranker::first_stage(&examples, run.dev_depth);
+        let best = module.behind(examples)?;
+        let name = retrieval.get("mode").and_then(Value::as_str).unwrap_or_default();
+        progress.note(&format!("behind {name}: {}, and without it {}", words(best), words(first_stage)));
+        behind.push(Behind { retrieval, first_stage, best });
+    }
+    publish(module.bert(), run, &behind, &parts.init, out, progress)?;
 
     let (examples_per_second, tokens_per_second) = record::speed(&log);
     let parameters = module.variables().iter().map(|(_, v)| v.elem_count()).sum();
@@ -175,7 +203,7 @@ pub fn train(run: &RerankerRun, parts: Parts, out: &Path, resume: bool, progress
         settings: serde_json::to_value(run).map_err(Error::internal("recording settings"))?,
         data: json!({
             "sets": data, "questions": intake, "index": parts.index.manifest().checksum,
-            "held_out": {"first_stage": first_stage, "best": best},
+            "held_out": {"first_stage": first_stage, "best": best, "behind": behind},
         }),
         parameters,
         frozen: None,
@@ -285,22 +313,27 @@ fn best_quality(module: &mut RerankerModule, log: &RunLog) -> Result<Quality> {
     Ok(module.history.last().copied().unwrap_or_default())
 }
 
-/// Write weights and graphs, each as a whole folder that takes its name at the end.
-fn publish(bert: &Bert, run: &RerankerRun, best: Quality, out: &Path, progress: &dyn Progress) -> Result<()> {
+/// Write weights and graphs, each as a whole folder that takes its name at the end, and the file of what was learned.
+fn publish(
+    bert: &Bert,
+    run: &RerankerRun,
+    behind: &[Behind],
+    init: &Path,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
     progress.start("exporting", None, "");
     let work = tempfile::Builder::new().prefix(".export-").tempdir_in(out).map_err(Error::file("write in", out))?;
     let weights = work.path().join(WEIGHTS);
+    bert.round()?;
     bert.save(&weights, run.groups.max_tokens)?;
+    let source = format!("{}, trained by nunatak {} as a re-ranker", run.init, env!("CARGO_PKG_VERSION"));
+    let prior = |b: &Behind| Prior { weight: b.best.prior as f32, retrieval: b.retrieval.clone() };
+    let priors: Vec<Prior> = behind.iter().map(prior).collect();
     for (name, precision) in [(RERANKER_FP32, Precision::Fp32), (RERANKER, Precision::Int8)] {
         let folder = work.path().join(name);
         export_cross_encoder(&weights, &folder, precision)?;
-        let path = folder.join(DESCRIPTION);
-        let text = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-        let mut description: Description =
-            serde_json::from_str(&text).map_err(Error::internal("describing a model"))?;
-        description.source = format!("{}, trained by nunatak {} as a re-ranker", run.init, env!("CARGO_PKG_VERSION"));
-        description.prior = Some(Prior { weight: best.prior as f32, retrieval: run.retrieval.clone() });
-        description.write(&folder)?;
+        learned::label(&folder, &source, &priors)?;
     }
     for name in [WEIGHTS, RERANKER_FP32, RERANKER] {
         let (new, place, old) = (work.path().join(name), out.join(name), work.path().join(format!("old-{name}")));
@@ -309,6 +342,7 @@ fn publish(bert: &Bert, run: &RerankerRun, best: Quality, out: &Path, progress: 
         }
         std::fs::rename(&new, &place).map_err(Error::file("rename", &new))?;
     }
+    learned::fold(&out.join(WEIGHTS), (&run.init, init), &source, &priors, &out.join(LEARNED))?;
     progress.finish();
     Ok(())
 }

@@ -91,6 +91,10 @@ fn explain_shows_every_stage() {
     let trace = &answer["trace"];
     assert_eq!(trace["retrieved"].as_array().unwrap().len(), 100);
     assert_eq!(trace["windows"].as_array().unwrap().len(), 2);
+    let reranked = trace["reranked"].as_array().unwrap();
+    assert!((2..=50).contains(&reranked.len()) && trace["windows"][0][0]["passage"] == reranked[0]["passage"]);
+    let plain = json_lines(&["ask", QUESTION, "--explain", "--rerank", "none"]).remove(0);
+    assert_eq!(plain["trace"]["reranked"], Value::Array(Vec::new()));
     assert!(trace["windows"][0][0]["tokens"].as_u64().unwrap() > 10);
     let together = json_lines(&["ask", QUESTION, "--explain", "--passages", "2", "--together"]).remove(0);
     assert_eq!(together["trace"]["windows"].as_array().unwrap().len(), 1);

@@ -158,6 +158,7 @@ fn bench(args: &RunArgs, answers: &'static [&'static str], stop_at: Option<&'sta
                 tokens: 8,
             }],
             first_stage: None,
+            reranked: 0,
             trace: None,
             latency,
         })
@@ -465,7 +466,9 @@ fn run_with_features(folder: &Path, out: &str) -> Result<String, String> {
             let latency = Latency::default();
             let retrieved = Vec::new();
             let reader_passages = Vec::new();
-            Ok(Outcome { answer: Some(answer), retrieved, first_stage: None, reader_passages, trace: None, latency })
+            let (first_stage, reranked) = (None, 0);
+            let answer = Some(answer);
+            Ok(Outcome { answer, retrieved, first_stage, reranked, reader_passages, trace: None, latency })
         });
         Ok(bench)
     };

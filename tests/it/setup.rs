@@ -230,7 +230,7 @@ mod package_client {
             String::from_utf8(assert.get_output().stdout.clone()).unwrap()
         };
         assert_eq!(again(), again());
-        assert_eq!(again().lines().count(), 3);
+        assert_eq!(again().lines().count(), 4);
     }
 }
 
@@ -262,7 +262,7 @@ fn the_doctor_proves_it() {
         .collect::<Result<_, _>>()
         .unwrap();
     let names: Vec<&str> = checks.iter().map(|c| c["check"].as_str().unwrap()).collect();
-    assert_eq!(names[..5], ["program", "cache", "runtime", "encoder", "lm"]);
+    assert_eq!(names[..6], ["program", "cache", "runtime", "encoder", "lm", "cross-encoder"]);
     assert!(checks.iter().all(|c| c["ok"] == true));
     assert!(checks[3]["detail"].as_str().unwrap().contains("on cpu"));
 }

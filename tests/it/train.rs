@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use assert_cmd::Command;
 use nunatak::eval::dataset::{self, Dataset};
+use nunatak::export::Precision;
+use nunatak::export::bert::export_cross_encoder;
+use nunatak::export::learned::unfold;
 use nunatak::index::Index;
 use nunatak::progress::Quiet;
 use nunatak::read::template::{Template, TemplateKind};
 use nunatak::runtime::model_dir::ModelKind;
 use nunatak::runtime::session::RuntimeOptions;
-use nunatak::runtime::setup;
+use nunatak::runtime::setup::{self, Manifest};
 use nunatak::runtime::tokenizer::TextTokenizer;
 use nunatak::train::windows::{WindowSettings, Windows};
 use serde_json::Value;
@@ -184,10 +187,21 @@ fn a_reranker_from_questions_to_search() {
     let (exact, short) = (scores("reranker-fp32"), scores("reranker"));
     assert!(exact.is_sorted_by(|a, b| a.1 >= b.1), "{exact:?}");
     let ids = |scores: &[(String, f64)]| scores.iter().map(|s| s.0.clone()).collect::<std::collections::BTreeSet<_>>();
-    let plain = search(&[]).iter().map(|h| h["passage_id"].to_string()).collect();
+    let plain = search(&["--rerank", "none"]).iter().map(|h| h["passage_id"].to_string()).collect();
     assert_eq!((ids(&exact), ids(&short)), (plain, ids(&exact)), "the ten are ordered again, and stay the ten");
-    // What it learned can be learned on from.
-    assert!(out.join("weights/model.safetensors").is_file());
+    // What it learned can be learned on from, and its small file is the same model: the graph comes out the same.
+    let (file, whole) = (fs::read(out.join("reranker.safetensors")).unwrap(), folder.path().join("whole"));
+    let starter = Manifest::get().unwrap().starter("all-MiniLM-L6-v2").unwrap();
+    let base = setup::source(starter, &RuntimeOptions::default(), &Quiet).unwrap();
+    let learned = unfold(&file, Path::new("reranker.safetensors"), &base, &whole).unwrap();
+    assert!(learned.borrowed.contains_key("bert.embeddings.word_embeddings.weight"), "they were left alone");
+    assert_eq!(learned.priors.len(), 1, "an index without vectors has one first stage");
+    let graph = folder.path().join("graph");
+    export_cross_encoder(&whole, &graph, Precision::Int8).unwrap();
+    let published = |file: &str| fs::read(out.join("reranker").join(file)).unwrap();
+    assert!(fs::read(graph.join("model.onnx")).unwrap() == published("model.onnx"));
+    let description: Value = serde_json::from_slice(&published("nunatak.json")).unwrap();
+    assert_eq!(description["priors"], serde_json::to_value(&learned.priors).unwrap());
 }
 
 #[test]

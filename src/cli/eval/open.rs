@@ -72,7 +72,8 @@ pub(super) fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -
         let windows = answer.as_ref().and_then(|a| a.trace.as_ref()).map(|t| t.windows.concat());
         let reader_passages = windows.unwrap_or_default();
         let latency = found.latency_ms;
-        Ok(Outcome { answer, retrieved, first_stage, reader_passages, trace: Some(trace), latency })
+        let reranked = found.reranked.len();
+        Ok(Outcome { answer, retrieved, first_stage, reranked, reader_passages, trace: Some(trace), latency })
     };
     Ok(Bench { setup, answer: Box::new(answer) })
 }

@@ -7,6 +7,7 @@
 
 mod cache;
 pub mod hub;
+mod learned;
 mod manifest;
 pub mod store;
 mod wheel;
@@ -92,6 +93,9 @@ pub fn locate(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> 
         let precision = precision.map_or(Ok(Precision::default()), str::parse)?;
         return starter_model(starter, precision, options, progress);
     }
+    if let Some(model) = learned::model(stem, precision, options, progress)? {
+        return Ok(model);
+    }
     if let Some(model) = store::find(stem, precision)? {
         return Ok(model);
     }
@@ -103,6 +107,11 @@ pub fn locate(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> 
         "there is no model of this name",
         "see `nunatak models list`; get one with `nunatak models pull` or `nunatak models import`",
     ))
+}
+
+/// Names of the models that come with the program, all cross-encoders.
+pub fn shipped() -> impl Iterator<Item = &'static str> {
+    learned::names()
 }
 
 /// Path of a starter model's weights as they were published (a safetensors folder or a GGUF file), fetched

@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::export::{Precision, bert, llama};
 use crate::progress::Progress;
 use crate::runtime::model_dir::{DESCRIPTION, GRAPH, ModelDir};
-use crate::runtime::setup::cache;
 use crate::runtime::setup::manifest::Manifest;
+use crate::runtime::setup::{cache, learned};
 
 /// Which precision is taken when none is named, the likeliest to be wanted first; `onnx` is a user's own graph.
 const PREFERENCE: [&str; 4] = ["int8", "fp16", "fp32", "onnx"];
@@ -113,19 +113,19 @@ pub fn list() -> Result<Vec<Entry>> {
             Ok(model) => (model.description.kind.name().to_owned(), model.size(), None),
             Err(error) => (String::new(), 0, Some(error.to_string())),
         };
-        let starter = manifest.starter(name).is_some();
+        let starter = manifest.starter(name).is_some() || learned::names().any(|shipped| shipped == name);
         let (name, precision) = (name.to_owned(), precision.to_owned());
         entries.push(Entry { name, precision, kind, installed: true, starter, bytes, path, problem });
     }
-    for starter in manifest.starters() {
+    let starters = manifest.starters().iter().map(|starter| (starter.name.as_str(), starter.kind.as_str()));
+    for (name, kind) in starters.chain(learned::names().map(|name| (name, "cross-encoder"))) {
         let precision = Precision::default().to_string();
-        let path = place(&home, &starter.name, &precision);
-        if !entries.iter().any(|e| e.name == starter.name && e.precision == precision) {
-            let (name, kind) = (starter.name.clone(), starter.kind.clone());
+        let path = place(&home, name, &precision);
+        if !entries.iter().any(|e| e.name == name && e.precision == precision) {
             entries.push(Entry {
-                name,
+                name: name.to_owned(),
                 precision,
-                kind,
+                kind: kind.to_owned(),
                 installed: false,
                 starter: true,
                 bytes: 0,
@@ -247,7 +247,7 @@ fn check_name(name: &str) -> Result<()> {
             "give one of letters, digits, `.`, `_` and `-` with --name",
         ));
     }
-    if Manifest::get()?.starter(name).is_some() {
+    if Manifest::get()?.starter(name).is_some() || learned::names().any(|shipped| shipped == name) {
         return Err(Error::request(format!("`{name}` is a starter model"), "give another name with --name"));
     }
     Ok(())

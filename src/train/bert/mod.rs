@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -255,6 +255,13 @@ impl Bert {
             x = (x + table.index_select(&index(types.collect())?, 0)?)?;
         }
         layer_norm(&x, &norm[0].1, &norm[1].1, self.source.layer_norm_eps)
+    }
+
+    /// Round what is trained to 16-bit floats, as [`crate::export::learned`] keeps it: what is published is then what is
+    /// measured, whichever way it comes.
+    pub fn round(&self) -> Result<()> {
+        let halves = |var: &Var| var.to_dtype(DType::F16)?.to_dtype(DType::F32).and_then(|rounded| var.set(&rounded));
+        self.variables().iter().try_for_each(|(_, var)| halves(var)).map_err(candle)
     }
 
     /// Write a model folder to `out`: weights, configuration and tokenizer, which the exporter and other tools read.

@@ -1,0 +1,120 @@
+//! `nunatak serve`: the same pipeline over HTTP.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::cli::Globals;
+use crate::cli::engine::{self, RankingArgs, ReadingArgs, RetrievalArgs};
+use crate::cli::output::{self, BOLD, DIM};
+use crate::error::{Error, Result};
+use crate::progress::Quiet;
+use crate::serve::worker::Worker;
+use crate::serve::{self, Keys, Limits};
+
+/// Environment variable with a key, for who has no file.
+const KEY_VARIABLE: &str = "NUNATAK_API_KEY";
+
+/// Options of `nunatak serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Index to serve, DIR or NAME=DIR; may be given several times, and the first is asked when a request names none
+    #[arg(long = "index", required = true, value_name = "[NAME=]DIR")]
+    indexes: Vec<String>,
+    /// Address and port to listen on; others than this machine's own need keys
+    #[arg(long, default_value = "127.0.0.1:7001", value_name = "ADDRESS:PORT")]
+    listen: SocketAddr,
+    /// File with a key a line: requests then need one, as bearer token (the variable NUNATAK_API_KEY adds one)
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// Requests that may wait for an index; more are turned away with 429
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    queue: u16,
+    /// Seconds for a request, waiting included
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(1..))]
+    deadline: u16,
+    /// Candidates that the first stage finds
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    depth: usize,
+    #[command(flatten)]
+    ranking: RankingArgs,
+    #[command(flatten)]
+    reading: ReadingArgs,
+}
+
+/// Run `nunatak serve`.
+pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
+    let keys = keys(args)?;
+    let limits = Limits { deadline: Duration::from_secs(args.deadline.into()), ..Limits::default() };
+    let mut workers = Vec::new();
+    for named in &args.indexes {
+        let (name, dir) = name_of(named);
+        if workers.iter().any(|(other, _)| *other == name) {
+            return Err(Error::request(
+                format!("two indexes are called {name}"),
+                "give them names: --index one=DIR --index two=DIR",
+            ));
+        }
+        // A folder that is no index is an error before anything listens.
+        crate::index::Index::open(&dir)?;
+        let retrieval = RetrievalArgs { index: dir.clone(), ranking: args.ranking.clone() };
+        let (reading, depth, globals) = (args.reading.clone(), args.depth, globals.clone());
+        let open = move || Ok(engine::build(&retrieval, Some(&reading), depth, 0, &globals, &Quiet)?.pipeline);
+        workers.push((name, Worker::start(dir, Arc::new(open), args.queue.into())?));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Error::internal("starting the server"))?;
+    let json = globals.json;
+    let bound = move |address: SocketAddr| {
+        let said = if json {
+            output::json(&serde_json::json!({"listening": address.to_string()}))
+        } else {
+            output::line(format_args!(
+                "{BOLD}http://{address}{BOLD:#}  {DIM}the page; /openapi.json describes the API; Ctrl-C stops{DIM:#}"
+            ))
+        };
+        // Nobody reads it: no reason not to serve.
+        let _ = said;
+    };
+    runtime.block_on(serve::serve(args.listen, workers, limits, keys, bound, stopped()))
+}
+
+/// Done when the process is asked to stop.
+async fn stopped() {
+    while !crate::progress::interrupted() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn keys(args: &ServeArgs) -> Result<Keys> {
+    let from_file = match &args.keys {
+        Some(path) => {
+            let keys = Keys::parse(&std::fs::read_to_string(path).map_err(Error::file("read", path))?, path)?;
+            if keys.is_empty() {
+                return Err(Error::bad_file(path, "there is no key in it", "write one a line, or leave --keys out"));
+            }
+            keys
+        }
+        None => Keys::default(),
+    };
+    let variable = std::env::var(KEY_VARIABLE).unwrap_or_default();
+    Ok(from_file.and(Keys::parse(&variable, Path::new(KEY_VARIABLE))?))
+}
+
+/// Name and folder of an index as it was typed.
+fn name_of(typed: &str) -> (String, PathBuf) {
+    match typed.split_once('=') {
+        Some((name, dir)) if !name.is_empty() && !name.contains(['/', '\\']) => (name.to_owned(), PathBuf::from(dir)),
+        _ => {
+            let dir = PathBuf::from(typed);
+            let name = dir.file_name().map_or_else(|| typed.to_owned(), |n| n.to_string_lossy().into_owned());
+            (name, dir)
+        }
+    }
+}

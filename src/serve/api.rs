@@ -1,0 +1,266 @@
+//! The routes under `/v1`: what they take, what they give.
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request, State};
+use axum::http::StatusCode;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use utoipa::ToSchema;
+
+use crate::pipeline::Answer;
+use crate::serve::problem::Problem;
+use crate::serve::worker::{Done, Facts, State as WorkerState, Work, Worker};
+use crate::serve::{Server, Shared};
+
+/// Time for a body.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// Most passages of a search.
+const MOST_HITS: usize = 1000;
+
+/// A question to answer.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerRequest {
+    /// In plain words.
+    pub question: String,
+    /// Which index; the first without it.
+    pub index: Option<String>,
+    /// Withhold an answer whose probability of being right is below this, 0 to 1.
+    #[serde(default)]
+    pub min_confidence: f32,
+    /// Add what every stage did.
+    #[serde(default)]
+    pub explain: bool,
+    /// Send server-sent events: `text` (the answer of the first window as it is written), then `answer`, or `error`.
+    #[serde(default)]
+    pub stream: bool,
+}
+
+/// A question to find passages for.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SearchRequest {
+    /// In plain words.
+    pub question: String,
+    /// Which index; the first without it.
+    pub index: Option<String>,
+    /// How many passages.
+    #[serde(default = "ten")]
+    pub k: usize,
+}
+
+fn ten() -> usize {
+    10
+}
+
+/// Passages that were found.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SearchResponse {
+    /// Best first.
+    pub hits: Vec<FoundPassage>,
+}
+
+/// A passage that was found.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct FoundPassage {
+    /// From 1.
+    pub rank: usize,
+    /// Its corpus id.
+    pub passage_id: String,
+    /// Its title; may be empty.
+    pub title: String,
+    /// Its text.
+    pub text: String,
+    /// Comparable within this list only.
+    pub score: f32,
+}
+
+/// An index that is served.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct IndexEntry {
+    /// Its name here.
+    pub name: String,
+    /// Whether it answers.
+    pub ready: bool,
+    /// What it holds, when it is ready.
+    pub facts: Option<Facts>,
+    /// Why it will never be ready.
+    pub problem: Option<String>,
+    /// Requests in line.
+    pub waiting: usize,
+}
+
+/// All indexes.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Indexes {
+    /// The first is taken when a request names none.
+    pub indexes: Vec<IndexEntry>,
+}
+
+/// A body of JSON, whatever its content type says; what is wrong with it is a [`Problem`].
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let bytes = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, state))
+            .await
+            .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to come", None))?;
+        let bytes = bytes.map_err(|refused: BytesRejection| {
+            Problem::new(refused.status(), refused.body_text(), Some("send a smaller body".to_owned()))
+        })?;
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
+            let hint = "/openapi.json says what a body holds".to_owned();
+            Problem::new(StatusCode::BAD_REQUEST, format!("the body is not what is asked for: {error}"), Some(hint))
+        })
+    }
+}
+
+/// `POST /v1/answer`.
+#[utoipa::path(post, path = "/v1/answer", request_body = AnswerRequest, responses(
+    (status = 200, description = "An answer with its evidence, or server-sent events", body = Answer),
+    (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
+    (status = 413, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
+    (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
+))]
+pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequest>) -> Result<Response, Problem> {
+    let worker = prepare(&server, &request.question, request.index.as_deref())?;
+    if !(0.0..=1.0).contains(&request.min_confidence) {
+        return Err(unprocessable("min_confidence is a probability, between 0 and 1"));
+    }
+    let deadline = Instant::now() + server.limits.deadline;
+    let AnswerRequest { question, min_confidence, explain, stream, .. } = request;
+    if !stream {
+        let work = Work::Answer { question, min_confidence, events: None };
+        let answer = finish(worker.ask(work, deadline).await?, explain, &server)?;
+        return Ok(Json(answer).into_response());
+    }
+    if min_confidence > 0.0 {
+        return Err(unprocessable(
+            "a stream shows an answer before it is known how sure it is: leave one of the two out",
+        ));
+    }
+    let (events, texts) = mpsc::unbounded_channel();
+    let (ends, end) = mpsc::unbounded_channel();
+    // A refusal that is known at once has a status of its own.
+    if worker.is_full() {
+        return Err(crate::serve::worker::Refusal::Busy.into());
+    }
+    let worker = worker.clone();
+    tokio::spawn(async move {
+        let done = worker.ask(Work::Answer { question, min_confidence, events: Some(events) }, deadline).await;
+        let last = match done.map_err(Problem::from).and_then(|done| finish(done, explain, &server)) {
+            Ok(answer) => event("answer", &answer),
+            Err(problem) => event("error", &problem),
+        };
+        // The client may be gone.
+        let _ = ends.send(last);
+    });
+    let texts = UnboundedReceiverStream::new(texts).map(|text| event("text", &serde_json::json!({"text": text})));
+    let all = texts.chain(UnboundedReceiverStream::new(end)).map(Ok::<_, Infallible>);
+    Ok(Sse::new(all).keep_alive(KeepAlive::default()).into_response())
+}
+
+fn event(name: &str, data: &impl Serialize) -> Event {
+    Event::default().event(name).json_data(data).unwrap_or_else(|_| Event::default().event("error"))
+}
+
+fn finish(done: Done, explain: bool, server: &Shared) -> Result<Answer, Problem> {
+    let Done::Answer(mut answer) = done else {
+        return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the pipeline gave something else", None));
+    };
+    server.metrics.answer(&answer.usage);
+    if !explain {
+        answer.trace = None;
+    }
+    Ok(*answer)
+}
+
+/// `POST /v1/search`.
+#[utoipa::path(post, path = "/v1/search", request_body = SearchRequest, responses(
+    (status = 200, description = "Passages, best first", body = SearchResponse),
+    (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
+    (status = 413, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
+    (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
+))]
+pub async fn search(
+    State(server): State<Server>,
+    Body(request): Body<SearchRequest>,
+) -> Result<Json<SearchResponse>, Problem> {
+    let worker = prepare(&server, &request.question, request.index.as_deref())?;
+    if !(1..=MOST_HITS).contains(&request.k) {
+        return Err(unprocessable(&format!("k is between 1 and {MOST_HITS}")));
+    }
+    let work = Work::Search { question: request.question, k: request.k };
+    let Done::Search(found) = worker.ask(work, Instant::now() + server.limits.deadline).await? else {
+        return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the pipeline gave something else", None));
+    };
+    let hits = found.into_iter().enumerate().map(|(i, (passage, score))| FoundPassage {
+        rank: i + 1,
+        passage_id: passage.key,
+        title: passage.title,
+        text: passage.text,
+        score,
+    });
+    Ok(Json(SearchResponse { hits: hits.collect() }))
+}
+
+/// `GET /v1/indexes`.
+#[utoipa::path(get, path = "/v1/indexes", responses((status = 200, body = Indexes), (status = 401, body = Problem)))]
+pub async fn indexes(State(server): State<Server>) -> Json<Indexes> {
+    Json(Indexes { indexes: entries(&server) })
+}
+
+/// The indexes as they are now.
+pub fn entries(server: &Shared) -> Vec<IndexEntry> {
+    let entry = |(name, worker): &(String, Worker)| {
+        let (ready, facts, problem) = match worker.state() {
+            WorkerState::Opening => (false, None, None),
+            WorkerState::Ready(facts) => (true, Some(facts), None),
+            WorkerState::Failed(problem) => (false, None, Some(problem)),
+        };
+        IndexEntry { name: name.clone(), ready, facts, problem, waiting: worker.waiting() }
+    };
+    server.indexes.iter().map(entry).collect()
+}
+
+/// The worker of the index that is named, if the question may be asked.
+fn prepare<'a>(server: &'a Shared, question: &str, index: Option<&str>) -> Result<&'a Worker, Problem> {
+    if question.trim().is_empty() {
+        return Err(unprocessable("the question is empty"));
+    }
+    let (characters, most) = (question.chars().count(), server.limits.question);
+    if characters > most {
+        let message = format!("the question has {characters} characters, more than {most}");
+        return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, message, Some("ask a shorter question".to_owned())));
+    }
+    let named = |(name, _): &&(String, Worker)| index.is_none_or(|wanted| wanted == name);
+    let Some((name, worker)) = server.indexes.iter().find(named) else {
+        let message = format!("there is no index {:?}", index.unwrap_or_default());
+        return Err(Problem::new(StatusCode::NOT_FOUND, message, Some("/v1/indexes lists them".to_owned())));
+    };
+    match worker.state() {
+        WorkerState::Ready(_) => Ok(worker),
+        WorkerState::Opening => Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the index {name} is being opened"),
+            Some("ask again when /ready says so".to_owned()),
+        )),
+        WorkerState::Failed(problem) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, problem, None)),
+    }
+}
+
+fn unprocessable(message: &str) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, message, None)
+}

@@ -1,0 +1,103 @@
+//! Who may ask: API keys, compared in constant time.
+
+use std::path::Path;
+
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::error::{Error, Result};
+
+/// Fewest characters of a key: shorter ones are guessed.
+const SHORTEST: usize = 16;
+
+/// The keys that are good, as hashes: neither their text nor their length can be told from how long a comparison takes.
+#[derive(Clone, Default)]
+pub struct Keys(Vec<[u8; 32]>);
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} keys", self.0.len())
+    }
+}
+
+impl Keys {
+    /// Keys from lines of text; empty ones and those that begin with `#` are left out. `from` is what messages call it.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] for a key that is too short.
+    pub fn parse(text: &str, from: &Path) -> Result<Self> {
+        let lines = text.lines().map(str::trim).enumerate().filter(|(_, l)| !l.is_empty() && !l.starts_with('#'));
+        let mut keys = Vec::new();
+        for (number, key) in lines {
+            if key.len() < SHORTEST {
+                return Err(Error::BadLine {
+                    path: from.to_path_buf(),
+                    line: number as u64 + 1,
+                    problem: format!("a key has at least {SHORTEST} characters"),
+                });
+            }
+            keys.push(Sha256::digest(key.as_bytes()).into());
+        }
+        Ok(Self(keys))
+    }
+
+    /// Whether there are none, and everybody may ask.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// These and others.
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
+    /// Whether a request with these headers may pass: it has a good key as bearer token, or no key is needed.
+    pub fn admit(&self, headers: &HeaderMap) -> bool {
+        if self.is_empty() {
+            return true;
+        }
+        let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let Some(token) = given.and_then(|value| value.strip_prefix("Bearer ")) else { return false };
+        let hash: [u8; 32] = Sha256::digest(token.trim().as_bytes()).into();
+        // All are compared, whichever fits.
+        let fits = self.0.iter().fold(0, |fits, key| fits | key.ct_eq(&hash).unwrap_u8());
+        fits == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn a_good_key_passes_and_nothing_else() {
+        let keys = Keys::parse("# ours\n\nsixteen-letters!\nanother-good-key-of-ours\n", Path::new("k")).unwrap();
+        for (value, good) in [
+            ("Bearer sixteen-letters!", true),
+            ("Bearer another-good-key-of-ours", true),
+            ("Bearer sixteen-letters", false),
+            ("Basic sixteen-letters!", false),
+            ("Bearer # ours", false),
+        ] {
+            assert_eq!(keys.admit(&headers(value)), good, "{value}");
+        }
+        assert!(!keys.admit(&HeaderMap::new()));
+        assert!(Keys::default().admit(&HeaderMap::new()));
+        assert_eq!(format!("{keys:?}"), "2 keys");
+    }
+
+    #[test]
+    fn a_short_key_is_refused_by_its_line() {
+        let error = Keys::parse("sixteen-letters!\nshort\n", Path::new("keys.txt")).unwrap_err();
+        assert_eq!(error.to_string(), "keys.txt:2: a key has at least 16 characters");
+    }
+}

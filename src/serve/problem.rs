@@ -1,0 +1,90 @@
+//! What a request gets when it gets no answer: a status, one sentence, and what to do.
+
+use axum::Json;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::error::Error;
+use crate::serve::worker::Refusal;
+
+/// The body of every error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Problem {
+    /// What went wrong.
+    pub error: ProblemBody,
+    /// The HTTP status.
+    #[serde(skip)]
+    pub status: u16,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ProblemBody {
+    /// In a word: `bad_request`, `unauthorized`, `not_found`, `too_long`, `busy`, `late`, `not_ready`, `failed`.
+    pub code: &'static str,
+    /// In a sentence.
+    pub message: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// A problem of this status.
+    pub fn new(status: StatusCode, message: impl Into<String>, hint: impl Into<Option<String>>) -> Self {
+        let code = match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "unauthorized",
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => "not_found",
+            StatusCode::PAYLOAD_TOO_LARGE => "too_long",
+            StatusCode::TOO_MANY_REQUESTS => "busy",
+            StatusCode::GATEWAY_TIMEOUT => "late",
+            StatusCode::SERVICE_UNAVAILABLE => "not_ready",
+            status if status.is_client_error() => "bad_request",
+            _ => "failed",
+        };
+        Self { error: ProblemBody { code, message: message.into(), hint: hint.into() }, status: status.as_u16() }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Busy => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "the queue is full",
+                Some("ask again after the seconds that Retry-After says".to_owned()),
+            ),
+            Refusal::Late => Self::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "the time for a request was over before it was answered",
+                Some("ask again when fewer are asking, or let the server allow more with --deadline".to_owned()),
+            ),
+            Refusal::Down => Self::new(StatusCode::SERVICE_UNAVAILABLE, "the index is not ready", None),
+            Refusal::Failed(error) => {
+                let status = match &error {
+                    Error::Request { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+                    Error::Interrupted { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                    _ => StatusCode::INTERNAL_SERVER_ERROR,
+                };
+                if status.is_server_error() {
+                    tracing::error!("{error}");
+                }
+                Self::new(status, error.to_string(), error.hint().map(str::to_owned))
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = (status, Json(&self)).into_response();
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

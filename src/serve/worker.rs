@@ -1,0 +1,269 @@
+//! The one owner of a pipeline's sessions: a thread that takes jobs from a bounded queue.
+//!
+//! ONNX Runtime's `run` needs a session for itself, and uses every core; so requests wait in line, and one that comes when
+//! the line is full is turned away at once. A job whose client is gone, or whose time is over, is dropped when its turn
+//! comes. When the index on disk is replaced, another thread opens it with models of its own, and the worker goes on with
+//! that from one job to the next.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc as stream, oneshot};
+
+use crate::error::{Error, Result};
+use crate::index::manifest::Manifest;
+use crate::pipeline::{Answer, Found, Pipeline};
+use crate::types::Passage;
+
+/// How often the worker looks whether the index was replaced.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A question that proves, before anybody asks, that every model runs.
+const PROOF: &str = "does it run";
+
+/// Opens the pipeline of an index, as it is on disk now.
+pub type Open = Arc<dyn Fn() -> Result<Pipeline> + Send + Sync>;
+
+/// What is wanted.
+#[derive(Debug)]
+pub enum Work {
+    /// An answer; what is written of it goes to `events` as it comes.
+    Answer {
+        /// In plain words.
+        question: String,
+        /// Withhold an answer that is less sure.
+        min_confidence: f32,
+        /// Text of the first window's answer so far.
+        events: Option<stream::UnboundedSender<String>>,
+    },
+    /// The best passages.
+    Search {
+        /// In plain words.
+        question: String,
+        /// How many.
+        k: usize,
+    },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Done {
+    /// An answer.
+    Answer(Box<Answer>),
+    /// Passages with their scores, best first.
+    Search(Vec<(Passage, f32)>),
+}
+
+/// Why a job was not done.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The line is full.
+    Busy,
+    /// Its time was over before its turn came.
+    Late,
+    /// The pipeline could not be opened, or is being stopped.
+    Down,
+    /// What the pipeline says.
+    Failed(Error),
+}
+
+struct Job {
+    work: Work,
+    deadline: Instant,
+    reply: oneshot::Sender<std::result::Result<Done, Refusal>>,
+}
+
+/// How a worker is.
+#[derive(Debug, Clone, Default)]
+pub enum State {
+    /// Loading and proving its models.
+    #[default]
+    Opening,
+    /// It has answered a question.
+    Ready(Facts),
+    /// It could not be opened.
+    Failed(String),
+}
+
+/// What is served.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct Facts {
+    /// Passages in the index.
+    pub passages: u64,
+    /// The index's identity: the checksum of its manifest.
+    pub checksum: String,
+    /// Encoder of its vectors, if it has some.
+    pub encoder: Option<String>,
+}
+
+/// A queue with the thread behind it.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    jobs: SyncSender<Job>,
+    queue: usize,
+    waiting: Arc<AtomicUsize>,
+    state: Arc<RwLock<State>>,
+}
+
+impl Worker {
+    /// Start a thread that opens the pipeline of the index at `dir`, and serves up to `queue` waiting jobs.
+    pub fn start(dir: PathBuf, open: Open, queue: usize) -> Result<Self> {
+        let (jobs, line) = mpsc::sync_channel::<Job>(queue);
+        let (waiting, state) = (Arc::<AtomicUsize>::default(), Arc::<RwLock<State>>::default());
+        let thread = Thread { dir, open, waiting: waiting.clone(), state: state.clone() };
+        let name = "pipeline".to_owned();
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(move || thread.run(&line))
+            .map_err(Error::internal("starting the thread of a pipeline"))?;
+        Ok(Self { jobs, queue, waiting, state })
+    }
+
+    /// Have a job done by `deadline`.
+    pub async fn ask(&self, work: Work, deadline: Instant) -> std::result::Result<Done, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        if let Err(refused) = self.jobs.try_send(Job { work, deadline, reply }) {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(match refused {
+                TrySendError::Full(_) => Refusal::Busy,
+                TrySendError::Disconnected(_) => Refusal::Down,
+            });
+        }
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(Refusal::Down),
+            Err(_) => Err(Refusal::Late),
+        }
+    }
+
+    /// Whether the next job would be turned away.
+    pub fn is_full(&self) -> bool {
+        self.waiting() > self.queue
+    }
+
+    /// Jobs in line, the one at work included.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// How it is.
+    pub fn state(&self) -> State {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What the thread has.
+struct Thread {
+    dir: PathBuf,
+    open: Open,
+    waiting: Arc<AtomicUsize>,
+    state: Arc<RwLock<State>>,
+}
+
+impl Thread {
+    fn run(self, line: &mpsc::Receiver<Job>) {
+        let mut pipeline = match proved(&self.open) {
+            Ok(pipeline) => pipeline,
+            Err(error) => {
+                tracing::error!("{error}");
+                return self.is(State::Failed(error.to_string()));
+            }
+        };
+        self.is(State::Ready(facts(&pipeline)));
+        let (mut looked, mut opening) = (Instant::now(), None::<mpsc::Receiver<Result<Pipeline>>>);
+        loop {
+            let job = match line.recv_timeout(LOOK_EVERY) {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if let Some(fresh) = opening.as_ref().and_then(|opening| opening.try_recv().ok()) {
+                opening = None;
+                match fresh {
+                    Ok(fresh) => {
+                        pipeline = fresh;
+                        tracing::info!("the index was replaced: now {} passages", pipeline.index().len());
+                        self.is(State::Ready(facts(&pipeline)));
+                    }
+                    Err(error) => tracing::error!("the index was replaced, and the new one cannot be opened: {error}"),
+                }
+            }
+            if opening.is_none() && looked.elapsed() >= LOOK_EVERY {
+                looked = Instant::now();
+                let now = Manifest::read(&self.dir).map(|m| m.checksum);
+                if now.is_ok_and(|now| now != pipeline.index().manifest().checksum) {
+                    opening = self.reopen();
+                }
+            }
+            if let Some(job) = job {
+                self.work(&mut pipeline, job);
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Open the pipeline anew beside the one at work.
+    fn reopen(&self) -> Option<mpsc::Receiver<Result<Pipeline>>> {
+        let (sender, receiver) = mpsc::channel();
+        let open = self.open.clone();
+        let spawned = std::thread::Builder::new().name("reopening".into()).spawn(move || {
+            // The worker may be gone by then.
+            let _ = sender.send(proved(&open));
+        });
+        spawned.ok().map(|_| receiver)
+    }
+
+    fn work(&self, pipeline: &mut Pipeline, job: Job) {
+        if job.reply.is_closed() {
+            return;
+        }
+        if Instant::now() >= job.deadline {
+            // Nobody waits any more: the time is over for the client, too.
+            let _ = job.reply.send(Err(Refusal::Late));
+            return;
+        }
+        let done = match job.work {
+            Work::Answer { question, min_confidence, events } => {
+                pipeline.withhold_below(min_confidence);
+                let mut tell = |row: usize, text: &str| {
+                    if let (0, Some(events)) = (row, &events) {
+                        // A client that went away is noticed with the next job.
+                        let _ = events.send(text.to_owned());
+                    }
+                };
+                pipeline.answer(&question, &mut tell).map(|answer| Done::Answer(Box::new(answer)))
+            }
+            Work::Search { question, k } => search(pipeline, &question, k).map(Done::Search),
+        };
+        let _ = job.reply.send(done.map_err(Refusal::Failed));
+    }
+
+    fn is(&self, state: State) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+}
+
+/// A pipeline that has answered a question.
+fn proved(open: &Open) -> Result<Pipeline> {
+    let mut pipeline = open()?;
+    pipeline.answer(PROOF, &mut |_, _| {})?;
+    Ok(pipeline)
+}
+
+fn search(pipeline: &mut Pipeline, question: &str, k: usize) -> Result<Vec<(Passage, f32)>> {
+    let found: Found = pipeline.find(question)?;
+    let hits = found.ranking().into_iter().take(k);
+    hits.map(|hit| Ok((pipeline.index().passage(hit.passage)?, hit.score))).collect()
+}
+
+fn facts(pipeline: &Pipeline) -> Facts {
+    let manifest = pipeline.index().manifest();
+    Facts {
+        passages: manifest.passages,
+        checksum: manifest.checksum.clone(),
+        encoder: manifest.encoder.as_ref().map(|e| e.name.clone()),
+    }
+}

@@ -1,0 +1,279 @@
+//! `nunatak serve` as its clients meet it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/demo/passages.jsonl");
+const QUESTION: &str = "Which people's language gave us the word nunatak?";
+
+fn nunatak() -> Command {
+    Command::new(assert_cmd::cargo::cargo_bin("nunatak"))
+}
+
+fn index(folder: &Path, corpus: &Path) -> PathBuf {
+    let path = folder.join("ice");
+    let build = ["index", "build", "-q", "--no-dense", "--overwrite", "--index"];
+    assert!(nunatak().args(build).arg(&path).arg("--corpus").arg(corpus).output().unwrap().status.success());
+    path
+}
+
+/// A server that is stopped when it is no longer of use.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+/// What came back.
+struct Reply {
+    status: u16,
+    headers: String,
+    body: String,
+}
+
+impl Reply {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+}
+
+impl Server {
+    fn start(indexes: &[&Path], more: &[&str]) -> Self {
+        let mut command = nunatak();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--json"]).args(more);
+        for index in indexes {
+            command.arg("--index").arg(index);
+        }
+        let mut child = command.env_remove("NUNATAK_API_KEY").stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let said: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("it said {line:?}"));
+        Self { child, address: said["listening"].as_str().unwrap().to_owned() }
+    }
+
+    /// The same, when it answers.
+    fn ready(indexes: &[&Path], more: &[&str]) -> Self {
+        let server = Self::start(indexes, more);
+        server.wait("/ready", |reply| reply.status == 200);
+        server
+    }
+
+    fn wait(&self, path: &str, enough: impl Fn(&Reply) -> bool) {
+        let began = Instant::now();
+        while !enough(&self.get(path)) {
+            assert!(began.elapsed() < Duration::from_secs(60), "{path} never came to what was waited for");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Reply {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n",
+            self.address
+        );
+        // A server that refuses a body need not read it.
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+        let mut reply = Vec::new();
+        let _ = stream.read_to_end(&mut reply);
+        let reply = String::from_utf8(reply).unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no reply to {method} {path}"));
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let chunked = head.to_lowercase().contains("transfer-encoding: chunked");
+        let body = if chunked { unchunk(body) } else { body.to_owned() };
+        Reply { status, headers: head.to_lowercase(), body }
+    }
+
+    fn get(&self, path: &str) -> Reply {
+        self.send("GET", path, "", "")
+    }
+
+    fn post(&self, path: &str, body: Value) -> Reply {
+        self.send("POST", path, "content-type: application/json\r\n", &body.to_string())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A body that came in chunks.
+fn unchunk(mut rest: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap();
+        whole.push_str(&after[..size]);
+        rest = after[size..].trim_start_matches("\r\n");
+        if size == 0 {
+            break;
+        }
+    }
+    whole
+}
+
+#[test]
+fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let server = Server::ready(&[&index], &[]);
+    assert_eq!(server.get("/live").json(), json!({"live": true}));
+    let entry = &server.get("/v1/indexes").json()["indexes"][0];
+    assert_eq!(
+        (&entry["name"], &entry["ready"], &entry["facts"]["passages"]),
+        (&"ice".into(), &true.into(), &263.into())
+    );
+
+    let asked = nunatak().args(["ask", QUESTION, "--json", "--index"]).arg(&index).output().unwrap().stdout;
+    let asked: Value = serde_json::from_slice(&asked).unwrap();
+    let answer = server.post("/v1/answer", json!({"question": QUESTION})).json();
+    for field in ["question", "answer", "confidence", "abstained", "score", "supported", "evidence"] {
+        assert_eq!(answer[field], asked[field], "{field}");
+    }
+    assert!(answer.get("trace").is_none());
+    let explained = server.post("/v1/answer", json!({"question": QUESTION, "explain": true})).json();
+    assert!(!explained["trace"]["windows"].as_array().unwrap().is_empty());
+    let unsure = server.post("/v1/answer", json!({"question": QUESTION, "min_confidence": 1.0})).json();
+    assert_eq!((&unsure["abstained"], &unsure["answer"]), (&true.into(), &"".into()));
+
+    let searched = nunatak().args(["search", QUESTION, "--json", "-k", "3", "--index"]).arg(&index).output().unwrap();
+    let searched: Vec<Value> =
+        String::from_utf8(searched.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(server.post("/v1/search", json!({"question": QUESTION, "k": 3})).json()["hits"], Value::from(searched));
+
+    let wrong = |reply: Reply, status: u16, code: &str, message: &str| {
+        let body = reply.json();
+        assert_eq!((reply.status, &body["error"]["code"]), (status, &code.into()), "{body}");
+        assert!(body["error"]["message"].as_str().unwrap().contains(message), "{body}");
+    };
+    let ask = |body: Value| server.post("/v1/answer", body);
+    wrong(server.send("POST", "/v1/answer", "", "{\"question\""), 400, "bad_request", "EOF");
+    wrong(ask(json!({"question": QUESTION, "temprature": 1})), 400, "bad_request", "temprature");
+    wrong(ask(json!({"question": "  "})), 422, "bad_request", "empty");
+    wrong(ask(json!({"question": QUESTION, "min_confidence": 2})), 422, "bad_request", "probability");
+    wrong(ask(json!({"question": QUESTION, "index": "fire"})), 404, "not_found", "\"fire\"");
+    wrong(ask(json!({"question": "why ".repeat(2000)})), 413, "too_long", "8000 characters");
+    wrong(ask(json!({"question": "why ".repeat(1 << 20)})), 413, "too_long", "");
+    wrong(server.post("/v1/search", json!({"question": QUESTION, "k": 0})), 422, "bad_request", "k is between");
+    wrong(server.get("/v1/answer"), 405, "not_found", "another method");
+    wrong(server.get("/nowhere"), 404, "not_found", "nothing here");
+
+    let metrics = server.get("/metrics").body;
+    assert!(metrics.contains("nunatak_requests_total{route=\"/v1/search\",status=\"200\"} 1\n"), "{metrics}");
+    let described = server.get("/openapi.json").json();
+    let paths: Vec<&String> = described["paths"].as_object().unwrap().keys().collect();
+    assert_eq!(paths, ["/v1/answer", "/v1/indexes", "/v1/search"]);
+    let page = server.get("/");
+    assert!(page.headers.contains("content-security-policy: default-src 'none'"));
+    for outside in ["http://", "https://", "src=", "url(", "@import"] {
+        assert!(!page.body.contains(outside), "{outside}");
+    }
+}
+
+#[test]
+fn a_stream_ends_with_the_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let server = Server::ready(&[&index], &[]);
+    let answer = server.post("/v1/answer", json!({"question": QUESTION})).json();
+    let reply = server.post("/v1/answer", json!({"question": QUESTION, "stream": true}));
+    assert!(reply.headers.contains("content-type: text/event-stream"));
+    let events: Vec<(&str, Value)> = reply
+        .body
+        .split("\n\n")
+        .filter_map(|event| event.split_once('\n'))
+        .map(|(name, data)| (&name[7..], serde_json::from_str(&data[6..]).unwrap()))
+        .collect();
+    let (last, texts) = events.split_last().unwrap();
+    assert_eq!((last.0, &last.1["answer"]), ("answer", &answer["answer"]));
+    assert!(!texts.is_empty() && texts.iter().all(|(name, data)| *name == "text" && data["text"].is_string()));
+    let reply = server.post("/v1/answer", json!({"question": QUESTION, "stream": true, "min_confidence": 0.5}));
+    assert_eq!(reply.status, 422);
+}
+
+#[test]
+fn only_who_has_a_key_may_ask() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let keys = folder.path().join("keys.txt");
+    fs::write(&keys, "# mine\na-key-of-mine-0123\n").unwrap();
+    let server = Server::ready(&[&index], &["--keys", keys.to_str().unwrap()]);
+    let body = json!({"question": QUESTION, "k": 1}).to_string();
+    let ask = |header: &str| server.send("POST", "/v1/search", header, &body).status;
+    assert_eq!(ask(""), 401);
+    assert_eq!(ask("authorization: Bearer a-key-of-mine-0124\r\n"), 401);
+    assert_eq!(ask("authorization: Bearer a-key-of-mine-0123\r\n"), 200);
+    assert_eq!((server.get("/metrics").status, server.get("/live").status, server.get("/").status), (401, 200, 200));
+
+    let refused = |more: &[&str], message: &str| {
+        let output = nunatak().args(["serve", "--index"]).arg(&index).args(more).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && said.contains(message), "{said}");
+    };
+    refused(&["--listen", "0.0.0.0:0"], "can be reached by others, and no key is asked for");
+    fs::write(&keys, "short\n").unwrap();
+    refused(&["--keys", keys.to_str().unwrap()], "keys.txt:1: a key has at least 16 characters");
+    fs::write(&keys, "\n").unwrap();
+    refused(&["--keys", keys.to_str().unwrap()], "there is no key in it");
+    refused(&["--listen", &server.address], "cannot be listened on");
+    refused(&["--index", "nowhere"], "there is no index here");
+    refused(&["--index", &format!("ice={}", index.display())], "two indexes are called ice");
+}
+
+#[test]
+fn more_than_the_queue_holds_are_turned_away_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let server = Server::ready(&[&index], &["--queue", "1"]);
+    let replies: Vec<Reply> = std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            (0..12).map(|_| scope.spawn(|| server.post("/v1/answer", json!({"question": QUESTION})))).collect();
+        asked.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let (answered, refused): (Vec<&Reply>, Vec<&Reply>) = replies.iter().partition(|reply| reply.status == 200);
+    assert!(!answered.is_empty() && !refused.is_empty(), "{} of 12 answered", answered.len());
+    for reply in refused {
+        assert_eq!((reply.status, &reply.json()["error"]["code"]), (429, &"busy".into()));
+        assert!(reply.headers.contains("\r\nretry-after: 1"), "{}", reply.headers);
+    }
+    server.wait("/metrics", |reply| reply.body.contains("nunatak_waiting{index=\"ice\"} 0\n"));
+}
+
+#[test]
+fn an_index_that_is_replaced_is_taken_up_without_a_pause() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = folder.path().join("corpus.jsonl");
+    let passage = |id: &str, text: &str| json!({"id": id, "text": text}).to_string() + "\n";
+    fs::write(&corpus, passage("old", "A serac is a tower of ice.")).unwrap();
+    let index_path = index(folder.path(), &corpus);
+    let server = Server::ready(&[&index_path], &[]);
+    let found = || server.post("/v1/search", json!({"question": "what is a serac"}));
+    assert_eq!(found().json()["hits"][0]["passage_id"], "old");
+    fs::write(&corpus, passage("new", "A serac is a tower of glacier ice.")).unwrap();
+    index(folder.path(), &corpus);
+    // Who asks meanwhile is answered, from the old one or the new.
+    server.wait("/v1/indexes", |_| {
+        let reply = found();
+        assert_eq!(reply.status, 200);
+        reply.json()["hits"][0]["passage_id"] == "new"
+    });
+}
+
+#[cfg(unix)]
+#[test]
+fn it_stops_when_it_is_told_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let mut server = Server::ready(&[&index], &[]);
+    assert!(Command::new("kill").arg(server.child.id().to_string()).status().unwrap().success());
+    assert!(server.child.wait().unwrap().success());
+    assert!(TcpStream::connect(&server.address).is_err());
+}
