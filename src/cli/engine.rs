@@ -35,9 +35,6 @@ const DENSE_WEIGHT: f32 = 0.8;
 const DEFAULT_RERANKER: &str = "reranker";
 /// What is typed for no cross-encoder.
 const NO_RERANKER: &str = "none";
-/// Disappointments in a row after which the one that comes with the program stops: `nunatak eval patience` promises that
-/// this loses at most 0.3 points of recall at 5 and of MRR@10 (benches/README.md).
-const RERANK_PATIENCE: usize = 0;
 /// Passages a cross-encoder reads.
 const RERANK_DEPTH: usize = 50;
 /// Passages that count as the best of a re-ranked list that nobody reads.
@@ -89,9 +86,9 @@ pub struct RankingArgs {
     #[arg(long, value_name = "W")]
     pub rerank_prior: Option<f32>,
     /// Stop it after so many passages in a row that did not come among the best (those that the reader sees, else
-    /// ten); 0 never stops [default: what `eval patience` found for the cross-encoder that comes with the program, else 0]
-    #[arg(long, value_name = "N")]
-    pub rerank_patience: Option<usize>,
+    /// ten); 0 never stops. `nunatak eval patience` says what that loses
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub rerank_patience: usize,
 }
 
 /// How two rankings become one, in words.
@@ -185,18 +182,12 @@ impl Default for RankingArgs {
             rerank: DEFAULT_RERANKER.to_owned(),
             rerank_depth: RERANK_DEPTH,
             rerank_prior: None,
-            rerank_patience: None,
+            rerank_patience: 0,
         }
     }
 }
 
 impl RankingArgs {
-    /// After how many disappointments in a row re-ranking stops: as typed, or as it was measured; 0 = never.
-    fn patience(&self) -> usize {
-        let measured = if self.rerank == DEFAULT_RERANKER { RERANK_PATIENCE } else { 0 };
-        self.rerank_patience.unwrap_or(measured)
-    }
-
     /// Whether a cross-encoder ranks last.
     fn reranks(&self) -> bool {
         self.rerank != NO_RERANKER
@@ -453,8 +444,8 @@ pub fn build(
     let depths = Depths {
         retrieve: depth,
         rerank: retrieval.ranking.rerank_depth,
-        patience: (retrieval.ranking.patience() > 0).then(|| Patience {
-            candidates: retrieval.ranking.patience(),
+        patience: (retrieval.ranking.rerank_patience > 0).then(|| Patience {
+            candidates: retrieval.ranking.rerank_patience,
             keep: reading.map_or(BEST_WITHOUT_READER, |r| r.passages.unwrap_or(PASSAGES)),
         }),
         read: reading.map_or(0, ReadingArgs::passages),
@@ -487,7 +478,7 @@ fn open_calibration(
         None => Calibration::built_in()?,
     };
     let mut settings = Map::new();
-    merge_retrieval(&mut settings, retrieval)?;
+    merge(&mut settings, retrieval)?;
     merge_reading(&mut settings, reading, retrieval)?;
     settings.insert("mode".into(), mode.name().into());
     let models = models.iter().map(|(role, _, fingerprint)| ((*role).to_owned(), fingerprint.clone())).collect();
@@ -495,13 +486,6 @@ fn open_calibration(
     let mismatch = calibration.mismatch(&settings, &models);
     let fitted_on = calibration.fitted.as_ref().map(|f| f.questions_sha256.clone());
     Ok((calibration, CalibrationIdentity { name, sha256, fitted_on, mismatch }))
-}
-
-/// Add the options of retrieval to the settings, with what stands for those that were left out.
-pub fn merge_retrieval(settings: &mut Map<String, Value>, retrieval: &RetrievalArgs) -> Result<()> {
-    merge(settings, retrieval)?;
-    settings.insert("rerank_patience".into(), retrieval.ranking.patience().into());
-    Ok(())
 }
 
 /// Add the options of reading to the settings, with what stands for those that were left out.
@@ -519,7 +503,7 @@ pub fn merge_reading(
 }
 
 /// Add the fields of some options to the settings.
-fn merge(settings: &mut Map<String, Value>, options: &impl Serialize) -> Result<()> {
+pub fn merge(settings: &mut Map<String, Value>, options: &impl Serialize) -> Result<()> {
     if let Value::Object(fields) = serde_json::to_value(options).map_err(Error::internal("recording settings"))? {
         settings.extend(fields);
     }

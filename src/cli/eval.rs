@@ -11,7 +11,7 @@ use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use crate::cli::Globals;
-use crate::cli::engine::{ReadingArgs, RetrievalArgs, merge_reading, merge_retrieval};
+use crate::cli::engine::{ReadingArgs, RetrievalArgs, merge, merge_reading};
 use crate::error::{Error, Result};
 use crate::eval::compare::compare;
 use crate::eval::dataset::{self, Question};
@@ -195,7 +195,7 @@ impl RunArgs {
         let mut settings = Map::new();
         settings.insert("depth".into(), self.depth.into());
         settings.insert("gold".into(), self.gold.into());
-        merge_retrieval(&mut settings, &self.retrieval)?;
+        merge(&mut settings, &self.retrieval)?;
         if self.reader == ReaderChoice::Lm {
             merge_reading(&mut settings, &self.reading, &self.retrieval)?;
         }

@@ -3,7 +3,8 @@
 //! A change is a build whose passages come from the index itself: it writes a whole new generation and publishes it as a
 //! build does, so that readers keep their snapshot, a crash leaves the old state or the new one, and the result is the index
 //! that a build of the same passages in the same order would have made. What takes the time of a build, encoding, is done
-//! only for what is new; the rest costs seconds a hundred thousand passages (benches/README.md).
+//! only for what is new; the rest, the graph above all, is done for everything and takes up to a minute a hundred thousand
+//! passages (benches/README.md).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -12,7 +12,7 @@ use nunatak::export::learned::unfold;
 use nunatak::index::Index;
 use nunatak::progress::Quiet;
 use nunatak::read::template::{Template, TemplateKind};
-use nunatak::runtime::model_dir::ModelKind;
+use nunatak::runtime::model_dir::{ModelKind, Prior};
 use nunatak::runtime::session::RuntimeOptions;
 use nunatak::runtime::setup::{self, Manifest};
 use nunatak::runtime::tokenizer::TextTokenizer;
@@ -201,7 +201,8 @@ fn a_reranker_from_questions_to_search() {
     let published = |file: &str| fs::read(out.join("reranker").join(file)).unwrap();
     assert!(fs::read(graph.join("model.onnx")).unwrap() == published("model.onnx"));
     let description: Value = serde_json::from_slice(&published("nunatak.json")).unwrap();
-    assert_eq!(description["priors"], serde_json::to_value(&learned.priors).unwrap());
+    let priors: Vec<Prior> = serde_json::from_value(description["priors"].clone()).unwrap();
+    assert_eq!(priors, learned.priors);
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn a_sweep_over_a_run_agrees_with_the_run() {
     assert_eq!((&swept["n"], swept["any_window"].as_array().unwrap().len()), (&8.into(), 3));
     let settings = swept["settings"].as_array().unwrap();
     let same =
-        settings.iter().find(|s| s["windows"] == 3 && s["choose"] == "best" && s["score_weight"] == 10.0).unwrap();
+        settings.iter().find(|s| s["windows"] == 3 && s["choose"] == "best" && s["score_weight"] == 1.0).unwrap();
     assert_eq!(same["exact_match"], report["metrics"]["exact_match"]);
     let best = settings.iter().map(|s| s["exact_match"].as_f64().unwrap()).fold(0.0, f64::max);
     assert_eq!(swept["best"]["exact_match"], best);

@@ -192,7 +192,7 @@ fn any_run_of_changes_ends_as_the_plain_model_says() {
                 }
             }
             1 if model.0.len() > 1 => {
-                let done = delete(&dir, &[document.clone()], &options(), &Quiet);
+                let done = delete(&dir, std::slice::from_ref(&document), &options(), &Quiet);
                 assert_eq!(done.is_ok(), model.take(&document), "operation {operation}");
             }
             // A restart, which every change is followed by, too.
