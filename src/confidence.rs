@@ -229,19 +229,19 @@ impl Calibration {
     /// Why its probabilities are off for a pipeline with these settings and models, in words: the first thing
     /// that is not as it was where they were fitted. `None` = it fits.
     pub fn mismatch(&self, settings: &Map<String, Value>, models: &BTreeMap<String, String>) -> Option<String> {
-        let Some(fitted) = &self.fitted else { return Some("it was fitted on nothing".to_owned()) };
+        let Some(fitted) = &self.fitted else { return Some("was fitted on nothing".to_owned()) };
         let now = relevant_settings(settings);
         let names = fitted.settings.keys().chain(now.keys());
         let differs = |name: &&String| !same(fitted.settings.get(*name), now.get(*name));
         // A path may differ where the fingerprint says that the model is the same.
         let by_fingerprint = |name: &&String| MODELS.contains(&name.as_str()) || *name == "rerank";
         if let Some(name) = names.into_iter().filter(|n| !by_fingerprint(n)).find(differs) {
-            return Some(format!("it was fitted with another --{}", name.replace('_', "-")));
+            return Some(format!("was fitted with another --{}", name.replace('_', "-")));
         }
         let now = relevant_models(models);
         let roles = fitted.models.keys().chain(now.keys());
         let role = roles.into_iter().find(|role| fitted.models.get(*role) != now.get(*role))?;
-        Some(format!("it was fitted with another {role}"))
+        Some(format!("was fitted with another {role}"))
     }
 }
 
@@ -331,12 +331,12 @@ mod tests {
             None
         );
         let mismatch = |text: &str, lm| calibration.mismatch(&settings(text), &models(lm)).unwrap();
-        assert_eq!(mismatch(r#"{"lm": "a", "mode": "bm25"}"#, "f00d"), "it was fitted with another --mode");
+        assert_eq!(mismatch(r#"{"lm": "a", "mode": "bm25"}"#, "f00d"), "was fitted with another --mode");
         assert_eq!(
             mismatch(r#"{"mode": "hybrid", "score_weight": 1}"#, "f00d"),
-            "it was fitted with another --score-weight"
+            "was fitted with another --score-weight"
         );
-        assert_eq!(mismatch(r#"{"mode": "hybrid"}"#, "beef"), "it was fitted with another lm");
+        assert_eq!(mismatch(r#"{"mode": "hybrid"}"#, "beef"), "was fitted with another lm");
         assert!(Calibration::uninformed().mismatch(&with, &models("f00d")).is_some());
     }
 

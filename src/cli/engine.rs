@@ -458,7 +458,7 @@ pub fn build(
     if let Some(reading) = reading {
         let (found, identity) = open_calibration(retrieval, reading, mode, &models)?;
         if let (true, Some(reason)) = (reading.min_confidence > 0.0, &identity.mismatch) {
-            progress.note(&format!("--min-confidence is a guess here: {} {reason}", identity.name));
+            progress.note(&format!("--min-confidence is a guess here, because {} {reason}", identity.name));
         }
         pipeline = pipeline.with_confidence(found, reading.min_confidence);
         calibration = Some(identity);

@@ -294,7 +294,7 @@ fn note_calibration(setup: &Setup, questions_sha256: &str, progress: &dyn Progre
     if calibration.fitted_on.as_deref() == Some(questions_sha256) {
         progress.note("the confidences were fitted on these very questions: they will look better than they are");
     } else if let Some(reason) = &calibration.mismatch {
-        progress.note(&format!("the confidences are guesses: {} {reason}", calibration.name));
+        progress.note(&format!("the confidences are guesses, because {} {reason}", calibration.name));
     }
 }
 

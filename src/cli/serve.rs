@@ -48,7 +48,11 @@ pub struct ServeArgs {
 /// Run `nunatak serve`.
 pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
     let keys = keys(args)?;
-    let limits = Limits { deadline: Duration::from_secs(args.deadline.into()), ..Limits::default() };
+    let limits = Limits {
+        deadline: Duration::from_secs(args.deadline.into()),
+        min_confidence: args.reading.min_confidence,
+        ..Limits::default()
+    };
     let mut workers = Vec::new();
     for named in &args.indexes {
         let (name, dir) = name_of(named);

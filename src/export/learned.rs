@@ -109,8 +109,7 @@ impl Learned {
     /// # Errors
     /// [`Error::BadFile`] when it is none, or of another version.
     pub fn read(bytes: &[u8], path: &Path) -> Result<Self> {
-        let bad =
-            |problem: String| Error::bad_file(path, problem, "take the file as `nunatak train reranker` wrote it");
+        let bad = |problem: String| bad_file(path, problem);
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| bad(format!("it is no learned model: {e}")))?;
         let description = header.metadata().as_ref().and_then(|m| m.get(KEY));
         let description = description.ok_or_else(|| bad("it holds tensors, but no learned model".into()))?;
@@ -129,8 +128,7 @@ impl Learned {
 /// As [`Learned::read`], also when the base is not what it was learned over, or the file is damaged.
 pub fn unfold(bytes: &[u8], path: &Path, base: &Path, out: &Path) -> Result<Learned> {
     let learned = Learned::read(bytes, path)?;
-    let damaged =
-        |problem: String| Error::bad_file(path, problem, "take the file as `nunatak train reranker` wrote it");
+    let damaged = |problem: String| bad_file(path, problem);
     if sha256_of(&base.join(WEIGHTS))? != learned.base_sha256 {
         return Err(damaged(format!(
             "it was learned over another {} than the one in {}",
@@ -183,6 +181,10 @@ pub fn label(folder: &Path, source: &str, priors: &[Prior]) -> Result<()> {
     description.source = source.to_owned();
     description.priors = priors.to_vec();
     description.write(folder)
+}
+
+fn bad_file(path: &Path, problem: String) -> Error {
+    Error::bad_file(path, problem, "take the file as `nunatak train reranker` wrote it")
 }
 
 fn digest(hash: &mut Sha256, name: &str, bytes: &[u8]) {

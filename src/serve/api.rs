@@ -35,9 +35,9 @@ pub struct AnswerRequest {
     pub question: String,
     /// Which index; the first without it.
     pub index: Option<String>,
-    /// Withhold an answer whose probability of being right is below this, 0 to 1.
-    #[serde(default)]
-    pub min_confidence: f32,
+    /// Withhold an answer whose probability of being right is below this, 0 to 1; without it what the server was
+    /// started with.
+    pub min_confidence: Option<f32>,
     /// Add what every stage did.
     #[serde(default)]
     pub explain: bool,
@@ -136,11 +136,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 ))]
 pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequest>) -> Result<Response, Problem> {
     let worker = prepare(&server, &request.question, request.index.as_deref())?;
-    if !(0.0..=1.0).contains(&request.min_confidence) {
+    let min_confidence = request.min_confidence.unwrap_or(server.limits.min_confidence);
+    if !(0.0..=1.0).contains(&min_confidence) {
         return Err(unprocessable("min_confidence is a probability, between 0 and 1"));
     }
     let deadline = Instant::now() + server.limits.deadline;
-    let AnswerRequest { question, min_confidence, explain, stream, .. } = request;
+    let AnswerRequest { question, explain, stream, .. } = request;
     if !stream {
         let work = Work::Answer { question, min_confidence, events: None };
         let answer = finish(worker.ask(work, deadline).await?, explain, &server)?;
@@ -148,7 +149,7 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
     }
     if min_confidence > 0.0 {
         return Err(unprocessable(
-            "a stream shows an answer before it is known how sure it is: leave one of the two out",
+            "a stream shows an answer before it is known how sure it is: leave stream out, or say min_confidence 0",
         ));
     }
     let (events, texts) = mpsc::unbounded_channel();

@@ -50,6 +50,8 @@ pub struct Limits {
     pub headers: Duration,
     /// Time for what is under way when the server is stopped.
     pub stop: Duration,
+    /// Least confidence of an answer that is given, for requests that name none.
+    pub min_confidence: f32,
 }
 
 impl Default for Limits {
@@ -62,6 +64,7 @@ impl Default for Limits {
             connections: 512,
             headers: seconds(10),
             stop: seconds(10),
+            min_confidence: 0.0,
         }
     }
 }

@@ -200,6 +200,22 @@ fn a_stream_ends_with_the_answer() {
 }
 
 #[test]
+fn a_request_that_names_no_confidence_has_that_of_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let server = Server::ready(&[&index], &["--min-confidence", "1"]);
+    let ask = |more: Value| {
+        let mut body = json!({"question": QUESTION});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/answer", body)
+    };
+    assert_eq!(ask(json!({})).json()["abstained"], true);
+    assert_eq!(ask(json!({"min_confidence": 0})).json()["abstained"], false);
+    assert_eq!(ask(json!({"stream": true})).status, 422);
+    assert_eq!(ask(json!({"stream": true, "min_confidence": 0})).status, 200);
+}
+
+#[test]
 fn only_who_has_a_key_may_ask() {
     let folder = tempfile::tempdir().unwrap();
     let index = index(folder.path(), Path::new(DEMO));

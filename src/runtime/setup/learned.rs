@@ -35,6 +35,13 @@ pub(super) fn model(
     let home = cache::home()?;
     let dir = store::place(&home, name, precision.name());
     let version = format!("export {EXPORT_VERSION} of {} over {}", learned.sha256, base.wheel.sha256);
+    if cache::is_installed(&dir, store::IMPORTED) {
+        return Err(Error::model(
+            *name,
+            format!("a model that comes with the program has this name, and so has one of yours, in {}", dir.display()),
+            "move that folder elsewhere, and import it under another name",
+        ));
+    }
     if !cache::is_installed(&dir, &version) {
         let base = source(base, options, progress)?;
         cache::install(&home, &dir, &version, progress, |out, scratch| {

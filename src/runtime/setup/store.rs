@@ -20,7 +20,7 @@ use crate::runtime::setup::{cache, learned};
 /// Which precision is taken when none is named, the likeliest to be wanted first; `onnx` is a user's own graph.
 const PREFERENCE: [&str; 4] = ["int8", "fp16", "fp32", "onnx"];
 /// Version in the stamps of imported models: they never grow old.
-const IMPORTED: &str = "imported";
+pub(super) const IMPORTED: &str = "imported";
 
 /// A model of the cache, or a starter model that is not there yet.
 #[derive(Debug, Clone, Serialize)]
