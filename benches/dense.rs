@@ -52,7 +52,13 @@ fn main() {
     let mut source = |sink: &mut dyn FnMut(Passage) -> nunatak::error::Result<()>| {
         (0..n).try_for_each(|i| {
             let source = SourceSpan::default();
-            sink(Passage { key: i.to_string(), title: String::new(), text: format!("passage {i}"), source })
+            sink(Passage {
+                key: i.to_string(),
+                title: String::new(),
+                text: format!("passage {i}"),
+                source,
+                metadata: Default::default(),
+            })
         })
     };
     let mut at = 0;
@@ -65,8 +71,10 @@ fn main() {
     let report = build(&dir, &mut source, Some(&mut encode), &options, &Quiet).unwrap();
     let index = Index::open(&dir).unwrap();
     let dense = index.dense().unwrap();
-    let exact: Vec<HashSet<usize>> =
-        questions.iter().map(|q| dense.search_exact(q, K).unwrap().iter().map(|h| h.passage.row()).collect()).collect();
+    let exact: Vec<HashSet<usize>> = questions
+        .iter()
+        .map(|q| dense.search_exact(q, K, None).unwrap().iter().map(|h| h.passage.row()).collect())
+        .collect();
 
     let begin = Instant::now();
     let peer = Hnsw::<f32, DistDot>::new(16, n, 16, 200, DistDot {});
@@ -88,7 +96,7 @@ fn main() {
         );
     };
     for ef in [16, 32, 64, 128] {
-        measure("nunatak", ef, &|q| dense.search(q, K, ef).unwrap().iter().map(|h| h.passage.row()).collect());
+        measure("nunatak", ef, &|q| dense.search(q, K, ef, None).unwrap().iter().map(|h| h.passage.row()).collect());
         measure("hnsw_rs", ef, &|q| peer.search(q, K, ef).iter().map(|n| n.d_id).collect());
     }
 }

@@ -129,13 +129,14 @@ pub const VERSION: u32 = 1;
 const BUILT_IN: &str = include_str!("../models/calibration.json");
 
 /// Settings that move the features: a calibration fitted with others is off.
-const SETTINGS: [&str; 17] = [
+const SETTINGS: [&str; 18] = [
     "lm",
     "prompt",
     "template",
     "grounded",
     "per_window",
     "together",
+    "keep_duplicates",
     "choose",
     "passages",
     "budget",

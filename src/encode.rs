@@ -121,6 +121,11 @@ impl Encoder {
         self.truncation
     }
 
+    /// Tokens of `texts` as the model gets them, cut where they are too long.
+    pub fn count_tokens(&self, texts: &[String]) -> Result<usize> {
+        Ok(tokenise(&self.tokenizer, self.max_tokens, texts)?.iter().map(|cut| cut.ids.len()).sum())
+    }
+
     /// Vectors of `texts`: `texts.len() * dim` numbers, row-major, in input order, each row of unit length.
     ///
     /// # Errors

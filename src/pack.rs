@@ -164,8 +164,13 @@ mod tests {
 
     fn candidate(i: u32, text: &str) -> (Hit, Passage) {
         let hit = Hit { passage: PassageId(i), score: -(i as f32) };
-        let passage =
-            Passage { key: format!("p{i}"), title: "T".into(), text: text.into(), source: SourceSpan::default() };
+        let passage = Passage {
+            key: format!("p{i}"),
+            title: "T".into(),
+            text: text.into(),
+            source: SourceSpan::default(),
+            metadata: serde_json::Map::new(),
+        };
         (hit, passage)
     }
 

@@ -1,22 +1,26 @@
 //! The whole pipeline on one screen: retrieve, re-rank, pack, read.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::confidence::{Calibration, Features};
+use crate::encode::Encoder;
 use crate::error::{Error, Result};
+use crate::filter::Filter;
 use crate::index::Index;
+use crate::index::allowed::Allowed;
+use crate::near_duplicate::Runs;
 use crate::pack::{self, Budget, Dealing, Packing};
 use crate::read::choose::WindowAnswer;
 use crate::read::lm::OnText;
 use crate::read::reader::{Reader, Reading};
 use crate::rerank::{CrossEncoder, PairCuts, Patience};
 use crate::retrieve::Retriever;
-use crate::types::{Evidence, Hit, PackedPassage, Passage, sort_hits};
+use crate::types::{Evidence, Hit, PackedPassage, Passage, PassageId, sort_hits};
 
 /// How many passages each stage hands to the next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,11 +39,14 @@ pub struct Depths {
     pub tokens: Option<usize>,
     /// Passages to a window; 0 = one window for all.
     pub per_window: usize,
+    /// Offer passages that say the same twice ([`crate::near_duplicate`]), too.
+    #[serde(default)]
+    pub duplicates: bool,
 }
 
 impl Default for Depths {
     fn default() -> Self {
-        Self { retrieve: 100, rerank: 50, patience: None, read: 5, tokens: None, per_window: 1 }
+        Self { retrieve: 100, rerank: 50, patience: None, read: 5, tokens: None, per_window: 1, duplicates: false }
     }
 }
 
@@ -53,7 +60,12 @@ pub struct Pipeline {
     depths: Depths,
     calibration: Calibration,
     min_confidence: f32,
+    only: Option<Arc<Allowed>>,
+    encoder: Option<SharedEncoder>,
 }
+
+/// The encoder of a dense first stage, for who wants its vectors.
+pub type SharedEncoder = Arc<Mutex<Encoder>>;
 
 /// What the first stages found for a question.
 #[derive(Debug, Clone, Default)]
@@ -86,7 +98,18 @@ impl Pipeline {
         depths: Depths,
     ) -> Self {
         let calibration = Calibration::uninformed();
-        Self { index, retriever, reranker, prior_weight: 0.0, reader, depths, calibration, min_confidence: 0.0 }
+        Self {
+            index,
+            retriever,
+            reranker,
+            prior_weight: 0.0,
+            reader,
+            depths,
+            calibration,
+            min_confidence: 0.0,
+            only: None,
+            encoder: None,
+        }
     }
 
     /// Add the first stage's score, weighted, to the cross-encoder's.
@@ -99,9 +122,45 @@ impl Pipeline {
         Self { calibration, min_confidence: least, ..self }
     }
 
+    /// Lend the first stage's encoder.
+    pub fn with_encoder(self, encoder: Option<SharedEncoder>) -> Self {
+        Self { encoder, ..self }
+    }
+
+    /// The first stage's encoder.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when the first stage has none.
+    pub fn encoder(&self) -> Result<MutexGuard<'_, Encoder>> {
+        let encoder = self.encoder.as_ref().ok_or_else(|| {
+            Error::request("there is no encoder: passages are found by words alone", "ask an index that has vectors")
+        })?;
+        Ok(encoder.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The re-ranker's own scores of texts for a question, in their order, and what it could not read of them.
+    ///
+    /// # Errors
+    /// [`Error::Request`] without a re-ranker; what it says.
+    pub fn score(&mut self, question: &str, texts: &[String]) -> Result<(Vec<f32>, PairCuts)> {
+        let reranker = self.reranker.as_mut().ok_or_else(|| {
+            Error::request("there is no re-ranker: passages stay in the first stage's order", "leave --rerank none out")
+        })?;
+        Ok((reranker.score(question, texts)?, reranker.cuts()))
+    }
+
     /// Withhold answers of a confidence below `least` from now on.
     pub fn withhold_below(&mut self, least: f32) {
         self.min_confidence = least;
+    }
+
+    /// Find passages that meet this filter only, from now on.
+    ///
+    /// # Errors
+    /// As [`Index::allowed`].
+    pub fn restrict(&mut self, filter: Option<&Filter>) -> Result<()> {
+        self.only = filter.map(|filter| self.index.allowed(filter)).transpose()?;
+        Ok(())
     }
 
     /// The index it answers from.
@@ -127,17 +186,21 @@ impl Pipeline {
 
     /// Answer a question from what was found for it, or was given in its place.
     pub fn answer_from(&mut self, question: &str, found: Found, on_text: OnText) -> Result<Answer> {
-        let (packing, pack) = timed(|| self.pack(question, &found))?;
+        let ((packing, repeated), pack) = timed(|| self.pack(question, &found))?;
         let (reading, read) = timed(|| self.read(question, &packing, on_text))?;
         let total = found.latency_ms.total + pack + read;
         let latency_ms = Latency { pack, read, total, ..found.latency_ms };
-        let answer = assemble(question, found, packing, reading, latency_ms);
+        let mut answer = assemble(question, found, packing, reading, latency_ms);
+        if let Some(trace) = &mut answer.trace {
+            trace.left_out.extend(repeated);
+        }
         Ok(judge(answer, &self.calibration, self.min_confidence))
     }
 
     /// Retrieve and re-rank.
     pub fn find(&mut self, question: &str) -> Result<Found> {
-        let (retrieved, retrieve) = timed(|| self.retriever.retrieve(question, self.depths.retrieve))?;
+        let (retrieved, retrieve) =
+            timed(|| self.retriever.retrieve(question, self.depths.retrieve, self.only.as_ref()))?;
         let (reranked, rerank) = timed(|| self.rerank(question, &retrieved))?;
         let cuts = self.reranker.as_ref().map(CrossEncoder::cuts).unwrap_or_default();
         let latency_ms = Latency { retrieve, rerank, total: retrieve + rerank, ..Latency::default() };
@@ -159,25 +222,59 @@ impl Pipeline {
         Ok(hits)
     }
 
-    fn pack(&self, question: &str, found: &Found) -> Result<Packing> {
+    fn pack(&self, question: &str, found: &Found) -> Result<(Packing, Vec<LeftOut>)> {
         let reader = self.reader.as_ref().ok_or_else(no_reader)?;
         let budget = Budget { window: reader.budget(question)?, total: self.depths.tokens };
-        let candidates = found
-            .ranking()
-            .into_iter()
-            .take(self.depths.read)
-            .map(|hit| Ok((hit, self.index.passage(hit.passage)?)))
-            .collect::<Result<Vec<(Hit, Passage)>>>()?;
+        let Offered { passages, repeated } = self.to_read(&found.ranking(), reader)?;
         let dealing = match self.depths.per_window {
             0 => Dealing::Together,
             count => Dealing::Apart(count),
         };
-        pack::pack(&candidates, dealing, budget, &mut |title, text| reader.block(title, text))
+        let packing = pack::pack(&passages, dealing, budget, &mut |title, text| reader.block(title, text))?;
+        Ok((packing, repeated))
+    }
+
+    /// The passages of what was found that the reader is offered, best first.
+    pub fn read_of(&self, found: &Found) -> Result<Vec<PassageId>> {
+        let reader = self.reader.as_ref().ok_or_else(no_reader)?;
+        Ok(self.to_read(&found.ranking(), reader)?.passages.into_iter().map(|(hit, _)| hit.passage).collect())
+    }
+
+    /// The best passages of a ranking, as many as are read, and those passed over for saying what a better one says.
+    fn to_read(&self, ranking: &[Hit], reader: &Reader) -> Result<Offered> {
+        let (mut taken, mut repeated) = (Vec::<(Hit, Passage)>::new(), Vec::new());
+        let mut runs = Vec::<Runs>::new();
+        for &hit in ranking {
+            if taken.len() >= self.depths.read {
+                break;
+            }
+            let passage = self.index.passage(hit.passage)?;
+            if !self.depths.duplicates {
+                let own = Runs::of(&passage.text);
+                if let Some(at) = runs.iter().position(|better| own.repeats(better)) {
+                    let better = taken.get(at).map_or("", |(_, better)| better.key.as_str());
+                    let tokens = reader.block(&passage.title, &passage.text)?.len();
+                    repeated.push(LeftOut { key: passage.key, tokens, reason: format!("it says what {better} says") });
+                    continue;
+                }
+                runs.push(own);
+            }
+            taken.push((hit, passage));
+        }
+        Ok(Offered { passages: taken, repeated })
     }
 
     fn read(&mut self, question: &str, packing: &Packing, on_text: OnText) -> Result<Reading> {
         self.reader.as_mut().ok_or_else(no_reader)?.read(question, &packing.windows, on_text)
     }
+}
+
+/// What the reader is offered.
+struct Offered {
+    /// Best first.
+    passages: Vec<(Hit, Passage)>,
+    /// Passed over for saying what a better passage says.
+    repeated: Vec<LeftOut>,
 }
 
 /// The error of a pipeline that has no reader.

@@ -5,6 +5,7 @@
 //! a hit that made it (whole or cut) into the language model's window.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Row of a passage in the index. Stable for the life of the index; every tie in a ranking ends with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub struct Passage {
     pub text: String,
     /// Where the text stood in the file it was read from.
     pub source: SourceSpan,
+    /// Further fields of its record, which filters go by.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub metadata: Map<String, Value>,
 }
 
 impl Passage {

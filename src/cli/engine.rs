@@ -1,7 +1,7 @@
 //! From options to a pipeline: what `search`, `ask`, `eval` and `demo` share.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -12,8 +12,9 @@ use crate::confidence::Calibration;
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::eval::provenance::CalibrationIdentity;
+use crate::filter::Filter;
 use crate::index::Index;
-use crate::pipeline::{Depths, Pipeline};
+use crate::pipeline::{Depths, Pipeline, SharedEncoder};
 use crate::progress::Progress;
 use crate::read::choose::Choice;
 use crate::read::decode::Decoding;
@@ -54,6 +55,11 @@ pub struct RetrievalArgs {
     /// Folder of the index
     #[arg(long, value_name = "DIR")]
     pub index: PathBuf,
+    /// Find only passages whose metadata meets these conditions: 'source=wiki year>=1990'; `nunatak index info` lists the
+    /// fields
+    #[arg(long, value_name = "CONDITIONS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
     /// How they are found and ranked.
     #[command(flatten)]
     #[serde(flatten)]
@@ -120,6 +126,10 @@ pub struct ReadingArgs {
     /// Put all passages into one window
     #[arg(long)]
     pub together: bool,
+    /// Let the reader see passages that say nearly what a better one says, too
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keep_duplicates: bool,
     /// How windows compete: best (the answer that looks best in one), or vote (windows that say the same add up)
     #[arg(long, default_value_t = ReaderSettings::default().choice, value_name = "HOW")]
     pub choose: Choice,
@@ -168,7 +178,7 @@ pub struct ReadingArgs {
 impl RetrievalArgs {
     /// The defaults over this index.
     pub fn at(index: &Path) -> Self {
-        Self { index: index.to_path_buf(), ranking: RankingArgs::default() }
+        Self { index: index.to_path_buf(), filter: None, ranking: RankingArgs::default() }
     }
 }
 
@@ -204,6 +214,7 @@ impl ReadingArgs {
             budget: None,
             per_window: 1,
             together: false,
+            keep_duplicates: false,
             choose: settings.choice,
             grounded: settings.grounded,
             prompt: None,
@@ -304,7 +315,7 @@ pub struct Engine {
 /// Roles, names and fingerprints of models.
 type Models = Vec<(&'static str, String, String)>;
 
-/// The first stage that `retrieval` asks for, with the encoder of the index where it needs one.
+/// The first stage that `retrieval` asks for, with the encoder of the index where it needs one, which is lent as well.
 pub(crate) fn open_retriever(
     index: &Arc<Index>,
     mode: Mode,
@@ -312,10 +323,10 @@ pub(crate) fn open_retriever(
     options: &RuntimeOptions,
     progress: &dyn Progress,
     models: &mut Models,
-) -> Result<Box<dyn Retriever>> {
+) -> Result<(Box<dyn Retriever>, Option<SharedEncoder>)> {
     let index = Arc::clone(index);
     let identity = match (mode, index.manifest().encoder.clone()) {
-        (Mode::Bm25, _) => return Ok(Box::new(Bm25Retriever::new(index))),
+        (Mode::Bm25, _) => return Ok((Box::new(Bm25Retriever::new(index)), None)),
         (_, Some(identity)) => identity,
         (_, None) => {
             return Err(Error::index(
@@ -326,12 +337,15 @@ pub(crate) fn open_retriever(
         }
     };
     let model = setup::model(&identity.name, options, progress)?;
-    let mut encoder = Encoder::open(&model, options)?;
+    let encoder = Encoder::open(&model, options)?;
     let fingerprint = encoder.fingerprint().to_owned();
     models.push(("encoder", model.name(), fingerprint.clone()));
-    let encode = move |question: &str| encoder.encode(&[question.to_owned()]);
+    let shared = Arc::new(Mutex::new(encoder));
+    let encoder = Arc::clone(&shared);
+    let encode =
+        move |question: &str| encoder.lock().unwrap_or_else(PoisonError::into_inner).encode(&[question.to_owned()]);
     let dense = DenseRetriever::new(Arc::clone(&index), encode, &fingerprint, 0, retrieval.ranking.exact)?;
-    Ok(match mode {
+    let retriever: Box<dyn Retriever> = match mode {
         Mode::Hybrid => {
             let fusion = match retrieval.ranking.fusion {
                 FusionKind::Rrf => Fusion::Rrf,
@@ -345,7 +359,8 @@ pub(crate) fn open_retriever(
             Box::new(HybridRetriever::new(index, dense, fusion, 0))
         }
         _ => Box::new(dense),
-    })
+    };
+    Ok((retriever, Some(shared)))
 }
 
 fn open_reranker(
@@ -406,6 +421,7 @@ pub fn build(
 ) -> Result<Engine> {
     let options = globals.runtime();
     let index = Arc::new(Index::open(&retrieval.index)?);
+    let filter: Option<Filter> = retrieval.filter.as_deref().map(str::parse).transpose()?;
     let mode = retrieval.ranking.mode.unwrap_or(if index.dense().is_some() { Mode::Hybrid } else { Mode::Bm25 });
     let mut models = Vec::new();
     let reader_model = match reading {
@@ -431,7 +447,7 @@ pub fn build(
         });
         (reader, others)
     });
-    let (retriever, reranker) = others?;
+    let ((retriever, encoder), reranker) = others?;
     let mut reader = match reader {
         Some(loaded) => Some(loaded??),
         None => None,
@@ -451,9 +467,12 @@ pub fn build(
         read: reading.map_or(0, ReadingArgs::passages),
         tokens: reading.and_then(|r| r.budget),
         per_window: reading.map_or(1, |r| if r.together { 0 } else { r.per_window }),
+        duplicates: reading.is_some_and(|r| r.keep_duplicates),
     };
     let prior = prior_weight(retrieval, mode, reranker.as_ref(), progress);
-    let mut pipeline = Pipeline::new(index, retriever, reranker, reader, depths).with_prior(prior);
+    let mut pipeline =
+        Pipeline::new(index, retriever, reranker, reader, depths).with_prior(prior).with_encoder(encoder);
+    pipeline.restrict(filter.as_ref())?;
     let mut calibration = None;
     if let Some(reading) = reading {
         let (found, identity) = open_calibration(retrieval, reading, mode, &models)?;

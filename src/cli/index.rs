@@ -279,6 +279,8 @@ struct Info<'a> {
     path: String,
     checksum: &'a str,
     bytes: u64,
+    /// What a filter can name.
+    fields: Vec<String>,
     manifest: &'a Manifest,
 }
 
@@ -286,9 +288,10 @@ fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
     let index = Index::open(&args.index)?;
     let manifest = index.manifest();
     let bytes = manifest.files.values().map(|f| f.bytes).sum();
+    let fields = index.fields()?;
     if globals.json {
         let path = args.index.display().to_string();
-        return output::json(&Info { path, checksum: &manifest.checksum, bytes, manifest });
+        return output::json(&Info { path, checksum: &manifest.checksum, bytes, fields, manifest });
     }
     let row = |word: &str, value: String| output::line(format_args!("{DIM}{word:<12}{DIM:#} {value}"));
     output::line(format_args!("{BOLD}{}{BOLD:#}", args.index.display()))?;
@@ -305,6 +308,9 @@ fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
         None => row("vectors", "none (BM25 only)".to_owned())?,
     }
     row("analyser", manifest.analyser.clone())?;
+    if !fields.is_empty() {
+        row("fields", format!("{} (for --filter)", fields.join(", ")))?;
+    }
     row("size", format!("{} ({:.0} bytes a passage)", output::bytes(bytes), bytes as f64 / index.len().max(1) as f64))?;
     row("checksum", manifest.checksum.clone())?;
     for (name, file) in &manifest.files {

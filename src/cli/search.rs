@@ -2,11 +2,13 @@
 
 use clap::Args;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::cli::Globals;
 use crate::cli::engine::{self, RetrievalArgs};
 use crate::cli::output::{self, BOLD, DIM};
 use crate::error::Result;
+use crate::types::Passage;
 
 /// Options of `nunatak search`.
 #[derive(Debug, Args)]
@@ -31,6 +33,8 @@ struct Line<'a> {
     title: &'a str,
     text: &'a str,
     score: f32,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    metadata: &'a Map<String, Value>,
 }
 
 /// Run `nunatak search`.
@@ -47,17 +51,26 @@ pub fn run(args: &SearchArgs, globals: &Globals) -> Result<()> {
         let passage = engine.pipeline.index().passage(hit.passage)?;
         let (rank, score) = (i + 1, hit.score);
         if globals.json {
-            output::json(&Line { rank, passage_id: &passage.key, title: &passage.title, text: &passage.text, score })?;
+            let Passage { key, title, text, metadata, .. } = &passage;
+            output::json(&Line { rank, passage_id: key, title, text, score, metadata })?;
         } else {
             output::line(format_args!(
                 "{BOLD}{rank:>3}. {}{BOLD:#}  {DIM}{} · {score:.4}{DIM:#}",
                 passage.title, passage.key
             ))?;
-            output::line(format_args!("     {}\n", passage.text))?;
+            output::line(format_args!("     {}", passage.text))?;
+            if passage.metadata.is_empty() {
+                output::line("")?;
+            } else {
+                output::line(format_args!("     {DIM}{}{DIM:#}\n", Value::Object(passage.metadata)))?;
+            }
         }
     }
     if hits.is_empty() && !globals.json {
-        output::line("No passage matches. Try other words, or --mode dense.")?;
+        output::line(match args.retrieval.filter {
+            Some(_) => "No passage that meets --filter matches. Try other words, or other conditions.",
+            None => "No passage matches. Try other words, or --mode dense.",
+        })?;
     }
     Ok(())
 }

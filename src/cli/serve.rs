@@ -64,7 +64,7 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         }
         // A folder that is no index is an error before anything listens.
         crate::index::Index::open(&dir)?;
-        let retrieval = RetrievalArgs { index: dir.clone(), ranking: args.ranking.clone() };
+        let retrieval = RetrievalArgs { ranking: args.ranking.clone(), ..RetrievalArgs::at(&dir) };
         let (reading, depth, globals) = (args.reading.clone(), args.depth, globals.clone());
         let open = move || Ok(engine::build(&retrieval, Some(&reading), depth, 0, &globals, &Quiet)?.pipeline);
         workers.push((name, Worker::start(dir, Arc::new(open), args.queue.into())?));

@@ -154,9 +154,10 @@ pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
     let index = Arc::new(Index::open(&args.index)?);
     let mode = args.mode.unwrap_or(if index.dense().is_some() { Mode::Hybrid } else { Mode::Bm25 });
     let ranking = RankingArgs { mode: Some(mode), ..RankingArgs::default() };
-    let retrieval = RetrievalArgs { index: args.index.clone(), ranking };
-    let open =
-        |retrieval: &RetrievalArgs, mode| open_retriever(&index, mode, retrieval, &options, progress, &mut Vec::new());
+    let retrieval = RetrievalArgs { ranking, ..RetrievalArgs::at(&args.index) };
+    let open = |retrieval: &RetrievalArgs, mode| {
+        Ok(open_retriever(&index, mode, retrieval, &options, progress, &mut Vec::new())?.0)
+    };
     let mut retriever = open(&retrieval, mode)?;
     let possible: &[Mode] =
         if index.dense().is_some() { &[Mode::Hybrid, Mode::Dense, Mode::Bm25] } else { &[Mode::Bm25] };

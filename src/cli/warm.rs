@@ -134,7 +134,7 @@ fn wanted(args: &WarmArgs, pipeline: &mut Pipeline, progress: &dyn Progress) -> 
         for question in questions {
             check_interrupt(|| "nothing was changed".to_owned())?;
             let found = pipeline.find(&question.question)?;
-            rows.extend(found.ranking().iter().take(args.passages).map(|hit| hit.passage));
+            rows.extend(pipeline.read_of(&found)?);
             progress.advance(1);
         }
         progress.finish();

@@ -1,6 +1,7 @@
 //! Tables of passages: Parquet, and Arrow IPC as a file or a stream, one batch of rows in memory at a time.
 //!
-//! The columns have the names of the JSONL fields. Texts are strings of any Arrow kind, ids strings or integers.
+//! The columns have the names of the JSONL fields. Texts are strings of any Arrow kind, ids strings or integers; further
+//! columns are metadata.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek};
@@ -12,8 +13,10 @@ use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::Value;
 
-use super::intake::{Intake, Place};
+use super::columns;
+use super::intake::{Intake, Place, Record};
 use super::open::{LONGEST_LINE, Opened, failed, too_long};
 use crate::error::{Error, Result};
 
@@ -124,10 +127,13 @@ struct Columns {
     id: usize,
     text: usize,
     title: Option<usize>,
+    /// Those that are metadata, with their names.
+    others: Vec<(usize, String)>,
 }
 
 impl Columns {
     fn of(schema: &Schema, path: &Path) -> Result<Self> {
+        const NAMES: [&str; 6] = ["id", "_id", "docid", "title", "text", "contents"];
         let find = |names: &[&str]| names.iter().find_map(|name| schema.index_of(name).ok());
         let missing = |what: &str| {
             let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
@@ -136,8 +142,15 @@ impl Columns {
         };
         let id = find(&["id", "_id", "docid"]).ok_or_else(|| missing("`id` (or `_id`, `docid`)"))?;
         let text = find(&["text", "contents"]).ok_or_else(|| missing("`text` (or `contents`)"))?;
-        let columns = Self { id, text, title: find(&["title"]) };
-        for index in columns.indices() {
+        let title = find(&["title"]);
+        let is_other = |i: usize| ![Some(id), Some(text), title].contains(&Some(i));
+        let others = schema.fields().iter().enumerate();
+        let others = others.filter(|(i, field)| is_other(*i) && columns::is_metadata(field.data_type()));
+        // Other names of the id and the text are no metadata, as in JSONL.
+        let others = others.filter(|(_, field)| !NAMES.contains(&field.name().as_str()));
+        let others = others.map(|(i, field)| (i, field.name().clone())).collect();
+        let columns = Self { id, text, title, others };
+        for index in [Some(id), Some(text), title].into_iter().flatten() {
             let field = schema.field(index);
             let kind = match field.data_type() {
                 DataType::Dictionary(_, values) => values.as_ref(),
@@ -154,8 +167,9 @@ impl Columns {
         Ok(columns)
     }
 
-    fn indices(&self) -> impl Iterator<Item = usize> + use<> {
-        [Some(self.id), Some(self.text), self.title].into_iter().flatten()
+    fn indices(&self) -> impl Iterator<Item = usize> {
+        let others = self.others.iter().map(|(i, _)| *i);
+        [Some(self.id), Some(self.text), self.title].into_iter().flatten().chain(others)
     }
 }
 
@@ -171,6 +185,10 @@ impl Rows<'_> {
         let column = |index| guarded(self.path, || strings(batch, index))?;
         let (ids, texts) = (column(columns.id)?, column(columns.text)?);
         let titles = columns.title.map(column).transpose()?;
+        let mut others = Vec::new();
+        for (index, name) in &columns.others {
+            others.push((name, guarded(self.path, || columns::values(batch.column(*index)))??));
+        }
         for row in 0..batch.num_rows() {
             self.row += 1;
             let place = Place { path: self.path, file: self.file, line: self.row };
@@ -182,7 +200,9 @@ impl Rows<'_> {
                 intake.bad(place, format!("the text: {}", too_long()))?;
             } else {
                 let title = titles.as_ref().filter(|titles| titles.is_valid(row)).map_or("", |t| t.value(row));
-                intake.record(place, ids.value(row), title, texts.value(row))?;
+                let value = |(name, values): &(&String, Vec<Value>)| Some(((*name).clone(), values.get(row)?.clone()));
+                let metadata = others.iter().filter_map(value).collect();
+                intake.record(place, Record { id: ids.value(row), title, text: texts.value(row), metadata })?;
             }
         }
         Ok(())

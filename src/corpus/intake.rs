@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value};
+
 use super::outline::Section;
 use super::split::{split, split_record};
 use super::{CorpusOptions, CorpusReport, KEPT_PROBLEMS, files};
@@ -21,10 +23,23 @@ pub(super) struct Place<'a> {
     pub line: u64,
 }
 
+/// A record of a record format.
+#[derive(Debug)]
+pub(super) struct Record<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Its title; may be empty.
+    pub title: &'a str,
+    /// Its text.
+    pub text: &'a str,
+    /// Its further fields.
+    pub metadata: Map<String, Value>,
+}
+
 /// Takes what readers find.
 pub(super) trait Intake {
-    /// A record of a record format: id, title, and the text field.
-    fn record(&mut self, place: Place<'_>, id: &str, title: &str, text: &str) -> Result<()>;
+    /// A record of a record format.
+    fn record(&mut self, place: Place<'_>, record: Record<'_>) -> Result<()>;
     /// A document file, in sections.
     fn document(&mut self, place: Place<'_>, id: &str, sections: &[Section]) -> Result<()>;
     /// Something that is not as its format asks. An error means: stop.
@@ -100,10 +115,15 @@ impl<'a> Emitter<'a> {
 }
 
 impl Intake for Emitter<'_> {
-    fn record(&mut self, place: Place<'_>, id: &str, title: &str, text: &str) -> Result<()> {
+    fn record(&mut self, place: Place<'_>, record: Record<'_>) -> Result<()> {
+        let Record { id, title, text, mut metadata } = record;
         self.offered += 1;
         if id.is_empty() {
             return self.bad(place, "the id is empty".to_string());
+        }
+        metadata.retain(|_, value| !value.is_null());
+        if let Some(name) = unnameable(&metadata) {
+            return self.bad(place, format!("the name of the field {name:?} has a control character in it"));
         }
         let pieces = split_record(text, self.options.passage_words);
         if pieces.is_empty() {
@@ -122,7 +142,8 @@ impl Intake for Emitter<'_> {
             };
             let key = if only { id.to_string() } else { format!("{id}#{n}") };
             let text = text.get(piece.range).unwrap_or_default().to_string();
-            self.give(Passage { key, title: title.to_string(), text, source }, piece.words)?;
+            let (title, metadata) = (title.to_string(), metadata.clone());
+            self.give(Passage { key, title, text, source, metadata }, piece.words)?;
         }
         Ok(())
     }
@@ -145,7 +166,8 @@ impl Intake for Emitter<'_> {
             let source = SourceSpan { file: place.file.to_string(), start: span.start as u64, end: span.end as u64 };
             let key = if only { id.to_string() } else { format!("{id}#{n}") };
             let text = section.text.get(piece.range).unwrap_or_default().to_string();
-            self.give(Passage { key, title: section.title.clone(), text, source }, piece.words)?;
+            let (title, metadata) = (section.title.clone(), Map::new());
+            self.give(Passage { key, title, text, source, metadata }, piece.words)?;
         }
         Ok(())
     }
@@ -173,6 +195,16 @@ impl Intake for Emitter<'_> {
             self.report.ignored_files += 1;
         }
     }
+}
+
+/// The first name among the fields, and those in them, that has a control character: no filter could name it.
+fn unnameable(fields: &Map<String, Value>) -> Option<&str> {
+    fields.iter().find_map(|(name, value)| match value {
+        _ if name.chars().any(char::is_control) => Some(name.as_str()),
+        Value::Object(inner) => unnameable(inner),
+        Value::Array(values) => values.iter().filter_map(Value::as_object).find_map(unnameable),
+        _ => None,
+    })
 }
 
 /// A key as 64 bits. Nothing of it is kept on disk, so the hasher may change from one Rust to the next.
@@ -232,8 +264,8 @@ impl Finder<'_> {
 }
 
 impl Intake for Finder<'_> {
-    fn record(&mut self, place: Place<'_>, id: &str, _title: &str, _text: &str) -> Result<()> {
-        self.look(place, id)
+    fn record(&mut self, place: Place<'_>, record: Record<'_>) -> Result<()> {
+        self.look(place, record.id)
     }
 
     fn document(&mut self, place: Place<'_>, id: &str, _sections: &[Section]) -> Result<()> {

@@ -1,5 +1,5 @@
 //! JSONL: one object a line, with `id` (or `_id`, `docid`), `text` (or `contents`) and perhaps `title`.
-//! Other fields are left alone.
+//! Other fields are the passages' metadata.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
+use serde_json::{Map, Value};
 
 use super::intake::{Intake, Place};
 use super::open::{Line, Lines, failed, too_long};
@@ -28,6 +29,8 @@ struct Record<'a> {
     text: Option<Text<'a>>,
     #[serde(borrow)]
     contents: Option<Text<'a>>,
+    #[serde(flatten)]
+    metadata: Map<String, Value>,
 }
 
 /// A string that is borrowed from the line where it holds no escape (`Option<Cow<str>>` would always copy).
@@ -88,16 +91,25 @@ pub(super) fn read(
             Line::TooLong => intake.bad(place, too_long())?,
             Line::Whole => match parse(&buffer) {
                 Ok(None) => {}
-                Ok(Some((id, title, text))) => intake.record(place, &id, &title, &text)?,
+                Ok(Some(Fields { id, title, text, metadata })) => {
+                    intake.record(place, super::intake::Record { id: &id, title: &title, text: &text, metadata })?;
+                }
                 Err(problem) => intake.bad(place, problem)?,
             },
         }
     }
 }
 
-type Fields<'a> = (Cow<'a, str>, Cow<'a, str>, Cow<'a, str>);
+/// What a line holds.
+#[derive(Debug, PartialEq)]
+struct Fields<'a> {
+    id: Cow<'a, str>,
+    title: Cow<'a, str>,
+    text: Cow<'a, str>,
+    metadata: Map<String, Value>,
+}
 
-/// Id, title and text of a line; nothing for a white line; or what is wrong with it.
+/// What a line holds; nothing for a white line; or what is wrong with it.
 fn parse(line: &[u8]) -> Result<Option<Fields<'_>>, String> {
     let Ok(line) = std::str::from_utf8(line) else { return Err("the line is not UTF-8".to_string()) };
     let line = line.trim();
@@ -112,7 +124,8 @@ fn parse(line: &[u8]) -> Result<Option<Fields<'_>>, String> {
     let text = record.text.or(record.contents);
     let Some(Id(id)) = id else { return Err("there is no id (`id`, `_id` or `docid`)".to_string()) };
     let Some(Text(text)) = text else { return Err("there is no text (`text` or `contents`)".to_string()) };
-    Ok(Some((id, record.title.map_or(Cow::Borrowed(""), |title| title.0), text)))
+    let title = record.title.map_or(Cow::Borrowed(""), |title| title.0);
+    Ok(Some(Fields { id, title, text, metadata: record.metadata }))
 }
 
 /// serde's message, with the column alone: its line is always 1 here.
@@ -129,7 +142,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn fields(line: &str) -> Result<Option<(String, String, String)>, String> {
-        Ok(parse(line.as_bytes())?.map(|(a, b, c)| (a.into_owned(), b.into_owned(), c.into_owned())))
+        Ok(parse(line.as_bytes())?.map(|f| (f.id.into_owned(), f.title.into_owned(), f.text.into_owned())))
     }
 
     #[test]
@@ -140,6 +153,13 @@ mod tests {
         assert_eq!(fields(r#"{"docid": 7, "contents": "é \"x\"", "title": "T", "text": null}"#), want);
         assert_eq!(fields(r#"{"id": -1, "text": "x"}"#), Ok(Some(("-1".to_string(), String::new(), "x".to_string()))));
         assert_eq!(fields("  \r"), Ok(None));
+    }
+
+    #[test]
+    fn further_fields_are_metadata() {
+        let line = r#"{"id": 1, "year": 1990, "_id": 2, "text": "x", "tags": ["a"], "of": {"b": null}, "title": "T"}"#;
+        let found = parse(line.as_bytes()).unwrap().unwrap().metadata;
+        assert_eq!(Value::Object(found), serde_json::json!({"year": 1990, "tags": ["a"], "of": {"b": null}}));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! checks, splits and counts. What becomes of the passages is the caller's business.
 
 mod arrow;
+mod columns;
 mod files;
 mod html;
 mod intake;

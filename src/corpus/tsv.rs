@@ -1,25 +1,31 @@
 //! Tab-separated id, text and title, quoted as spreadsheet writers do it: the form of DPR's passages.
 //!
+//! Further columns that a header names are the passages' metadata, numbers as numbers.
+//!
 //! A field that begins with `"` ends at the next lone `"`, and `""` in it is one; line ends within belong to it.
 
 use std::io::BufRead;
 use std::path::Path;
 
-use super::intake::{Intake, Place};
+use serde_json::Value;
+
+use super::intake::{Intake, Place, Record};
 use super::open::{LONGEST_LINE, Line, Lines, failed, too_long};
 use crate::error::Result;
 
 /// Which column holds what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Columns {
     id: usize,
     text: usize,
     title: Option<usize>,
     count: usize,
+    /// Names of the others, where there is one.
+    others: Vec<(usize, String)>,
 }
 
 /// The order of DPR.
-const DPR: Columns = Columns { id: 0, text: 1, title: Some(2), count: 3 };
+const DPR: Columns = Columns { id: 0, text: 1, title: Some(2), count: 3, others: Vec::new() };
 
 /// Give every line of `reader` to `intake`.
 pub(super) fn read(
@@ -51,12 +57,12 @@ pub(super) fn read(
         if fields.iter().all(|field| field.trim().is_empty()) {
             continue;
         }
-        let Some(columns) = columns else {
+        let Some(columns) = &columns else {
             match header(&fields) {
                 Some(header) => columns = Some(header),
                 None => {
                     columns = Some(DPR);
-                    give(place, &fields, DPR, intake)?;
+                    give(place, &fields, &DPR, intake)?;
                 }
             }
             continue;
@@ -69,17 +75,18 @@ pub(super) fn read(
 fn header(fields: &[String]) -> Option<Columns> {
     let position =
         |names: &[&str]| fields.iter().position(|field| names.contains(&field.trim().to_lowercase().as_str()));
-    Some(Columns {
-        id: position(&["id", "_id", "docid", "pid"])?,
-        text: position(&["text", "contents"])?,
-        title: position(&["title"]),
-        count: fields.len(),
-    })
+    let id = position(&["id", "_id", "docid", "pid"])?;
+    let text = position(&["text", "contents"])?;
+    let title = position(&["title"]);
+    let named = |(i, name): (usize, &String)| (i, name.trim().to_owned());
+    let is_other = |(i, name): &(usize, String)| ![Some(id), Some(text), title].contains(&Some(*i)) && !name.is_empty();
+    let others = fields.iter().enumerate().map(named).filter(is_other).collect();
+    Some(Columns { id, text, title, count: fields.len(), others })
 }
 
-fn give(place: Place<'_>, fields: &[String], columns: Columns, intake: &mut dyn Intake) -> Result<()> {
+fn give(place: Place<'_>, fields: &[String], columns: &Columns, intake: &mut dyn Intake) -> Result<()> {
     // A title at the end may be left out, and nothing else.
-    let least = if columns == DPR { 2 } else { columns.count };
+    let least = if *columns == DPR { 2 } else { columns.count };
     let (Some(id), Some(text)) = (fields.get(columns.id), fields.get(columns.text)) else {
         return intake.bad(place, "the line has no tab: id, text and title are expected".to_string());
     };
@@ -88,7 +95,19 @@ fn give(place: Place<'_>, fields: &[String], columns: Columns, intake: &mut dyn 
         return intake.bad(place, problem);
     }
     let title = columns.title.and_then(|title| fields.get(title)).map_or("", String::as_str);
-    intake.record(place, id, title, text)
+    let others = columns.others.iter().filter_map(|(i, name)| Some((name.clone(), value(fields.get(*i)?)?)));
+    intake.record(place, Record { id, title, text, metadata: others.collect() })
+}
+
+/// A field as metadata: a number or a truth value if it is written as JSON writes it, else text; nothing if it is empty.
+fn value(field: &str) -> Option<Value> {
+    let plain: Option<Value> = serde_json::from_str(field).ok();
+    let is_written_so = |value: &Value| {
+        let written = value.to_string();
+        written == field
+    };
+    let plain = plain.filter(|value| (value.is_number() || value.is_boolean()) && is_written_so(value));
+    (!field.is_empty()).then(|| plain.unwrap_or_else(|| field.into()))
 }
 
 /// Where in a record a byte stands.
@@ -220,7 +239,20 @@ mod tests {
     fn a_header_names_the_columns() {
         let names = |text: &str| header(&text.split(' ').map(String::from).collect::<Vec<_>>());
         assert_eq!(names("id text title"), Some(DPR));
-        assert_eq!(names("title id contents"), Some(Columns { id: 1, text: 2, title: Some(0), count: 3 }));
+        let found = names("title year id contents  lang").unwrap();
+        assert_eq!((found.id, found.text, found.title, found.count), (2, 3, Some(0), 6));
+        assert_eq!(found.others, [(1, "year".into()), (5, "lang".into())]);
+        for (field, expected) in [
+            ("1990", serde_json::json!(1990)),
+            ("-0.5", serde_json::json!(-0.5)),
+            ("007", serde_json::json!("007")),
+            ("true", serde_json::json!(true)),
+            ("null", serde_json::json!("null")),
+            ("1990 ", serde_json::json!("1990 ")),
+        ] {
+            assert_eq!(value(field), Some(expected), "{field}");
+        }
+        assert_eq!(value(""), None);
         assert_eq!(names("1 text title"), None);
     }
 

@@ -10,6 +10,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use super::allowed::Allowed;
 use super::checked::{CheckedFile, damaged};
 use super::kernel::{self, Code};
 use super::manifest::{EncoderIdentity, GraphSettings};
@@ -90,20 +91,26 @@ impl Dense {
     }
 
     /// The best `depth` passages for a question's unit vector `[dim]`, by cosine, best first; found by a
-    /// beam of width `ef` (0 for [`default_ef`]; never less than `depth`).
+    /// beam of width `ef` (0 for [`default_ef`]; never less than `depth`). With `only`, of those alone: the beam walks over
+    /// the others, or, where that would be more work, all of them are compared.
     ///
     /// # Errors
     /// [`Error::Request`] when the vector is not one of this index's encoder, [`Error::Index`] on damage.
-    pub fn search(&self, vector: &[f32], depth: usize, ef: usize) -> Result<Vec<Hit>> {
+    pub fn search(&self, vector: &[f32], depth: usize, ef: usize, only: Option<&Allowed>) -> Result<Vec<Hit>> {
         self.check(vector)?;
-        let depth = depth.min(self.len);
+        let depth = depth.min(only.map_or(self.len, Allowed::len));
         if depth == 0 {
             return Ok(Vec::new());
         }
         let ef = if ef == 0 { default_ef(depth) } else { ef }.clamp(depth, self.len.max(depth));
+        // The beam goes on until it holds `ef` of them, which are every n-th node, and compares some m nodes a step.
+        let steps = |only: &Allowed| ef.saturating_mul(self.len) / only.len().max(1);
+        if only.is_some_and(|only| only.len() <= steps(only).saturating_mul(self.graph.m)) {
+            return self.search_exact(vector, depth, only);
+        }
         let mut scratch = self.idle.lock().ok().and_then(|mut idle| idle.pop());
         let scratch = scratch.get_or_insert_with(|| Scratch::new(self.len));
-        let found = self.walk(kernel::quantize(vector).view(), ef, scratch);
+        let found = self.walk(kernel::quantize(vector).view(), ef, only, scratch);
         if let Ok(mut idle) = self.idle.lock() {
             idle.push(std::mem::take(scratch));
         }
@@ -116,13 +123,14 @@ impl Dense {
     }
 
     /// The same by comparing with every vector, on all threads of the global rayon pool.
-    pub fn search_exact(&self, vector: &[f32], depth: usize) -> Result<Vec<Hit>> {
+    pub fn search_exact(&self, vector: &[f32], depth: usize, only: Option<&Allowed>) -> Result<Vec<Hit>> {
         self.check(vector)?;
         let parts = (0..self.len.div_ceil(EXACT_ROWS))
             .into_par_iter()
             .map(|part| {
                 let mut wide = vec![0.0; self.encoder.dim];
                 let rows = part * EXACT_ROWS..self.len.min((part + 1) * EXACT_ROWS);
+                let rows = rows.filter(|&row| only.is_none_or(|only| only.contains(PassageId(row as u32))));
                 let mut hits =
                     rows.map(|row| self.cosine(vector, row as u32, &mut wide)).collect::<Result<Vec<Hit>>>()?;
                 sort_hits(&mut hits);
@@ -160,7 +168,7 @@ impl Dense {
         ))
     }
 
-    fn walk(&self, query: Code, ef: usize, scratch: &mut Scratch) -> Result<Vec<Scored>> {
+    fn walk(&self, query: Code, ef: usize, only: Option<&Allowed>, scratch: &mut Scratch) -> Result<Vec<Scored>> {
         let (mut dots, mut scores) = (Vec::new(), Vec::new());
         let entry = self.graph.entry;
         self.score(query, &[entry], &mut dots, &mut scores)?;
@@ -168,7 +176,10 @@ impl Dense {
         for level in (1..=self.graph.top_level).rev() {
             best = walk::descend(self, query, best, level, scratch)?;
         }
-        walk::beam(self, query, best, ef, 0, scratch)
+        match only {
+            Some(only) => walk::beam(self, query, best, ef, 0, |node| only.contains(PassageId(node)), scratch),
+            None => walk::beam(self, query, best, ef, 0, |_| true, scratch),
+        }
     }
 
     fn cosine(&self, vector: &[f32], node: u32, wide: &mut [f32]) -> Result<Hit> {

@@ -233,7 +233,7 @@ fn search(built: &Built, levels: &[u8], batch: &[u32], node: u32, ef: usize, scr
     (0..=level)
         .rev()
         .map(|level| {
-            let mut near = walk::beam(built, query, best, ef, level, scratch)?;
+            let mut near = walk::beam(built, query, best, ef, level, |_| true, scratch)?;
             best = near.first().copied().unwrap_or(best);
             // Of the peers only those that the beam would have kept.
             let worst = near.last().copied().filter(|_| near.len() >= ef);
@@ -351,7 +351,7 @@ mod tests {
             for level in (1..=graph.top_level).rev() {
                 best = walk::descend(&whole, query, best, level, &mut scratch).unwrap();
             }
-            let near = walk::beam(&whole, query, best, 60, 0, &mut scratch).unwrap();
+            let near = walk::beam(&whole, query, best, 60, 0, |_| true, &mut scratch).unwrap();
             assert_eq!(near.len(), 60);
             found += exact[..10].iter().filter(|e| near[..10].contains(e)).count();
             wanted += 10;
@@ -370,7 +370,7 @@ mod tests {
             let whole = Built { graph: &graph, codes: &codes };
             let query = kernel::quantize(&[1.0, 0.0, 0.0, 0.0]);
             let start = Scored::new(0.0, graph.entry);
-            let near = walk::beam(&whole, query.view(), start, n, 0, &mut Scratch::new(n)).unwrap();
+            let near = walk::beam(&whole, query.view(), start, n, 0, |_| true, &mut Scratch::new(n)).unwrap();
             assert!(!near.is_empty());
         }
     }

@@ -14,8 +14,10 @@ use super::disk;
 use crate::durable;
 use crate::error::{Error, Result};
 
-/// Version of the on-disk format that this crate writes and reads.
-pub const FORMAT: u32 = 1;
+/// Version of the on-disk format that this crate writes. It reads those from [`OLDEST`] on.
+pub const FORMAT: u32 = 2;
+/// The oldest that it reads: passages had no metadata.
+pub const OLDEST: u32 = 1;
 
 /// Name of the manifest in an index folder.
 pub const MANIFEST: &str = "manifest.json";
@@ -123,11 +125,11 @@ impl Manifest {
             return Err(broken("its checksum does not match"));
         }
         let envelope: Envelope = serde_json::from_slice(&bytes).map_err(|e| broken(&e.to_string()))?;
-        if envelope.format != FORMAT {
+        if !(OLDEST..=FORMAT).contains(&envelope.format) {
             return Err(Error::index(
                 dir,
                 format!(
-                    "it has format {}, written by {}, and this is nunatak {} which reads format {FORMAT}",
+                    "it has format {}, written by {}, and this is nunatak {} which reads formats {OLDEST} to {FORMAT}",
                     envelope.format,
                     if envelope.created_by.is_empty() { "an unknown program" } else { &envelope.created_by },
                     env!("CARGO_PKG_VERSION"),

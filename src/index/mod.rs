@@ -4,15 +4,19 @@
 //! makes an index, [`verify::verify`] checks one. What lies on disk is described in `index/README.md`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use self::allowed::Allowed;
 use self::checked::{BLOCK, CheckedFile, SUMS, block_count};
 pub use self::dense::Dense;
 pub use self::lexical::Lexical;
 use self::manifest::Manifest;
 use self::store::Store;
 use crate::error::{Error, Result};
+use crate::filter::Filter;
 use crate::types::{Passage, PassageId};
 
+pub mod allowed;
 pub mod change;
 mod checked;
 pub mod dense;
@@ -152,6 +156,20 @@ impl Index {
             number += 1;
         }
         Ok(pieces)
+    }
+
+    /// The passages that meet a filter.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a field that no passage has, naming those that some have; [`Error::Index`] for an index of
+    /// the first format, which kept no metadata.
+    pub fn allowed(&self, filter: &Filter) -> Result<Arc<Allowed>> {
+        self.lexical.allowed(filter)
+    }
+
+    /// Names of the fields that a filter can name, in order.
+    pub fn fields(&self) -> Result<Vec<String>> {
+        self.lexical.fields()
     }
 
     /// The inverted index.

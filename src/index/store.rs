@@ -1,6 +1,7 @@
 //! The passages themselves: an Arrow IPC file that is mapped, and a table from corpus id to row.
 //!
-//! `passages.arrow` has the columns key, title, text, source_file, start, end, in record batches of
+//! `passages.arrow` has the columns key, title, text, source_file, start, end, metadata (a JSON
+//! object, or nothing), in record batches of
 //! [`BATCH`] rows, so that a row's batch is a division away; any Arrow reader can read the file. A batch
 //! is decoded (without copying) when the first of its rows is asked for, and kept. `keys.hash` holds the
 //! sorted 64-bit hashes of all keys, `keys.row` the row of each.
@@ -17,6 +18,7 @@ use arrow::error::ArrowError;
 use arrow::ipc::Block;
 use arrow::ipc::reader::{FileDecoder, read_footer_length};
 use arrow::ipc::writer::FileWriter;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::checked::{CheckedFile, damaged};
@@ -33,6 +35,9 @@ pub(super) const PASSAGES: &str = "passages.arrow";
 pub(super) const KEY_HASHES: &str = "keys.hash";
 pub(super) const KEY_ROWS: &str = "keys.row";
 
+/// Number of the column that the first format did not have.
+const METADATA: usize = 6;
+
 fn schema() -> SchemaRef {
     let text = |name| Field::new(name, DataType::LargeUtf8, false);
     let number = |name| Field::new(name, DataType::UInt64, false);
@@ -43,7 +48,16 @@ fn schema() -> SchemaRef {
         text("source_file"),
         number("start"),
         number("end"),
+        text("metadata"),
     ]))
+}
+
+/// A passage's further fields as text.
+fn metadata(passage: &Passage) -> String {
+    match passage.metadata.is_empty() {
+        true => String::new(),
+        false => Value::Object(passage.metadata.clone()).to_string(),
+    }
 }
 
 /// What a key is filed under: the first 8 bytes of its sha256, little-endian.
@@ -98,6 +112,7 @@ impl StoreWriter {
             text(|p| &p.source.file),
             number(|p| p.source.start),
             number(|p| p.source.end),
+            Arc::new(LargeStringArray::from_iter_values(rows.iter().map(metadata))) as _,
         ];
         let path = self.folder.join(PASSAGES);
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(written(&path))?;
@@ -163,11 +178,13 @@ impl Store {
         let found = footer.schema().ok_or_else(|| broken("it has no schema"))?;
         let found = arrow::ipc::convert::try_fb_to_schema(found).map_err(|e| broken(&e.to_string()))?;
         let schema = schema();
-        if found.fields() != schema.fields() {
+        // The first format had no metadata.
+        let columns = found.fields().len();
+        if columns + 1 < schema.fields().len() || schema.fields().get(..columns) != Some(found.fields()) {
             return Err(broken("its columns are others"));
         }
         let blocks: Vec<Block> = footer.recordBatches().map(|b| b.iter().copied().collect()).unwrap_or_default();
-        let decoder = FileDecoder::new(schema, footer.version()).with_require_alignment(true);
+        let decoder = FileDecoder::new(Arc::new(found), footer.version()).with_require_alignment(true);
         let batches = std::iter::repeat_with(OnceLock::new).take(blocks.len()).collect();
         let len = rows.len() / size_of::<u32>();
         if hashes.len() != len * size_of::<u64>() || len.div_ceil(BATCH) != blocks.len() {
@@ -193,7 +210,19 @@ impl Store {
                 start: self.number(batch, 4, row)?,
                 end: self.number(batch, 5, row)?,
             },
+            metadata: if batch.num_columns() > METADATA {
+                self.metadata(self.text(batch, METADATA, row)?)?
+            } else {
+                Map::new()
+            },
         })
+    }
+
+    fn metadata(&self, text: &str) -> Result<Map<String, Value>> {
+        if text.is_empty() {
+            return Ok(Map::new());
+        }
+        serde_json::from_str(text).map_err(|e| damaged(self.file.path(), format!("has metadata that is no JSON: {e}")))
     }
 
     /// The corpus id of the passage at a row.
@@ -310,6 +339,10 @@ mod tests {
             title: if n.is_multiple_of(3) { String::new() } else { format!("Ice {n}") },
             text: format!("Text number {n}, with an é and a 冰."),
             source: SourceSpan { file: "a.jsonl".into(), start: n as u64, end: n as u64 * 2 },
+            metadata: match serde_json::json!({"n": n, "tags": ["ice", "é"], "of": {"x": null}}) {
+                Value::Object(fields) if n.is_multiple_of(2) => fields,
+                _ => Map::new(),
+            },
         }
     }
 

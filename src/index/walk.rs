@@ -109,20 +109,24 @@ pub(super) fn descend(
     }
 }
 
-/// The `ef` most similar nodes that a best-first search on `level` from `start` finds, best first.
+/// The `ef` most similar of the accepted nodes that a best-first search on `level` from `start` finds, best first. Nodes
+/// that are not accepted are walked over.
 pub(super) fn beam(
     graph: &impl Graph,
     query: Code,
     start: Scored,
     ef: usize,
     level: u8,
+    accept: impl Fn(u32) -> bool,
     scratch: &mut Scratch,
 ) -> Result<Vec<Scored>> {
     scratch.clear();
     let mut found = BinaryHeap::with_capacity(ef + 1);
     scratch.visit(start.node());
     scratch.open.push(start);
-    found.push(Reverse(start));
+    if accept(start.node()) {
+        found.push(Reverse(start));
+    }
     while let Some(next) = scratch.open.pop() {
         if found.len() >= ef && found.peek().is_some_and(|worst: &Reverse<Scored>| next < worst.0) {
             break;
@@ -136,13 +140,17 @@ pub(super) fn beam(
         for (&node, &score) in fresh.iter().zip(&scratch.scores) {
             let scored = Scored::new(score, node);
             if found.len() < ef {
-                found.push(Reverse(scored));
                 scratch.open.push(scored);
+                if accept(node) {
+                    found.push(Reverse(scored));
+                }
             } else if let Some(mut worst) = found.peek_mut()
                 && scored > worst.0
             {
-                *worst = Reverse(scored);
                 scratch.open.push(scored);
+                if accept(node) {
+                    *worst = Reverse(scored);
+                }
             }
         }
         scratch.fresh = fresh;

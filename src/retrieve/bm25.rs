@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Retriever;
 use crate::error::Result;
 use crate::index::Index;
+use crate::index::allowed::Allowed;
 use crate::types::Hit;
 
 /// BM25 over the inverted index.
@@ -21,7 +22,7 @@ impl Bm25Retriever {
 }
 
 impl Retriever for Bm25Retriever {
-    fn retrieve(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
-        self.index.lexical().search(question, depth)
+    fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
+        self.index.lexical().search(question, depth, only)
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Retriever;
 use crate::error::{Error, Result};
+use crate::index::allowed::Allowed;
 use crate::index::{Dense, Index};
 use crate::types::Hit;
 
@@ -35,10 +36,18 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> DenseRetriever<E> {
     }
 
     /// The question's vector, and the best `depth` passages.
-    pub(super) fn search(&mut self, question: &str, depth: usize) -> Result<(Vec<f32>, Vec<Hit>)> {
+    pub(super) fn search(
+        &mut self,
+        question: &str,
+        depth: usize,
+        only: Option<&Allowed>,
+    ) -> Result<(Vec<f32>, Vec<Hit>)> {
         let vector = (self.encode)(question)?;
         let dense = vectors(&self.index)?;
-        let hits = if self.exact { dense.search_exact(&vector, depth) } else { dense.search(&vector, depth, self.ef) }?;
+        let hits = match self.exact {
+            true => dense.search_exact(&vector, depth, only)?,
+            false => dense.search(&vector, depth, self.ef, only)?,
+        };
         Ok((vector, hits))
     }
 }
@@ -55,7 +64,7 @@ pub(super) fn vectors(index: &Index) -> Result<&Dense> {
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for DenseRetriever<E> {
-    fn retrieve(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
-        Ok(self.search(question, depth)?.1)
+    fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
+        Ok(self.search(question, depth, only.map(Arc::as_ref))?.1)
     }
 }

@@ -7,6 +7,7 @@ use super::dense::vectors;
 use super::{DenseRetriever, Retriever, fuse};
 use crate::error::Result;
 use crate::index::Index;
+use crate::index::allowed::Allowed;
 use crate::types::{Hit, PassageId};
 
 /// How two rankings become one.
@@ -42,10 +43,10 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> HybridRetriever<E> {
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for HybridRetriever<E> {
-    fn retrieve(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
+    fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
         let candidates = self.candidates.max(depth);
-        let lexical = self.index.lexical().search(question, candidates)?;
-        let (vector, mut dense) = self.dense.search(question, candidates)?;
+        let lexical = self.index.lexical().search(question, candidates, only)?;
+        let (vector, mut dense) = self.dense.search(question, candidates, only.map(Arc::as_ref))?;
         Ok(match self.fusion {
             Fusion::Rrf => fuse::rrf(&[&dense, &lexical], fuse::RRF_K, depth),
             Fusion::Convex(weight) => {

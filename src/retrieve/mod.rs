@@ -1,10 +1,12 @@
 //! Candidate passages for a question. [`Retriever`] is the pipeline's one trait: bring your own first stage.
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::index::allowed::Allowed;
 use crate::types::Hit;
 
 mod bm25;
@@ -18,8 +20,9 @@ pub use hybrid::{Fusion, HybridRetriever};
 
 /// A first stage: question in, scored passages out.
 pub trait Retriever: Send {
-    /// The best `depth` passages for `question`, best first, ties by passage id. Questions are plain text.
-    fn retrieve(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>>;
+    /// The best `depth` passages for `question`, best first, ties by passage id, of those in `only` if it is given.
+    /// Questions are plain text.
+    fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>>;
 }
 
 /// Which first stage.

@@ -12,14 +12,17 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use utoipa::ToSchema;
 
+use crate::error::Error;
+use crate::filter::Filter;
 use crate::pipeline::Answer;
 use crate::serve::problem::Problem;
-use crate::serve::worker::{Done, Facts, State as WorkerState, Work, Worker};
+use crate::serve::worker::{Done, Facts, Refusal, State as WorkerState, Work, Worker};
 use crate::serve::{Server, Shared};
 
 /// Time for a body.
@@ -35,6 +38,8 @@ pub struct AnswerRequest {
     pub question: String,
     /// Which index; the first without it.
     pub index: Option<String>,
+    /// Only from passages whose metadata meets these conditions: `source=wiki year>=1990`.
+    pub filter: Option<String>,
     /// Withhold an answer whose probability of being right is below this, 0 to 1; without it what the server was
     /// started with.
     pub min_confidence: Option<f32>,
@@ -54,6 +59,8 @@ pub struct SearchRequest {
     pub question: String,
     /// Which index; the first without it.
     pub index: Option<String>,
+    /// Only from passages whose metadata meets these conditions: `source=wiki year>=1990`.
+    pub filter: Option<String>,
     /// How many passages.
     #[serde(default = "ten")]
     pub k: usize,
@@ -83,6 +90,10 @@ pub struct FoundPassage {
     pub text: String,
     /// Comparable within this list only.
     pub score: f32,
+    /// Its further fields; absent without any.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub metadata: Map<String, Value>,
 }
 
 /// An index that is served.
@@ -141,9 +152,10 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
         return Err(unprocessable("min_confidence is a probability, between 0 and 1"));
     }
     let deadline = Instant::now() + server.limits.deadline;
+    let filter = parse_filter(request.filter.as_deref())?;
     let AnswerRequest { question, explain, stream, .. } = request;
     if !stream {
-        let work = Work::Answer { question, min_confidence, events: None };
+        let work = Work::Answer { question, filter, min_confidence, events: None };
         let answer = finish(worker.ask(work, deadline).await?, explain, &server)?;
         return Ok(Json(answer).into_response());
     }
@@ -156,11 +168,12 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
     let (ends, end) = mpsc::unbounded_channel();
     // A refusal that is known at once has a status of its own.
     if worker.is_full() {
-        return Err(crate::serve::worker::Refusal::Busy.into());
+        return Err(Refusal::Busy.into());
     }
     let worker = worker.clone();
     tokio::spawn(async move {
-        let done = worker.ask(Work::Answer { question, min_confidence, events: Some(events) }, deadline).await;
+        let work = Work::Answer { question, filter, min_confidence, events: Some(events) };
+        let done = worker.ask(work, deadline).await;
         let last = match done.map_err(Problem::from).and_then(|done| finish(done, explain, &server)) {
             Ok(answer) => event("answer", &answer),
             Err(problem) => event("error", &problem),
@@ -177,9 +190,9 @@ fn event(name: &str, data: &impl Serialize) -> Event {
     Event::default().event(name).json_data(data).unwrap_or_else(|_| Event::default().event("error"))
 }
 
-fn finish(done: Done, explain: bool, server: &Shared) -> Result<Answer, Problem> {
+pub(super) fn finish(done: Done, explain: bool, server: &Shared) -> Result<Answer, Problem> {
     let Done::Answer(mut answer) = done else {
-        return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the pipeline gave something else", None));
+        return Err(Problem::confused());
     };
     server.metrics.answer(&answer.usage);
     if !explain {
@@ -203,9 +216,10 @@ pub async fn search(
     if !(1..=MOST_HITS).contains(&request.k) {
         return Err(unprocessable(&format!("k is between 1 and {MOST_HITS}")));
     }
-    let work = Work::Search { question: request.question, k: request.k };
+    let filter = parse_filter(request.filter.as_deref())?;
+    let work = Work::Search { question: request.question, filter, k: request.k };
     let Done::Search(found) = worker.ask(work, Instant::now() + server.limits.deadline).await? else {
-        return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the pipeline gave something else", None));
+        return Err(Problem::confused());
     };
     let hits = found.into_iter().enumerate().map(|(i, (passage, score))| FoundPassage {
         rank: i + 1,
@@ -213,6 +227,7 @@ pub async fn search(
         title: passage.title,
         text: passage.text,
         score,
+        metadata: passage.metadata,
     });
     Ok(Json(SearchResponse { hits: hits.collect() }))
 }
@@ -238,6 +253,12 @@ pub fn entries(server: &Shared) -> Vec<IndexEntry> {
 
 /// The worker of the index that is named, if the question may be asked.
 fn prepare<'a>(server: &'a Shared, question: &str, index: Option<&str>) -> Result<&'a Worker, Problem> {
+    question_fits(server, question)?;
+    index_named(server, index)
+}
+
+/// Fail if the question is empty or too long.
+pub(super) fn question_fits(server: &Shared, question: &str) -> Result<(), Problem> {
     if question.trim().is_empty() {
         return Err(unprocessable("the question is empty"));
     }
@@ -246,6 +267,11 @@ fn prepare<'a>(server: &'a Shared, question: &str, index: Option<&str>) -> Resul
         let message = format!("the question has {characters} characters, more than {most}");
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, message, Some("ask a shorter question".to_owned())));
     }
+    Ok(())
+}
+
+/// The worker of the index that is named, or of the first, if it is ready.
+pub(super) fn index_named<'a>(server: &'a Shared, index: Option<&str>) -> Result<&'a Worker, Problem> {
     let named = |(name, _): &&(String, Worker)| index.is_none_or(|wanted| wanted == name);
     let Some((name, worker)) = server.indexes.iter().find(named) else {
         let message = format!("there is no index {:?}", index.unwrap_or_default());
@@ -262,6 +288,10 @@ fn prepare<'a>(server: &'a Shared, question: &str, index: Option<&str>) -> Resul
     }
 }
 
-fn unprocessable(message: &str) -> Problem {
+pub(super) fn parse_filter(text: Option<&str>) -> Result<Option<Filter>, Problem> {
+    text.map(str::parse).transpose().map_err(|error: Error| Problem::from(Refusal::Failed(error)))
+}
+
+pub(super) fn unprocessable(message: &str) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, message, None)
 }

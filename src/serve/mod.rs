@@ -6,6 +6,7 @@
 mod api;
 mod keys;
 mod metrics;
+mod openai;
 mod page;
 mod problem;
 pub mod worker;
@@ -83,7 +84,7 @@ type Server = Arc<Shared>;
 #[derive(OpenApi)]
 #[openapi(
     info(title = "nunatak", description = "Answers from your own documents, with the evidence they rest on."),
-    paths(api::answer, api::search, api::indexes)
+    paths(api::answer, api::search, api::indexes, openai::chat, openai::embeddings, openai::models, openai::rerank)
 )]
 struct Description;
 
@@ -156,6 +157,10 @@ fn router(server: Server) -> Router {
         .route("/v1/answer", post(api::answer))
         .route("/v1/search", post(api::search))
         .route("/v1/indexes", get(api::indexes))
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/rerank", post(openai::rerank))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .layer(middleware::from_fn_with_state(server.clone(), admit));

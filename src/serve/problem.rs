@@ -49,6 +49,13 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// The pipeline did something else than it was asked.
+    pub fn confused() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the pipeline gave something else", None)
+    }
+}
+
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {

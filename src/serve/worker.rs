@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as stream, oneshot};
 
 use crate::error::{Error, Result};
+use crate::filter::Filter;
 use crate::index::manifest::Manifest;
 use crate::pipeline::{Answer, Found, Pipeline};
 use crate::types::Passage;
@@ -33,6 +34,8 @@ pub enum Work {
     Answer {
         /// In plain words.
         question: String,
+        /// Of which passages; all without it.
+        filter: Option<Filter>,
         /// Withhold an answer that is less sure.
         min_confidence: f32,
         /// Text of the first window's answer so far.
@@ -42,8 +45,22 @@ pub enum Work {
     Search {
         /// In plain words.
         question: String,
+        /// Of which passages; all without it.
+        filter: Option<Filter>,
         /// How many.
         k: usize,
+    },
+    /// Vectors of texts.
+    Embed {
+        /// The texts.
+        texts: Vec<String>,
+    },
+    /// The re-ranker's scores of texts.
+    Score {
+        /// In plain words.
+        question: String,
+        /// The texts.
+        texts: Vec<String>,
     },
 }
 
@@ -54,6 +71,24 @@ pub enum Done {
     Answer(Box<Answer>),
     /// Passages with their scores, best first.
     Search(Vec<(Passage, f32)>),
+    /// Vectors.
+    Embedded {
+        /// `[texts, dim]`.
+        vectors: Vec<f32>,
+        /// Numbers a vector.
+        dim: usize,
+        /// Tokens of the texts.
+        tokens: usize,
+        /// Texts that were cut because they are longer than the encoder can read.
+        truncated: usize,
+    },
+    /// Scores.
+    Scored {
+        /// In the order of the texts.
+        scores: Vec<f32>,
+        /// Texts that were cut because they are longer than the re-ranker can read.
+        truncated: usize,
+    },
 }
 
 /// Why a job was not done.
@@ -226,7 +261,7 @@ impl Thread {
             return;
         }
         let done = match job.work {
-            Work::Answer { question, min_confidence, events } => {
+            Work::Answer { question, filter, min_confidence, events } => {
                 pipeline.withhold_below(min_confidence);
                 let mut tell = |row: usize, text: &str| {
                     if let (0, Some(events)) = (row, &events) {
@@ -234,9 +269,16 @@ impl Thread {
                         let _ = events.send(text.to_owned());
                     }
                 };
-                pipeline.answer(&question, &mut tell).map(|answer| Done::Answer(Box::new(answer)))
+                let answer = pipeline.restrict(filter.as_ref()).and_then(|()| pipeline.answer(&question, &mut tell));
+                answer.map(|answer| Done::Answer(Box::new(answer)))
             }
-            Work::Search { question, k } => search(pipeline, &question, k).map(Done::Search),
+            Work::Search { question, filter, k } => {
+                pipeline.restrict(filter.as_ref()).and_then(|()| search(pipeline, &question, k)).map(Done::Search)
+            }
+            Work::Embed { texts } => embed(pipeline, &texts),
+            Work::Score { question, texts } => pipeline
+                .score(&question, &texts)
+                .map(|(scores, cuts)| Done::Scored { scores, truncated: cuts.passages }),
         };
         let _ = job.reply.send(done.map_err(Refusal::Failed));
     }
@@ -257,6 +299,15 @@ fn search(pipeline: &mut Pipeline, question: &str, k: usize) -> Result<Vec<(Pass
     let found: Found = pipeline.find(question)?;
     let hits = found.ranking().into_iter().take(k);
     hits.map(|hit| Ok((pipeline.index().passage(hit.passage)?, hit.score))).collect()
+}
+
+fn embed(pipeline: &Pipeline, texts: &[String]) -> Result<Done> {
+    let mut encoder = pipeline.encoder()?;
+    let before = encoder.truncation();
+    let tokens = encoder.count_tokens(texts)?;
+    let vectors = encoder.encode(texts)?;
+    let truncated = (encoder.truncation().texts - before.texts) as usize;
+    Ok(Done::Embedded { vectors, dim: encoder.dim(), tokens, truncated })
 }
 
 fn facts(pipeline: &Pipeline) -> Facts {

@@ -211,7 +211,7 @@ fn mine_one(asked: &Asked, index: &Index, retriever: &mut dyn Retriever, depth: 
             Err(unused) => return Ok(Mined { unused: Some(unused), ..mined }),
         }
     }
-    let hits = retriever.retrieve(&question.question, depth)?;
+    let hits = retriever.retrieve(&question.question, depth, None)?;
     mined.candidates = hits.iter().map(|hit| hit.passage).collect();
     // Four digits are enough to weigh a score, and halve the file.
     mined.scores = hits.iter().map(|hit| (hit.score * 1e4).round() / 1e4).collect();

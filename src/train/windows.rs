@@ -278,7 +278,7 @@ impl Windows {
         let matcher = AnswerMatcher::new(&first.answers);
         let gold = self.index.passage(source.passage)?;
         let mut others = Vec::new();
-        for hit in self.index.lexical().search(&first.question, SEARCH_DEPTH)? {
+        for hit in self.index.lexical().search(&first.question, SEARCH_DEPTH, None)? {
             let passage = self.index.passage(hit.passage)?;
             if passage.document() != gold.document() && !matcher.matches(&passage.titled_text()) {
                 others.push(passage);

@@ -200,3 +200,36 @@ fn what_the_reader_cannot_take() {
     assert_snapshot!(ask(&["who built the fram", "--rerank", "SmolLM2-135M-Instruct"]));
     assert_snapshot!(ask(&["who built the fram", "--grounded", "--temperature", "1"]));
 }
+
+#[test]
+fn a_filter_goes_by_the_fields_of_passages() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = "{\"id\":\"a\",\"text\":\"Ice ships.\",\"year\":1892,\"by\":{\"name\":\"Colin Archer\"}}\n\
+                  {\"id\":\"b\",\"text\":\"Ice shafts.\",\"year\":1990}\n";
+    fs::write(folder.path().join("c.jsonl"), corpus).unwrap();
+    fs::write(folder.path().join("t.tsv"), "id\ttext\tyear\nc\tIce tables.\t2001\n").unwrap();
+    nunatak(folder.path())
+        .args(["index", "build", "--no-dense", "-q", "--index", "ix", "--corpus", "c.jsonl", "t.tsv"])
+        .assert()
+        .success();
+    let found = |filter: &str| {
+        let words = ["search", "ice", "--json", "--rerank", "none", "--index", "ix", "--filter", filter];
+        let output = nunatak(folder.path()).args(words).output().unwrap();
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let mut ids: Vec<String> = lines
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["passage_id"].as_str().unwrap().into())
+            .collect();
+        ids.sort();
+        ids.join(" ")
+    };
+    assert_eq!(found("year>=1900"), "b c");
+    assert_eq!(found("by.name=\"Colin Archer\""), "a");
+    assert_eq!(found("year>1900 source_file=t.tsv"), "c");
+    assert_eq!(found("year>3000"), "");
+    let search = |filter| fails(folder.path(), &["search", "ice", "--index", "ix", "--filter", filter]);
+    assert_snapshot!(search("yaer>=1900"));
+    assert_snapshot!(search("year>="));
+    let info = nunatak(folder.path()).args(["index", "info", "--index", "ix"]).output().unwrap().stdout;
+    assert!(String::from_utf8(info).unwrap().contains("by.name, source_file, year"));
+}

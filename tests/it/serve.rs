@@ -170,7 +170,8 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
     assert!(metrics.contains("nunatak_requests_total{route=\"/v1/search\",status=\"200\"} 1\n"), "{metrics}");
     let described = server.get("/openapi.json").json();
     let paths: Vec<&String> = described["paths"].as_object().unwrap().keys().collect();
-    assert_eq!(paths, ["/v1/answer", "/v1/indexes", "/v1/search"]);
+    let routes = ["answer", "chat/completions", "embeddings", "indexes", "models", "rerank", "search"];
+    assert_eq!(paths, routes.map(|route| format!("/v1/{route}")).iter().collect::<Vec<_>>());
     let page = server.get("/");
     assert!(page.headers.contains("content-security-policy: default-src 'none'"));
     for outside in ["http://", "https://", "src=", "url(", "@import"] {
@@ -213,6 +214,149 @@ fn a_request_that_names_no_confidence_has_that_of_the_command_line() {
     assert_eq!(ask(json!({"min_confidence": 0})).json()["abstained"], false);
     assert_eq!(ask(json!({"stream": true})).status, 422);
     assert_eq!(ask(json!({"stream": true, "min_confidence": 0})).status, 200);
+}
+
+#[test]
+fn a_filter_goes_by_the_fields_of_passages() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = folder.path().join("c.jsonl");
+    fs::write(
+        &corpus,
+        "{\"id\":\"a\",\"text\":\"Old ice.\",\"year\":1892}\n{\"id\":\"b\",\"text\":\"New ice.\",\"year\":2001}\n",
+    )
+    .unwrap();
+    let index = index(folder.path(), &corpus);
+    let server = Server::ready(&[&index], &[]);
+    let search = |filter: &str| server.post("/v1/search", json!({"question": "ice", "filter": filter}));
+    let hits = search("year<1900").json()["hits"].clone();
+    assert_eq!((hits.as_array().unwrap().len(), &hits[0]["passage_id"]), (1, &"a".into()));
+    assert_eq!(hits[0]["metadata"], json!({"year": 1892}));
+    assert_eq!(search("yaer<1900").status, 422);
+    assert!(search("year").json()["error"]["hint"].as_str().unwrap().contains("year>=1990"));
+    let answer = server.post("/v1/answer", json!({"question": "which ice", "filter": "year>1900", "explain": true}));
+    let windows = answer.json()["trace"]["windows"].clone();
+    assert_eq!((windows.as_array().unwrap().len(), &windows[0][0]["key"]), (1, &"b".into()));
+    // A filter is its request's alone.
+    let all = server.post("/v1/search", json!({"question": "ice"})).json();
+    assert_eq!(all["hits"].as_array().unwrap().len(), 2);
+}
+
+/// A corpus of three lines, with vectors.
+fn dense_index(folder: &Path) -> PathBuf {
+    let corpus = folder.join("c.jsonl");
+    let texts =
+        ["The Fram was built by Colin Archer.", "A moulin is a shaft in a glacier.", "Penguins live in the south."];
+    let lines: Vec<String> = (0..3).map(|i| json!({"id": format!("p{i}"), "text": texts[i]}).to_string()).collect();
+    fs::write(&corpus, lines.join("\n")).unwrap();
+    let path = folder.join("ice");
+    let build = ["index", "build", "-q", "--index"];
+    assert!(nunatak().args(build).arg(&path).arg("--corpus").arg(&corpus).output().unwrap().status.success());
+    path
+}
+
+#[test]
+fn tools_for_openai_find_what_they_know() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = dense_index(folder.path());
+    let server = Server::ready(&[&index], &[]);
+    assert_eq!(server.get("/v1/models").json()["data"][0]["id"], "ice");
+
+    let question = "Who built the Fram?";
+    let own = server.post("/v1/answer", json!({"question": question})).json();
+    let messages = json!([
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is a moulin?"},
+        {"role": "assistant", "content": "A shaft."},
+        {"role": "user", "content": [{"type": "text", "text": question}]},
+    ]);
+    let chat = |more: Value| {
+        let mut body = json!({"model": "ice", "messages": messages, "temperature": 0.7});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/chat/completions", body)
+    };
+    let whole = chat(json!({})).json();
+    let message = &whole["choices"][0]["message"];
+    assert_eq!((&whole["object"], &message["content"]), (&"chat.completion".into(), &own["answer"]));
+    let cited = message["annotations"][0]["url_citation"]["url"].as_str().unwrap();
+    let evidence = &own["evidence"][0];
+    assert_eq!(cited, format!("passage:p0#bytes={}-{}", evidence["start"], evidence["end"]));
+    assert_eq!(whole["nunatak"]["confidence"], own["confidence"]);
+    assert_eq!(whole["usage"]["completion_tokens"], own["usage"]["answer_tokens"]);
+
+    let stream = chat(json!({"stream": true}));
+    assert!(stream.headers.contains("content-type: text/event-stream"));
+    let chunks: Vec<&str> = stream.body.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+    assert_eq!(chunks.last(), Some(&"[DONE]"));
+    let chunks: Vec<Value> =
+        chunks[..chunks.len() - 1].iter().map(|chunk| serde_json::from_str(chunk).unwrap()).collect();
+    let said: String = chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(own["answer"], said);
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
+    assert_eq!(chat(json!({"n": 2})).status, 422);
+    assert_eq!(chat(json!({"model": "other"})).status, 404);
+    assert_eq!(chat(json!({"messages": [{"role": "system", "content": "x"}]})).status, 422);
+
+    let embed = |more: Value| {
+        let mut body = json!({"model": "ice", "input": ["a moulin", "who built the Fram"]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/embeddings", body)
+    };
+    let vectors = embed(json!({})).json();
+    let vector: Vec<f64> = serde_json::from_value(vectors["data"][1]["embedding"].clone()).unwrap();
+    assert_eq!((vector.len(), &vectors["truncated"]), (384, &0.into()));
+    assert!((vector.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-4);
+    assert!(vectors["usage"]["total_tokens"].as_u64().unwrap() >= 8);
+    let packed = embed(json!({"encoding_format": "base64"})).json();
+    assert_eq!(packed["data"][1]["embedding"].as_str().unwrap().len(), 384 * 4 / 3 * 4);
+    let long = embed(json!({"input": "ice ".repeat(3000)})).json();
+    assert_eq!((long["data"].as_array().unwrap().len(), &long["truncated"]), (1, &1.into()));
+    assert_eq!(embed(json!({"input": []})).status, 422);
+    assert_eq!(embed(json!({"input": ["x", " "]})).status, 422);
+
+    let documents = json!(["Penguins live in the south.", {"text": "The Fram was built by Colin Archer."}]);
+    let ask = json!({"query": question, "documents": documents, "top_n": 1, "return_documents": true});
+    let ranked = server.post("/v1/rerank", ask).json();
+    let best = &ranked["results"][0];
+    assert_eq!((&best["index"], ranked["results"].as_array().unwrap().len()), (&1.into(), 1));
+    assert_eq!(best["document"]["text"], "The Fram was built by Colin Archer.");
+    assert!((0.0..=1.0).contains(&best["relevance_score"].as_f64().unwrap()));
+}
+
+/// The client itself, from its package, in a folder of the tests' own.
+#[test]
+fn the_openai_client_works_as_its_users_write_it() {
+    let packages = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openai-3.57.0");
+    if !packages.is_dir() {
+        let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let install = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input", "--target"];
+        let pip = Command::new("python3").args(install).arg(scratch.path()).arg("openai==3.57.0").output().unwrap();
+        assert!(pip.status.success(), "{}", String::from_utf8_lossy(&pip.stderr));
+        fs::rename(scratch.keep(), &packages).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let index = dense_index(folder.path());
+    let server = Server::ready(&[&index], &[]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/openai_client.py");
+    let url = format!("http://{}/v1", server.address);
+    let mut client = Command::new("python3");
+    client.env("PYTHONPATH", &packages).env_remove("HTTP_PROXY").env_remove("http_proxy").env_remove("ALL_PROXY");
+    let said = client.args([script, &url, "ice"]).output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), "ok");
+}
+
+#[test]
+fn what_is_not_there_cannot_be_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let server = Server::ready(&[&index], &["--rerank", "none"]);
+    let wrong = |path: &str, body: Value, part: &str| {
+        let reply = server.post(path, body);
+        assert_eq!(reply.status, 422, "{}", reply.body);
+        assert!(reply.body.contains(part), "{}", reply.body);
+    };
+    wrong("/v1/embeddings", json!({"model": "ice", "input": "x"}), "there is no encoder");
+    wrong("/v1/rerank", json!({"query": "x", "documents": ["y"]}), "there is no re-ranker");
 }
 
 #[test]

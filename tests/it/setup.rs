@@ -351,7 +351,9 @@ fn a_model_comes_in_is_listed_and_goes_out() {
     // The re-ranker that comes with the program does not take the place of a user's model of that name.
     let models = home.path().join("models");
     fs::rename(models.join("mine.onnx"), models.join("reranker.int8")).unwrap();
-    run(&["models", "info", "reranker"]).code(1).stderr(one_sentence("so has one of yours"));
+    run(&["models", "info", "reranker"])
+        .code(1)
+        .stderr(one_sentence("model reranker: a model that comes with the program"));
     fs::rename(models.join("reranker.int8"), models.join("mine.onnx")).unwrap();
 
     fs::remove_file(home.path().join("models/mine.onnx/tokenizer.json")).unwrap();

@@ -10,34 +10,41 @@
 //! squad-dev (1,500 questions) and .127/.348 instead of .131/.350 on ottqa-dev, at 0.6 of the speed; title
 //! and text apart lost on all three.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tantivy::collector::TopDocs;
 use tantivy::directory::error::OpenReadError;
 use tantivy::index::SegmentId;
 use tantivy::indexer::NoMergePolicy;
+use tantivy::query::doc_predicate_query::{DocPredicateQuery, FunctionPredicate};
 use tantivy::query::{BooleanQuery, BoostQuery, Occur, Query, TermQuery};
 use tantivy::schema::{Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
 use tantivy::tokenizer::{
     AsciiFoldingFilter, Language, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer, StopWordFilter, TextAnalyzer,
     TokenizerManager,
 };
-use tantivy::{IndexReader, ReloadPolicy, Searcher, TantivyDocument, TantivyError, Term};
+use tantivy::{DocId, IndexReader, ReloadPolicy, Searcher, SegmentReader, TantivyDocument, TantivyError, Term};
 
 use super::checked::{CheckedFile, damaged};
 use crate::error::{Error, Result};
+use crate::filter::Filter;
+use crate::index::allowed::Allowed;
 use crate::types::{Hit, Passage, PassageId};
 
 mod directory;
+mod metadata;
 
 /// Name of the analyser in the manifest and in tantivy's schema. Another analyser gets another name.
 pub(super) const ANALYSER: &str = "en-1";
 
 /// Words of more bytes than this are not indexed: they are base64, not language.
 const LONGEST_WORD: usize = 40;
+
+/// Filters whose passages are remembered: an eighth of a byte a passage each.
+const KNOWN_FILTERS: usize = 16;
 
 /// Most different words of a question that are searched; the rarest are kept. Far above any question a
 /// person asks, and it bounds the time that a pasted document takes.
@@ -89,6 +96,7 @@ fn schema() -> Schema {
     let indexing = TextFieldIndexing::default().set_tokenizer(ANALYSER).set_index_option(IndexRecordOption::WithFreqs);
     schema.add_text_field(BODY, TextOptions::default().set_indexing_options(indexing));
     schema.add_u64_field(ROW, NumericOptions::default().set_fast());
+    metadata::add_field(&mut schema);
     schema.build()
 }
 
@@ -98,6 +106,7 @@ pub(super) struct LexicalWriter {
     index: tantivy::Index,
     body: Field,
     row: Field,
+    meta: Field,
     rows: u64,
     folder: PathBuf,
 }
@@ -106,13 +115,13 @@ impl LexicalWriter {
     /// A new inverted index in the (existing, empty) folder.
     pub fn create(folder: &Path) -> Result<Self> {
         let schema = schema();
-        let (body, row) = fields(&schema)?;
+        let (body, row, meta) = (field(&schema, BODY)?, field(&schema, ROW)?, field(&schema, metadata::META)?);
         let mut index = tantivy::Index::create_in_dir(folder, schema).map_err(failed(folder))?;
         index.set_tokenizers(tokenizers());
         // One thread: the order of documents is the order of passages.
         let writer = index.writer_with_num_threads(1, WRITER_MEMORY).map_err(failed(folder))?;
         writer.set_merge_policy(Box::new(NoMergePolicy));
-        Ok(Self { writer, index, body, row, rows: 0, folder: folder.to_path_buf() })
+        Ok(Self { writer, index, body, row, meta, rows: 0, folder: folder.to_path_buf() })
     }
 
     /// Add the passage at the next row.
@@ -120,6 +129,7 @@ impl LexicalWriter {
         let mut document = TantivyDocument::new();
         document.add_text(self.body, passage.titled_text());
         document.add_u64(self.row, self.rows);
+        document.add_object(self.meta, metadata::object(passage));
         self.writer.add_document(document).map_err(failed(&self.folder))?;
         self.rows += 1;
         Ok(())
@@ -178,9 +188,8 @@ fn check_rows(index: &tantivy::Index, expected: u64) -> tantivy::Result<Result<(
     })
 }
 
-fn fields(schema: &Schema) -> Result<(Field, Field)> {
-    let field = |name| schema.get_field(name).map_err(Error::internal("reading the schema of an inverted index"));
-    Ok((field(BODY)?, field(ROW)?))
+fn field(schema: &Schema, name: &str) -> Result<Field> {
+    schema.get_field(name).map_err(Error::internal("reading the schema of an inverted index"))
 }
 
 /// A tantivy error, in our words.
@@ -215,6 +224,8 @@ pub struct Lexical {
     body: Field,
     folder: PathBuf,
     analyser: TextAnalyzer,
+    /// The last filters that were applied, and what they gave.
+    filters: Mutex<VecDeque<(Filter, Arc<Allowed>)>>,
 }
 
 impl std::fmt::Debug for Lexical {
@@ -229,9 +240,10 @@ impl Lexical {
         let files = directory::ReadOnly::new(folder, files)?;
         let mut index = tantivy::Index::open(files).map_err(failed(folder))?;
         index.set_tokenizers(tokenizers());
-        let (body, _) = fields(&index.schema())?;
+        let body = field(&index.schema(), BODY)?;
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into().map_err(failed(folder))?;
-        Ok(Self { reader, body, folder: folder.to_path_buf(), analyser: question_analyser() })
+        let (folder, analyser) = (folder.to_path_buf(), question_analyser());
+        Ok(Self { reader, body, folder, analyser, filters: Mutex::default() })
     }
 
     /// Number of passages.
@@ -244,11 +256,49 @@ impl Lexical {
         self.len() == 0
     }
 
-    /// The best `depth` passages for a question in plain text, by BM25, best first, ties by passage id.
-    /// Passages without a word of the question are not among them.
-    pub fn search(&self, question: &str, depth: usize) -> Result<Vec<Hit>> {
+    /// The passages that meet a filter; see [`crate::index::Index::allowed`].
+    pub fn allowed(&self, filter: &Filter) -> Result<Arc<Allowed>> {
+        if let Ok(known) = self.filters.lock()
+            && let Some((_, allowed)) = known.iter().find(|(other, _)| other == filter)
+        {
+            return Ok(Arc::clone(allowed));
+        }
         let searcher = self.reader.searcher();
-        let depth = depth.min(searcher.num_docs() as usize);
+        let Some(segment) = searcher.segment_readers().first() else {
+            return Ok(Arc::new(Allowed::of(0, |_| true)));
+        };
+        if segment.schema().get_field(metadata::META).is_err() {
+            let problem = "it is of the first format, which kept no metadata to filter by";
+            return Err(Error::index(&self.folder, problem, "build the index again with --overwrite"));
+        }
+        if let Some(field) = metadata::unknown(segment, filter).map_err(failed(&self.folder))? {
+            return Err(Error::request(
+                format!("no passage has a field {field:?} to filter by"),
+                format!("the index has the fields {}", self.fields()?.join(", ")),
+            ));
+        }
+        let allowed = Arc::new(metadata::allowed(segment, filter).map_err(failed(&self.folder))?);
+        if let Ok(mut known) = self.filters.lock() {
+            known.truncate(KNOWN_FILTERS - 1);
+            known.push_front((filter.clone(), Arc::clone(&allowed)));
+        }
+        Ok(allowed)
+    }
+
+    /// Names of the fields that a filter can name, in order.
+    pub fn fields(&self) -> Result<Vec<String>> {
+        let searcher = self.reader.searcher();
+        let fields = searcher.segment_readers().first().map(metadata::fields);
+        let mut fields = fields.unwrap_or_else(|| Ok(Vec::new())).map_err(failed(&self.folder))?;
+        fields.sort();
+        Ok(fields)
+    }
+
+    /// The best `depth` passages for a question in plain text, by BM25, best first, ties by passage id.
+    /// Passages without a word of the question are not among them, nor those outside of `only`.
+    pub fn search(&self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
+        let searcher = self.reader.searcher();
+        let depth = depth.min(only.map_or(searcher.num_docs() as usize, |only| only.len()));
         let terms = self.terms(&searcher, question)?;
         if depth == 0 || terms.is_empty() {
             return Ok(Vec::new());
@@ -262,9 +312,13 @@ impl Lexical {
                 (Occur::Should, query)
             })
             .collect();
-        let found = searcher
-            .search(&BooleanQuery::new(clauses), &TopDocs::with_limit(depth).order_by_score())
-            .map_err(failed(&self.folder))?;
+        let words = BooleanQuery::new(clauses);
+        let query = match only {
+            Some(only) => BooleanQuery::new(vec![(Occur::Must, among(only)), (Occur::Must, Box::new(words))]),
+            None => words,
+        };
+        let found =
+            searcher.search(&query, &TopDocs::with_limit(depth).order_by_score()).map_err(failed(&self.folder))?;
         let mut hits: Vec<Hit> =
             found.into_iter().map(|(score, at)| Hit { passage: PassageId(at.doc_id), score }).collect();
         crate::types::sort_hits(&mut hits);
@@ -288,6 +342,16 @@ impl Lexical {
         terms.truncate(MOST_WORDS);
         Ok(terms.into_iter().map(|(_, term, count)| (term, count)).collect())
     }
+}
+
+/// A query that accepts these passages and adds nothing to their scores.
+fn among(only: &Arc<Allowed>) -> Box<dyn Query> {
+    let only = Arc::clone(only);
+    let predicate = FunctionPredicate::from(move |_: &SegmentReader| {
+        let only = Arc::clone(&only);
+        Ok(move |document: DocId| only.contains(PassageId(document)))
+    });
+    Box::new(BoostQuery::new(Box::new(DocPredicateQuery::from(predicate)), 0.0))
 }
 
 /// Keeps the type of `Arc` files short in the directory module.

@@ -49,8 +49,8 @@ fn what_is_added_is_found_and_what_was_there_keeps_its_vectors() {
     assert_eq!((report.added, report.removed, report.build.passages), (100, 0, 700));
     assert_eq!((report.build.reused, asked), (600, 100));
     let index = Index::open(&dir).unwrap();
-    assert_eq!(ids(&index.lexical().search("unique650", 3).unwrap()), [650]);
-    assert_eq!(index.dense().unwrap().search(&vector_of(650), 1, 0).unwrap()[0].passage, PassageId(650));
+    assert_eq!(ids(&index.lexical().search("unique650", 3, None).unwrap()), [650]);
+    assert_eq!(index.dense().unwrap().search(&vector_of(650), 1, 0, None).unwrap()[0].passage, PassageId(650));
     assert_eq!(files(&dir), files_of((0..700).map(passage).collect()));
     assert!(verify::verify(&dir, &Quiet).unwrap().damage.is_empty());
     assert_eq!(
@@ -205,8 +205,8 @@ fn any_run_of_changes_ends_as_the_plain_model_says() {
                 let n = number_of(&wanted.text);
                 assert_eq!(index.len(), now.len(), "operation {operation}");
                 assert_eq!(index.passage(row).unwrap(), *wanted, "operation {operation}");
-                assert_eq!(ids(&index.lexical().search(&format!("unique{n}"), 2).unwrap()), [row.0]);
-                let nearest = index.dense().unwrap().search(&vector_of(n), 1, 0).unwrap();
+                assert_eq!(ids(&index.lexical().search(&format!("unique{n}"), 2, None).unwrap()), [row.0]);
+                let nearest = index.dense().unwrap().search(&vector_of(n), 1, 0, None).unwrap();
                 assert_eq!(nearest[0].passage, row, "operation {operation}");
                 assert_eq!(!index.pieces_of(&document).unwrap().is_empty(), known, "operation {operation}");
                 continue;

@@ -61,12 +61,12 @@ fn answers(dir: &Path) -> Result<Vec<String>> {
     for n in (0..700).step_by(7) {
         all.push(format!("{:?}", index.passage(PassageId(n))?));
         all.push(format!("{:?}", index.row_of(&format!("p{n}"))?));
-        all.push(format!("{:?}", index.lexical().search(&format!("{} unique{n}", word(n.into())), 20)?));
+        all.push(format!("{:?}", index.lexical().search(&format!("{} unique{n}", word(n.into())), 20, None)?));
     }
     if let Some(dense) = index.dense() {
         for n in 0..20 {
-            all.push(format!("{:?}", dense.search(&vector_of(n * 31), 20, 0)?));
-            all.push(format!("{:?}", dense.search_exact(&vector_of(n * 31), 20)?));
+            all.push(format!("{:?}", dense.search(&vector_of(n * 31), 20, 0, None)?));
+            all.push(format!("{:?}", dense.search_exact(&vector_of(n * 31), 20, None)?));
         }
     }
     Ok(all)
@@ -132,8 +132,8 @@ fn a_change_killed_at_any_instant_leaves_the_old_index_or_the_new() {
         assert_eq!(verify::verify(&dir, &Quiet).unwrap().damage, [], "kill {kill}");
         let n = mix(12, kill) % 300;
         assert_eq!(index.passage(PassageId(n as u32)).unwrap(), passage(n));
-        assert_eq!(ids(&index.lexical().search(&format!("unique{n}"), 3).unwrap()), [n as u32]);
-        assert_eq!(index.dense().unwrap().search(&vector_of(n), 1, 0).unwrap()[0].passage, PassageId(n as u32));
+        assert_eq!(ids(&index.lexical().search(&format!("unique{n}"), 3, None).unwrap()), [n as u32]);
+        assert_eq!(index.dense().unwrap().search(&vector_of(n), 1, 0, None).unwrap()[0].passage, PassageId(n as u32));
     }
     // And the next build is none the worse for what they left.
     build_with(&dir, 40, &BuildOptions { overwrite: true, ..options() }).unwrap();

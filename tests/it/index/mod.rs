@@ -14,6 +14,7 @@ use nunatak::types::{Hit, Passage, PassageId, SourceSpan};
 
 mod change;
 mod damage;
+mod filter;
 
 const DIM: usize = 32;
 
@@ -75,6 +76,7 @@ fn passage(n: u64) -> Passage {
         title: format!("{} of {}", word(mix(n, 77)), word(mix(n, 78))),
         text: format!("{} unique{n}.", words.join(" ")),
         source: SourceSpan { file: "corpus.jsonl".into(), start: 0, end: 9 },
+        metadata: serde_json::Map::new(),
     }
 }
 
@@ -118,9 +120,9 @@ fn what_was_built_is_found_by_words_by_vector_and_by_id() {
         let id = PassageId(n as u32);
         assert_eq!(index.passage(id).unwrap(), passage(n));
         assert_eq!(index.row_of(&format!("p{n}")).unwrap(), Some(id));
-        let hits = index.lexical().search(&format!("What is unique{n}?"), 5).unwrap();
+        let hits = index.lexical().search(&format!("What is unique{n}?"), 5, None).unwrap();
         assert_eq!(ids(&hits), [n as u32]);
-        let hits = index.dense().unwrap().search(&vector_of(n), 5, 0).unwrap();
+        let hits = index.dense().unwrap().search(&vector_of(n), 5, 0, None).unwrap();
         assert_eq!(hits[0].passage, id);
         assert!((hits[0].score - 1.0).abs() < 1e-3, "{hits:?}");
     }
@@ -138,8 +140,8 @@ fn graph_search_finds_what_exact_search_finds() {
     let (mut found, mut wanted) = (0, 0);
     for n in 0..200 {
         let question = vector_of(1_000_000 + n);
-        let exact = ids(&dense.search_exact(&question, 10).unwrap());
-        let hits = ids(&dense.search(&question, 10, 0).unwrap());
+        let exact = ids(&dense.search_exact(&question, 10, None).unwrap());
+        let hits = ids(&dense.search(&question, 10, 0, None).unwrap());
         found += exact.iter().filter(|id| hits.contains(id)).count();
         wanted += exact.len();
     }
@@ -154,18 +156,18 @@ fn any_text_is_a_question_and_any_vector_but_a_wrong_one() {
     for question in
         ["", "?!*", "title:x AND (", "\"glacier", "the of a", "body:* OR -ice", "\0", &"ice storm ".repeat(20_000)]
     {
-        lexical.search(question, 10).unwrap();
+        lexical.search(question, 10, None).unwrap();
     }
-    assert!(lexical.search("of the", 10).unwrap().is_empty());
-    assert!(lexical.search("ice", 0).unwrap().is_empty());
-    assert!(lexical.search("ice", usize::MAX).unwrap().len() <= 300);
+    assert!(lexical.search("of the", 10, None).unwrap().is_empty());
+    assert!(lexical.search("ice", 0, None).unwrap().is_empty());
+    assert!(lexical.search("ice", usize::MAX, None).unwrap().len() <= 300);
     let dense = index.dense().unwrap();
-    assert!(dense.search(&vector_of(1), 0, 0).unwrap().is_empty());
-    assert_eq!(dense.search(&vector_of(1), usize::MAX, 7).unwrap().len(), 300);
-    assert_eq!(dense.search_exact(&vector_of(1), usize::MAX).unwrap().len(), 300);
-    assert!(dense.search(&[0.0; DIM], 5, 0).is_ok());
-    assert!(dense.search(&[0.5; 3], 5, 0).is_err());
-    assert!(dense.search(&[f32::NAN; DIM], 5, 0).is_err());
+    assert!(dense.search(&vector_of(1), 0, 0, None).unwrap().is_empty());
+    assert_eq!(dense.search(&vector_of(1), usize::MAX, 7, None).unwrap().len(), 300);
+    assert_eq!(dense.search_exact(&vector_of(1), usize::MAX, None).unwrap().len(), 300);
+    assert!(dense.search(&[0.0; DIM], 5, 0, None).is_ok());
+    assert!(dense.search(&[0.5; 3], 5, 0, None).is_err());
+    assert!(dense.search(&[f32::NAN; DIM], 5, 0, None).is_err());
 }
 
 #[test]
@@ -188,7 +190,7 @@ fn an_index_that_is_there_is_replaced_only_when_asked() {
     // Who had the old one open still has it.
     assert_eq!(old.len(), 20);
     assert_eq!(old.passage(PassageId(19)).unwrap(), passage(19));
-    assert_eq!(ids(&old.lexical().search("unique7", 3).unwrap()), [7]);
+    assert_eq!(ids(&old.lexical().search("unique7", 3, None).unwrap()), [7]);
     let mut names: Vec<String> =
         std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
@@ -203,13 +205,13 @@ fn retrievers_find_by_words_by_meaning_and_by_both() {
     let encode = |question: &str| Ok(vector_of(number_of(question) + 500));
     let question = "where is unique123";
     let dense = |fingerprint| DenseRetriever::new(index.clone(), encode, fingerprint, 0, false);
-    let by_words = Bm25Retriever::new(index.clone()).retrieve(question, 10).unwrap();
+    let by_words = Bm25Retriever::new(index.clone()).retrieve(question, 10, None).unwrap();
     assert_eq!(ids(&by_words), [123]);
-    let by_meaning = dense("f").unwrap().retrieve(question, 10).unwrap();
+    let by_meaning = dense("f").unwrap().retrieve(question, 10, None).unwrap();
     assert_eq!((ids(&by_meaning)[0], by_meaning.len()), (623, 10));
     for fusion in [Fusion::Rrf, Fusion::Convex(0.8), Fusion::Convex(0.0), Fusion::Convex(1.0)] {
         let mut hybrid = HybridRetriever::new(index.clone(), dense("f").unwrap(), fusion, 100);
-        let both = hybrid.retrieve(question, 10).unwrap();
+        let both = hybrid.retrieve(question, 10, None).unwrap();
         assert_eq!(both.len(), 10);
         match fusion {
             Fusion::Rrf => assert_eq!(ids(&both)[..2], [123, 623]),
@@ -228,23 +230,42 @@ fn retrievers_find_by_words_by_meaning_and_by_both() {
     assert!(error.to_string().contains("another encoder") && error.hint().unwrap().contains("random"), "{error}");
 }
 
-/// Format 1, as version 0.1.0 wrote it: `NUNATAK_TEST_WRITE_FIXTURE=1 cargo test --test it fixture`.
-#[test]
-fn the_kept_fixture_of_format_1_is_read_or_refused_by_name() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/index_v1");
-    if std::env::var_os("NUNATAK_TEST_WRITE_FIXTURE").is_some() {
-        build_with(&dir, 60, &BuildOptions { overwrite: true, ..options() }).unwrap();
-        std::fs::remove_file(dir.join("writer.lock")).unwrap();
-    }
+fn read_fixture(version: u32, expected: fn(u64) -> Passage) -> Index {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/compat/index_v{version}"));
     let index = Index::open(&dir).unwrap();
+    assert_eq!(index.manifest().format, version);
     assert_eq!(verify::verify(&dir, &Quiet).unwrap().damage, []);
     for n in 0..60 {
         let id = PassageId(n as u32);
-        assert_eq!(index.passage(id).unwrap(), passage(n));
+        assert_eq!(index.passage(id).unwrap(), expected(n));
         assert_eq!(index.row_of(&format!("p{n}")).unwrap(), Some(id));
-        assert_eq!(ids(&index.lexical().search(&format!("unique{n}"), 3).unwrap()), [n as u32]);
-        assert_eq!(index.dense().unwrap().search(&vector_of(n), 1, 0).unwrap()[0].passage, id);
+        assert_eq!(ids(&index.lexical().search(&format!("unique{n}"), 3, None).unwrap()), [n as u32]);
+        assert_eq!(index.dense().unwrap().search(&vector_of(n), 1, 0, None).unwrap()[0].passage, id);
     }
+    index
+}
+
+#[test]
+fn the_kept_fixture_of_format_1_is_read_but_for_filters() {
+    let index = read_fixture(1, passage);
+    let error = index.allowed(&"n=3".parse().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("first format") && error.hint().is_some(), "{error}");
+    assert!(index.fields().unwrap().is_empty());
+}
+
+/// As version 0.1.0 writes it: `NUNATAK_TEST_WRITE_FIXTURE=1 cargo test --test it fixture`.
+#[test]
+fn the_kept_fixture_of_format_2_is_read() {
+    if std::env::var_os("NUNATAK_TEST_WRITE_FIXTURE").is_some() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/index_v2");
+        let mut source =
+            |sink: &mut dyn FnMut(Passage) -> Result<()>| (0..60).try_for_each(|n| sink(filter::with_metadata(n)));
+        let options = BuildOptions { overwrite: true, ..options() };
+        build(&dir, &mut source, Some(&mut encode), &options, &Quiet).unwrap();
+        std::fs::remove_file(dir.join("writer.lock")).unwrap();
+    }
+    let index = read_fixture(2, filter::with_metadata);
+    assert_eq!(index.allowed(&"n=3 colour!=pink".parse().unwrap()).unwrap().len(), 1);
 }
 
 #[test]
@@ -326,5 +347,5 @@ fn an_index_without_vectors_is_searched_by_words_only() {
     build(&dir, &mut source, None, &BuildOptions::default(), &Quiet).unwrap();
     let index = Index::open(&dir).unwrap();
     assert!(index.dense().is_none());
-    assert_eq!(ids(&index.lexical().search("unique7", 3).unwrap()), [7]);
+    assert_eq!(ids(&index.lexical().search("unique7", 3, None).unwrap()), [7]);
 }
