@@ -54,6 +54,10 @@ pub(super) struct LoopArgs {
     /// Stop after so many measures that brought nothing better; 0 never stops
     #[arg(long, default_value_t = 0, value_name = "N")]
     patience: usize,
+    /// Keep what there is at the end, not what measured best: where few questions are held out, measures are noisy, and the end,
+    /// with its small steps, tends to be better
+    #[arg(long)]
+    keep_last: bool,
     /// Bad lines to leave out of each file before giving up
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub skip_bad: usize,
@@ -96,6 +100,7 @@ impl LoopArgs {
             optimiser,
             evaluate_every: self.evaluate_every.unwrap_or(self.examples.div_ceil(5)).max(1),
             patience: self.patience,
+            keep_last: self.keep_last,
             seed: self.seed,
         };
         Ok(settings)

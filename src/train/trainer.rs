@@ -56,6 +56,8 @@ pub struct TrainerSettings {
     pub evaluate_every: u64,
     /// Stop after so many evaluations that brought nothing better; 0 = never.
     pub patience: usize,
+    /// Keep what there is at the end, not what evaluated best.
+    pub keep_last: bool,
     /// Decides the order of examples and everything drawn.
     pub seed: u64,
     /// How exact large products are.
@@ -77,7 +79,7 @@ pub struct RunLog {
     pub losses: Vec<(u64, f64)>,
     /// Each evaluation, with the examples seen before it.
     pub evaluations: Vec<(u64, f64)>,
-    /// The best of them.
+    /// The best of them; at the end of a run that keeps the last, the last.
     pub best: Option<(u64, f64)>,
     /// Whether it ended before all examples because nothing got better.
     pub stopped_early: bool,
@@ -127,7 +129,8 @@ impl<'a> Trainer<'a> {
         Self { checkpoint_every: interval, ..self }
     }
 
-    /// Train until the examples are seen or nothing gets better, and leave the best variables in place. With `resume`
+    /// Train until the examples are seen or nothing gets better, and leave the best variables in place, or the last as the
+    /// settings have it. With `resume`
     /// a checkpoint in the folder is taken up.
     ///
     /// # Errors
@@ -161,7 +164,11 @@ impl<'a> Trainer<'a> {
         }
         progress.finish();
         state.save(&self.checkpoint, &self.identity)?;
-        state.take_best()?;
+        if self.settings.keep_last {
+            state.log.best = state.log.evaluations.last().copied();
+        } else {
+            state.take_best()?;
+        }
         Ok(state.log)
     }
 
@@ -393,6 +400,7 @@ mod tests {
             optimiser: OptimiserSettings { learning_rate: 0.2, warm_up: 0.1, weight_decay: 0.0, clip: 5.0 },
             evaluate_every: 40,
             patience: 0,
+            keep_last: false,
             seed: 3,
             precision: Precision::F32,
         }
@@ -451,6 +459,18 @@ mod tests {
         let log = trainer(b.path()).run(&mut resumed, true, &Quiet).unwrap();
         assert_eq!(resumed.value(), whole.value());
         assert_eq!((log.losses, log.evaluations), (whole_log.losses, whole_log.evaluations));
+    }
+
+    #[test]
+    fn the_last_is_kept_where_that_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mean = Mean::new();
+        let settings = TrainerSettings { keep_last: true, evaluate_every: 4, ..settings(400) };
+        let log = Trainer::new(&settings, &"data", dir.path()).unwrap().run(&mut mean, false, &Quiet).unwrap();
+        assert_eq!(log.best, log.evaluations.last().copied());
+        let kept = log.best.unwrap().1;
+        assert_eq!(kept, rounded(-f64::from((mean.value() - 2.0).abs())));
+        assert!(log.evaluations.iter().any(|(_, value)| *value > kept), "the last is the best here: nothing is shown");
     }
 
     #[test]
