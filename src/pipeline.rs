@@ -154,13 +154,13 @@ impl Pipeline {
         self.min_confidence = least;
     }
 
-    /// Find passages that meet this filter only, from now on.
+    /// Find passages that meet this filter only, from now on; gives how many there are.
     ///
     /// # Errors
     /// As [`Index::allowed`].
-    pub fn restrict(&mut self, filter: Option<&Filter>) -> Result<()> {
+    pub fn restrict(&mut self, filter: Option<&Filter>) -> Result<usize> {
         self.only = filter.map(|filter| self.index.allowed(filter)).transpose()?;
-        Ok(())
+        Ok(self.only.as_ref().map_or(self.index.len(), |only| only.len()))
     }
 
     /// The index it answers from.

@@ -472,7 +472,9 @@ pub fn build(
     let prior = prior_weight(retrieval, mode, reranker.as_ref(), progress);
     let mut pipeline =
         Pipeline::new(index, retriever, reranker, reader, depths).with_prior(prior).with_encoder(encoder);
-    pipeline.restrict(filter.as_ref())?;
+    if pipeline.restrict(filter.as_ref())? == 0 {
+        progress.note("no passage meets the conditions of --filter");
+    }
     let mut calibration = None;
     if let Some(reading) = reading {
         let (found, identity) = open_calibration(retrieval, reading, mode, &models)?;

@@ -161,8 +161,8 @@ impl Index {
     /// The passages that meet a filter.
     ///
     /// # Errors
-    /// [`Error::Request`] for a field that no passage has, naming those that some have; [`Error::Index`] for an index of
-    /// the first format, which kept no metadata.
+    /// [`Error::Request`] for a field that no passage has, naming those that some have, and for an index of the first
+    /// format, which kept no metadata; [`Error::Index`] on damage.
     pub fn allowed(&self, filter: &Filter) -> Result<Arc<Allowed>> {
         self.lexical.allowed(filter)
     }

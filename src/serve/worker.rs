@@ -269,11 +269,11 @@ impl Thread {
                         let _ = events.send(text.to_owned());
                     }
                 };
-                let answer = pipeline.restrict(filter.as_ref()).and_then(|()| pipeline.answer(&question, &mut tell));
+                let answer = pipeline.restrict(filter.as_ref()).and_then(|_| pipeline.answer(&question, &mut tell));
                 answer.map(|answer| Done::Answer(Box::new(answer)))
             }
             Work::Search { question, filter, k } => {
-                pipeline.restrict(filter.as_ref()).and_then(|()| search(pipeline, &question, k)).map(Done::Search)
+                pipeline.restrict(filter.as_ref()).and_then(|_| search(pipeline, &question, k)).map(Done::Search)
             }
             Work::Embed { texts } => embed(pipeline, &texts),
             Work::Score { question, texts } => pipeline

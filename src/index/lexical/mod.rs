@@ -268,8 +268,10 @@ impl Lexical {
             return Ok(Arc::new(Allowed::of(0, |_| true)));
         };
         if segment.schema().get_field(metadata::META).is_err() {
-            let problem = "it is of the first format, which kept no metadata to filter by";
-            return Err(Error::index(&self.folder, problem, "build the index again with --overwrite"));
+            return Err(Error::request(
+                "the index is of the first format, which kept no metadata to filter by",
+                "build it again with --overwrite, or leave the filter out",
+            ));
         }
         if let Some(field) = metadata::unknown(segment, filter).map_err(failed(&self.folder))? {
             return Err(Error::request(
