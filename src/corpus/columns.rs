@@ -1,6 +1,9 @@
 //! Further columns of a table as metadata of its rows.
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, Int64Array, LargeStringArray, UInt64Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float64Array, GenericListArray, Int64Array, LargeStringArray,
+    OffsetSizeTrait, UInt64Array,
+};
 use arrow::datatypes::DataType;
 use serde_json::Value;
 
@@ -42,21 +45,9 @@ fn target(kind: &DataType) -> Option<DataType> {
 
 /// The values of a column that [`is_metadata`], one a row.
 pub(super) fn values(column: &ArrayRef) -> Result<Vec<Value>> {
-    let rows = 0..column.len();
-    let of_list = |list: ArrayRef| values(&list).map(Value::Array);
     let kind = match column.data_type() {
-        DataType::List(_) => {
-            let lists = column.as_list::<i32>();
-            return rows
-                .map(|row| if lists.is_null(row) { Ok(Value::Null) } else { of_list(lists.value(row)) })
-                .collect();
-        }
-        DataType::LargeList(_) => {
-            let lists = column.as_list::<i64>();
-            return rows
-                .map(|row| if lists.is_null(row) { Ok(Value::Null) } else { of_list(lists.value(row)) })
-                .collect();
-        }
+        DataType::List(_) => return lists(column.as_list::<i32>()),
+        DataType::LargeList(_) => return lists(column.as_list::<i64>()),
         DataType::Dictionary(_, of) => target(of),
         kind => target(kind),
     };
@@ -79,7 +70,12 @@ pub(super) fn values(column: &ArrayRef) -> Result<Vec<Value>> {
             any.downcast_ref::<BooleanArray>().map(|truths| truths.value(row).into())
         }
     };
-    Ok(rows.map(|row| value(row).unwrap_or(Value::Null)).collect())
+    Ok((0..column.len()).map(|row| value(row).unwrap_or(Value::Null)).collect())
+}
+
+/// The values of a column of lists.
+fn lists<O: OffsetSizeTrait>(column: &GenericListArray<O>) -> Result<Vec<Value>> {
+    column.iter().map(|list| list.map_or(Ok(Value::Null), |list| values(&list).map(Value::Array))).collect()
 }
 
 #[cfg(test)]

@@ -102,11 +102,7 @@ fn give(place: Place<'_>, fields: &[String], columns: &Columns, intake: &mut dyn
 /// A field as metadata: a number or a truth value if it is written as JSON writes it, else text; nothing if it is empty.
 fn value(field: &str) -> Option<Value> {
     let plain: Option<Value> = serde_json::from_str(field).ok();
-    let is_written_so = |value: &Value| {
-        let written = value.to_string();
-        written == field
-    };
-    let plain = plain.filter(|value| (value.is_number() || value.is_boolean()) && is_written_so(value));
+    let plain = plain.filter(|value| (value.is_number() || value.is_boolean()) && value.to_string().as_str() == field);
     (!field.is_empty()).then(|| plain.unwrap_or_else(|| field.into()))
 }
 
