@@ -163,6 +163,11 @@ impl Pipeline {
         Ok(self.only.as_ref().map_or(self.index.len(), |only| only.len()))
     }
 
+    /// Hand so many passages from stage to stage from now on.
+    pub fn set_depths(&mut self, depths: Depths) {
+        self.depths = depths;
+    }
+
     /// The index it answers from.
     pub fn index(&self) -> &Index {
         &self.index
@@ -222,7 +227,11 @@ impl Pipeline {
         Ok(hits)
     }
 
-    fn pack(&self, question: &str, found: &Found) -> Result<(Packing, Vec<LeftOut>)> {
+    /// The reader's windows for what was found, and the passages passed over for saying what a better one says.
+    ///
+    /// # Errors
+    /// [`Error::Request`] without a reader, or when the question does not fit the window.
+    pub fn pack(&self, question: &str, found: &Found) -> Result<(Packing, Vec<LeftOut>)> {
         let reader = self.reader.as_ref().ok_or_else(no_reader)?;
         let budget = Budget { window: reader.budget(question)?, total: self.depths.tokens };
         let Offered { passages, repeated } = self.to_read(&found.ranking(), reader)?;
@@ -244,8 +253,10 @@ impl Pipeline {
     fn to_read(&self, ranking: &[Hit], reader: &Reader) -> Result<Offered> {
         let (mut taken, mut repeated) = (Vec::<(Hit, Passage)>::new(), Vec::new());
         let mut runs = Vec::<Runs>::new();
+        // One more than fits is offered, so that packing says where the budget ended; what is beyond is not compared.
+        let mut room = self.depths.tokens.unwrap_or(usize::MAX);
         for &hit in ranking {
-            if taken.len() >= self.depths.read {
+            if taken.len() >= self.depths.read || room == 0 {
                 break;
             }
             let passage = self.index.passage(hit.passage)?;
@@ -258,6 +269,9 @@ impl Pipeline {
                     continue;
                 }
                 runs.push(own);
+            }
+            if self.depths.tokens.is_some() {
+                room = room.saturating_sub(reader.block(&passage.title, &passage.text)?.len());
             }
             taken.push((hit, passage));
         }
