@@ -3,6 +3,7 @@
 //! This file knows words and output; what to measure with is opened by the caller ([`run_with`]'s `open`).
 
 mod open;
+mod tasks;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -79,6 +80,8 @@ pub enum EvalCommand {
     Patience(PatienceArgs),
     /// Make the page report.html of a run again
     Report(AtRunArgs),
+    /// Measure a prompt over many tasks: accuracy, exact match or ROUGE-L of each
+    Tasks(Box<tasks::TasksArgs>),
 }
 
 /// A run.
@@ -235,6 +238,9 @@ pub struct Bench {
 
 /// Run `nunatak eval`.
 pub fn run(args: &EvalArgs, globals: &Globals) -> Result<()> {
+    if let Some(EvalCommand::Tasks(args)) = &args.command {
+        return tasks::run(args, globals);
+    }
     let progress = globals.progress();
     let mut out = std::io::stdout().lock();
     run_with(args, |args| open::open(args, globals, progress.as_ref()), globals.json, progress.as_ref(), &mut out)
@@ -283,7 +289,9 @@ pub fn run_with(
             progress.note(&format!("the page is {}", args.out.join(page::PAGE).display()));
             if json { to_json(&report)? } else { report.table() }
         }
-        (None, None) => return Err(Error::request("nothing to measure", "say `nunatak eval --help`")),
+        (Some(EvalCommand::Tasks(_)), _) | (None, None) => {
+            return Err(Error::request("nothing to measure", "say `nunatak eval --help`"));
+        }
     };
     out.write_all(printed.as_bytes()).map_err(Error::file("write", "standard output"))
 }

@@ -1,15 +1,19 @@
 //! `nunatak train`: small modules around the frozen language model, from your own questions.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::cli::Globals;
 use crate::cli::engine::DEFAULT_LM;
 use crate::cli::output;
+use crate::cli::train_id_prompt::{self, IdPromptArgs};
 use crate::cli::train_reranker::{self, RerankerArgs};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::read::soft_prompt::PromptKind;
+use crate::runtime::model_dir::ModelDir;
+use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup::{self, Manifest};
 use crate::train::device;
 use crate::train::ops;
@@ -31,6 +35,8 @@ enum TrainCommand {
     Prompt(Box<PromptArgs>),
     /// A cross-encoder that ranks passages again
     Reranker(Box<RerankerArgs>),
+    /// A generator that writes a prompt for each input, from many tasks at once
+    IdPrompt(Box<IdPromptArgs>),
 }
 
 /// What every training takes: where it is kept, how long it goes on, and in what order.
@@ -225,6 +231,25 @@ pub fn run(args: &TrainArgs, globals: &Globals) -> Result<()> {
     match &args.command {
         TrainCommand::Prompt(args) => prompt(args, globals),
         TrainCommand::Reranker(args) => train_reranker::run(args, globals),
+        TrainCommand::IdPrompt(args) => train_id_prompt::run(args, globals),
+    }
+}
+
+/// Where a language model's weights are: as typed, or those of a starter model.
+pub(super) fn lm_weights(
+    model: &ModelDir,
+    typed: Option<&Path>,
+    options: &RuntimeOptions,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
+    match (typed, Manifest::get()?.starter(model.stem())) {
+        (Some(path), _) => Ok(path.to_path_buf()),
+        (None, Some(starter)) => setup::source(starter, options, progress),
+        (None, None) => Err(Error::model(
+            model.name(),
+            "only its graphs are kept, and training needs its weights",
+            "say where they are with --weights",
+        )),
     }
 }
 
@@ -233,17 +258,7 @@ fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
     let device = device::open(globals.device)?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let model = setup::locate(&args.lm, &options, progress.as_ref())?;
-    let weights = match (&args.weights, Manifest::get()?.starter(model.stem())) {
-        (Some(path), _) => path.clone(),
-        (None, Some(starter)) => setup::source(starter, &options, progress.as_ref())?,
-        (None, None) => {
-            return Err(Error::model(
-                model.name(),
-                "only its graphs are kept, and training needs its weights",
-                "say where they are with --weights",
-            ));
-        }
-    };
+    let weights = lm_weights(&model, args.weights.as_deref(), &options, progress.as_ref())?;
     let record = prompt_run::train(
         &run,
         &model,

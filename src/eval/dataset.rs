@@ -117,31 +117,33 @@ impl Reader {
         Ok(all)
     }
 
-    /// The bytes of a file, unpacked if it is packed, and counted into the hash as they lie there.
     fn bytes(&mut self, path: &Path) -> Result<Vec<u8>> {
-        let packed = std::fs::read(path).map_err(Error::file("read", path))?;
-        self.hash.update(&packed);
-        let mut bytes = Vec::new();
-        let unpacked = match packed.as_slice() {
-            [0x1f, 0x8b, ..] => flate2::read::MultiGzDecoder::new(packed.as_slice()).read_to_end(&mut bytes),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::stream::copy_decode(packed.as_slice(), &mut bytes).map(|()| 0),
-            _ => return Ok(packed),
-        };
-        match unpacked {
-            Ok(_) => Ok(bytes),
-            Err(e) => Err(Error::bad_file(
-                path,
-                format!("it cannot be unpacked: {e}"),
-                "get the file again; it may be cut short",
-            )),
+        unpacked(path, &mut self.hash)
+    }
+}
+
+/// The bytes of a file, unpacked if it is packed, and counted into the hash as they lie there.
+pub(super) fn unpacked(path: &Path, hash: &mut Sha256) -> Result<Vec<u8>> {
+    let packed = std::fs::read(path).map_err(Error::file("read", path))?;
+    hash.update(&packed);
+    let mut bytes = Vec::new();
+    let unpacked = match packed.as_slice() {
+        [0x1f, 0x8b, ..] => flate2::read::MultiGzDecoder::new(packed.as_slice()).read_to_end(&mut bytes),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => zstd::stream::copy_decode(packed.as_slice(), &mut bytes).map(|()| 0),
+        _ => return Ok(packed),
+    };
+    match unpacked {
+        Ok(_) => Ok(bytes),
+        Err(e) => {
+            Err(Error::bad_file(path, format!("it cannot be unpacked: {e}"), "get the file again; it may be cut short"))
         }
     }
 }
 
 /// A record with its line (or, in an array, its place), or why it is none.
-type Record = (u64, Result<Map<String, Value>, String>);
+pub(super) type Record = (u64, Result<Map<String, Value>, String>);
 
-fn records(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
+pub(super) fn records(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
     let as_map = |value: Value| match value {
         Value::Object(map) => Ok(map),
         other => Err(format!("expected a JSON object, found {}", kind(&other))),

@@ -161,6 +161,36 @@ impl From<Latency> for Stages {
 }
 
 impl Prediction {
+    /// What was said to an example of a task: no passages, and metrics of the task's own.
+    pub fn of_task(id: String, input: &str, said: String, target: &str, metrics: Map<String, Value>, ms: f64) -> Self {
+        Self {
+            id,
+            question: input.to_owned(),
+            prediction: Some(said),
+            score: None,
+            answers: Some(vec![target.to_owned()]),
+            confidence: None,
+            abstained: None,
+            withheld: None,
+            exact_match: None,
+            f1: None,
+            metrics,
+            supported: None,
+            passages: Vec::new(),
+            passage_scores: Vec::new(),
+            ranks_before: Vec::new(),
+            reader_passages: Vec::new(),
+            gold: Vec::new(),
+            ranks: None,
+            features: None,
+            trace: None,
+            latency_ms: Stages { read: ms, total: ms, ..Stages::default() },
+            prompt_tokens: 0,
+            answer_tokens: 0,
+            cached_tokens: 0,
+        }
+    }
+
     /// Score an outcome; passages are counted at the ranks `ks`.
     pub fn score(question: &Question, outcome: Outcome, ks: &[usize]) -> Self {
         let Outcome { answer, retrieved, first_stage, reranked, reader_passages, trace, latency } = outcome;

@@ -56,6 +56,33 @@ pub fn export_cross_encoder(source: &Path, out: &Path, precision: Precision) -> 
     write(graph, source, out, ModelKind::CrossEncoder)
 }
 
+/// Learned vectors before an encoder's input, `[positions, hidden]`.
+pub(super) struct Behind<'a> {
+    pub(super) positions: usize,
+    pub(super) values: &'a [f32],
+}
+
+/// A graph that gives the last states `[1, positions + S, hidden]` of one text behind learned vectors, which have no
+/// positions of their own, and the name of these states; it takes `input_ids` and `attention_mask` `[1,S]`.
+pub(super) fn encoder_states(source: &Path, precision: Precision, behind: Behind) -> Result<(GraphBuilder, String)> {
+    let weights = Weights::open(source)?;
+    let bert = BertSource::read(source, &weights)?;
+    let mut graph = Graph::new(&bert, &weights, precision);
+    graph.inputs();
+    let mask = graph.cast("attention_mask", DType::I32);
+    let mut x = graph.embeddings(TokenTypes::AllZero)?;
+    let learned = graph.g.constant(float(precision, &[1, behind.positions, bert.hidden], behind.values));
+    let ones = graph.g.constant(Initializer::i32(&[1, behind.positions], &vec![1; behind.positions]));
+    let axis = ("axis", Attr::Int(1));
+    x = graph.g.op("Concat", &[&learned, &x], std::slice::from_ref(&axis));
+    let mask = graph.g.op("Concat", &[&ones, &mask], &[axis]);
+    for layer in 0..bert.layers {
+        x = graph.layer(layer, &x, &mask, Asking::All)?;
+    }
+    let x = graph.cast_to_f32(&x);
+    Ok((graph.g, x))
+}
+
 fn write(graph: Graph, source: &Path, out: &Path, kind: ModelKind) -> Result<()> {
     let Graph { g, bert, precision, .. } = graph;
     std::fs::create_dir_all(out).map_err(Error::file("create", out))?;

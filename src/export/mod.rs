@@ -21,6 +21,7 @@ mod llama_folder;
 mod llama_graph;
 pub(crate) mod llama_source;
 pub mod onnx;
+pub mod prompt_generator;
 mod quantize;
 mod rope;
 pub mod weights;

@@ -178,15 +178,7 @@ impl FrozenLm {
     ) -> Result<(Vec<Generation>, Vec<Option<Span>>)> {
         let longest = prompts.iter().map(Prompt::positions).max().unwrap_or(0);
         let capacity = longest + decoding.max_new_tokens;
-        if capacity > self.window {
-            return Err(Error::request(
-                format!(
-                    "the prompt of {longest} tokens and an answer of up to {} do not fit the window of {} tokens of {}",
-                    decoding.max_new_tokens, self.window, self.name
-                ),
-                "ask a shorter question, or choose a language model with a larger window",
-            ));
-        }
+        self.check_window(longest, decoding.max_new_tokens)?;
         let ends = self.ends(decoding, constraints.is_some());
         let mut rows = Rows::new(prompts.len(), decoding, constraints, ends);
         // One prompt is decoded in the cache it was prefilled in; several are put together as they are read, so that
@@ -210,6 +202,52 @@ impl FrozenLm {
             self.decode(cache, &mut rows, on_text)?;
         }
         Ok(rows.finish())
+    }
+
+    fn check_window(&self, prompt: usize, answer: usize) -> Result<()> {
+        if prompt + answer <= self.window {
+            return Ok(());
+        }
+        Err(Error::request(
+            format!(
+                "the prompt of {prompt} tokens and an answer of up to {answer} do not fit the window of {} tokens of {}",
+                self.window, self.name
+            ),
+            "ask a shorter question, or choose a language model with a larger window",
+        ))
+    }
+
+    /// Log-likelihood of each continuation of a prompt: the sum of the log-probabilities of its tokens. A continuation of
+    /// none has 0.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when a prompt and its continuation do not fit the window.
+    pub fn score(&mut self, prompt: &Prompt, continuations: &[Vec<u32>]) -> Result<Vec<f32>> {
+        let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
+        self.check_window(prompt.positions(), longest)?;
+        let (read, logits) = self.prefill(prompt, prompt.positions())?;
+        let states = self.graph.states(&read, 0)?;
+        let mut scores = Vec::with_capacity(continuations.len());
+        for tokens in continuations {
+            let Some((&first, further)) = tokens.split_first() else {
+                scores.push(0.0);
+                continue;
+            };
+            let mut score = log_probability(&logits, first as usize);
+            if !further.is_empty() {
+                // One at a time: the graph takes several new positions behind old ones for one sequence alone.
+                let mut cache = self.graph.new_cache(1, states.positions() + further.len())?;
+                self.graph.append(&states, &mut cache)?;
+                let embeds = self.embed(&tokens[..further.len()])?;
+                let rows: Vec<usize> = (0..further.len()).collect();
+                let pass = self.graph.forward(&mut cache, embeds, &[further.len()], &rows, false)?;
+                let vocabulary = (pass.logits.len() / further.len()).max(1);
+                let each = further.iter().zip(pass.logits.chunks_exact(vocabulary));
+                score += each.map(|(&token, logits)| log_probability(logits, token as usize)).sum::<f32>();
+            }
+            scores.push(score);
+        }
+        Ok(scores)
     }
 
     /// The states of `prefix`, computed on the first call; [`Self::generate`] asks for them too.

@@ -5,6 +5,7 @@ pub mod decode;
 pub mod ground;
 pub mod lm;
 pub mod prefix;
+pub mod prompt_generator;
 pub mod prompts;
 pub mod reader;
 pub mod soft_prompt;

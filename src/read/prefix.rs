@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use crate::digest::short_hex;
 use crate::error::{Error, Result};
-use crate::read::soft_prompt::{PromptKind, SoftPrompt};
+use crate::read::soft_prompt::{PromptKind, PromptTarget, SoftPrompt};
 use crate::runtime::model_dir::{LmShape, ModelDir};
 
 /// The beginning of a prompt.
@@ -40,12 +40,11 @@ impl Prefix {
     }
 }
 
-/// Fail unless `prompt` was learned for `model`.
+/// Fail unless `model` is the one that something was learned for.
 ///
 /// # Errors
 /// [`Error::Request`] naming both models.
-pub fn check_target(prompt: &SoftPrompt, model: &ModelDir, shape: &LmShape) -> Result<()> {
-    let target = &prompt.description.target;
+pub fn check_target(target: &PromptTarget, model: &ModelDir, shape: &LmShape) -> Result<()> {
     let stem = model.stem();
     let sizes = (shape.layers, shape.kv_heads * shape.head_dim, model.description.hidden);
     if target.name == stem && (target.layers, target.kv_width, target.hidden) == sizes {

@@ -101,7 +101,7 @@ impl Reader {
     ) -> Result<Self> {
         let mut lm = FrozenLm::open(model, options)?;
         if let Some(prompt) = &prompt {
-            check_target(prompt, model, lm.shape())?;
+            check_target(&prompt.description.target, model, lm.shape())?;
         }
         let mut settings = settings;
         settings.template = prompt.as_ref().map_or(settings.template, |p| p.description.template);

@@ -252,7 +252,7 @@ impl Description {
 }
 
 /// sha256 of a file, in hexadecimal.
-pub(crate) fn sha256_of(path: &Path) -> Result<String> {
+pub fn sha256_of(path: &Path) -> Result<String> {
     let mut file = std::fs::File::open(path).map_err(Error::file("read", path))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];

@@ -7,6 +7,7 @@
 pub mod bert;
 pub mod checkpoint;
 pub mod device;
+pub mod generator;
 pub mod llama;
 mod math;
 pub mod mine;
@@ -17,5 +18,7 @@ pub mod prompt_run;
 pub mod record;
 pub mod reranker;
 pub mod reranker_run;
+pub mod task_prompt;
+pub mod task_prompt_run;
 pub mod trainer;
 pub mod windows;

@@ -11,5 +11,6 @@ mod export_lm; // exported language models against candle's forward pass, and th
 mod index; // building, opening, searching, damaging and killing an index
 mod serve; // the same over HTTP
 mod setup; // first use, doctor and models: real failures, one clear sentence each
+mod tasks; // prompts for many tasks: generated, shared, measured
 mod train; // small modules from a user's own questions to answers
 mod windows; // windows that were read before, and windows that compete

@@ -125,6 +125,22 @@ pub fn source(starter: &StarterModel, options: &RuntimeOptions, progress: &dyn P
     Ok(if starter.weights == "." { dir } else { dir.join(&starter.weights) })
 }
 
+/// A folder of the cache whose content follows from its name within `place`: filled by `fill`, if it is not there.
+///
+/// # Errors
+/// [`Error::Setup`] when the cache cannot be written; what `fill` says.
+pub fn derived(
+    place: &str,
+    name: &str,
+    progress: &dyn Progress,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let home = home()?;
+    let dir = home.join(place).join(name);
+    cache::install(&home, &dir, &format!("export {EXPORT_VERSION}"), progress, |out, _| fill(out))?;
+    Ok(dir)
+}
+
 fn starter_model(
     starter: &StarterModel,
     precision: Precision,

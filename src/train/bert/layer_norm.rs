@@ -85,7 +85,7 @@ fn backward_rows(dy: &mut [f32], normal: &[f32], inverse: &[f32], w: &[f32], dw:
 }
 
 /// Layer normalisation of `x` `[T,d]` with weight and bias `[d]`, as an operator that candle differentiates.
-pub(super) fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
+pub(in crate::train) fn layer_norm(x: &Tensor, w: &Tensor, b: &Tensor, eps: f32) -> Result<Tensor> {
     if x.device().is_cpu() {
         return x.contiguous()?.apply_op3(&w.contiguous()?, &b.contiguous()?, LayerNorm { eps });
     }

@@ -31,7 +31,7 @@ use crate::export::weights::Weights;
 use crate::runtime::model_dir::sha256_of;
 use crate::runtime::tokenizer::{Cut, TOKENIZER};
 use layer::{LayerShape, bert_layer};
-use layer_norm::layer_norm;
+pub(in crate::train) use layer_norm::layer_norm;
 
 /// Spread of weights that no checkpoint gives, BERT's `initializer_range`.
 const INITIAL_RANGE: f32 = 0.02;
@@ -238,6 +238,34 @@ impl Bert {
         let inner = x.matmul(&inner.1.t()?)?.broadcast_add(&inner_bias.1)?;
         let inner = if self.source.family == Family::DistilBert { inner.relu()? } else { inner.tanh()? };
         inner.matmul(&outer.1.t()?)?.broadcast_add(&outer_bias.1)?.squeeze(1)
+    }
+
+    /// The last layer's states of texts that each stand behind the learned vectors `prompt [m,d]`, which have no positions
+    /// of their own: `[sum of m + T, d]`, text after text, and where each begins, with the end. The weights are constants;
+    /// the gradient goes to `prompt`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when an id or a length passes the model's tables.
+    pub fn states_behind(&self, texts: &PackedTexts, prompt: &Tensor) -> Result<(Tensor, Vec<usize>)> {
+        self.frozen_states(texts, prompt).map_err(candle)
+    }
+
+    fn frozen_states(&self, texts: &PackedTexts, prompt: &Tensor) -> candle_core::Result<(Tensor, Vec<usize>)> {
+        let embedded = self.embed(texts)?.detach();
+        let (mut parts, mut starts) = (Vec::new(), vec![0]);
+        for text in texts.starts.windows(2) {
+            let length = text[1] - text[0];
+            parts.extend([prompt.clone(), embedded.narrow(0, text[0], length)?]);
+            starts.push(starts.last().copied().unwrap_or(0) + prompt.dim(0)? + length);
+        }
+        let mut x = Tensor::cat(&parts, 0)?;
+        let (shape, packed) = (shape_of(&self.source), Arc::<[usize]>::from(starts.as_slice()));
+        for layer in &self.layers {
+            let flat = layer.iter().map(|(_, var)| var.as_detached_tensor().flatten_all());
+            let params = Tensor::cat(&flat.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+            x = bert_layer(&x, &params, shape, &packed, false, true)?;
+        }
+        Ok((x, starts))
     }
 
     /// Word, position and type embeddings `[T,d]`, summed and normalised.

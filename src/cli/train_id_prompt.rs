@@ -1,0 +1,165 @@
+//! `nunatak train id-prompt`: a generator that writes a prompt for each input, learned from many tasks at once.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::Globals;
+use crate::cli::engine::DEFAULT_LM;
+use crate::cli::output;
+use crate::cli::train::{LoopArgs, lm_weights};
+use crate::error::{Error, Result};
+use crate::eval::task_set;
+use crate::runtime::setup::{self, Manifest};
+use crate::train::device;
+use crate::train::optimiser::OptimiserSettings;
+use crate::train::prompt_run::PROMPT;
+use crate::train::task_prompt::MixSettings;
+use crate::train::task_prompt_run::{self, GENERATOR, Places, TaskPromptRun};
+
+/// Options of `nunatak train id-prompt`.
+#[derive(Debug, Args)]
+pub struct IdPromptArgs {
+    /// Tasks: JSONL of `input`, `target`, `task`, `cluster`, `split` and perhaps `choices`, or a folder of such files
+    #[arg(long, required = true, value_name = "PATH")]
+    tasks: Vec<PathBuf>,
+    /// Learn from these tasks or clusters alone
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Leave these tasks or clusters out, to see how what is learned carries over to them
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "only")]
+    without: Vec<String>,
+    /// Learn one soft prompt for all inputs instead of a generator, to compare with
+    #[arg(long)]
+    shared: bool,
+    /// Frozen language model: a name or folder
+    #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]
+    lm: String,
+    /// Its weights (safetensors folder or GGUF file), if it is not a starter model
+    #[arg(long, value_name = "PATH")]
+    weights: Option<PathBuf>,
+    /// Frozen encoder inside the generator: a starter encoder's name
+    #[arg(long, default_value = "all-MiniLM-L6-v2", value_name = "MODEL")]
+    encoder: String,
+    /// Positions of a prompt
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    positions: usize,
+    /// Learned vectors before the encoder's input
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    encoder_positions: usize,
+    /// Blocks of the cross-attention network
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    blocks: usize,
+    /// Words that every prompt begins as [default: a sentence that says to do what the input asks]
+    #[arg(long, value_name = "TEXT")]
+    init_words: Option<String>,
+    /// A module of the same kind to go on from
+    #[arg(long, value_name = "FILE", conflicts_with = "init_words")]
+    from: Option<PathBuf>,
+    /// Largest learning rate [default: 0.001, or 0.01 with --shared]
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f64>,
+    /// Share of the run over which the rate rises
+    #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
+    warm_up: f64,
+    /// Most examples of one task in a round
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    cap: usize,
+    /// Examples of each task held out to measure on
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    dev: usize,
+    /// Longest input in tokens; of a longer one the beginning is lost
+    #[arg(long, default_value_t = 384, value_name = "TOKENS")]
+    window: usize,
+    /// Tokens of an input that the encoder reads
+    #[arg(long, default_value_t = 192, value_name = "TOKENS")]
+    encoder_tokens: usize,
+    #[command(flatten)]
+    training: LoopArgs,
+}
+
+/// Tokens to a pass.
+const TOKENS_PER_PASS: usize = 1536;
+
+impl IdPromptArgs {
+    fn check(&self) -> Result<()> {
+        let training = &self.training;
+        let counts = [self.positions, self.encoder_positions, self.blocks, self.cap, self.dev, training.batch];
+        if counts.contains(&0) || training.examples == 0 || self.window < 32 || self.encoder_tokens < 16 {
+            return Err(Error::request(
+                "--positions, --encoder-positions, --blocks, --cap, --dev, --batch and --examples must be at least 1, \
+                 --window at least 32 and --encoder-tokens at least 16",
+                "leave them out for the defaults",
+            ));
+        }
+        if !(0.0..1.0).contains(&self.warm_up) || self.lr.is_some_and(|lr| !(lr > 0.0 && lr.is_finite())) {
+            return Err(Error::request(
+                "--warm-up must be at least 0 and below 1, and --lr above 0",
+                "leave them out for the defaults",
+            ));
+        }
+        Ok(())
+    }
+
+    fn run(&self) -> Result<TaskPromptRun> {
+        let learning_rate = self.lr.unwrap_or(if self.shared { 1e-2 } else { 1e-3 });
+        let optimiser = OptimiserSettings { learning_rate, warm_up: self.warm_up, weight_decay: 0.0, clip: 1.0 };
+        Ok(TaskPromptRun {
+            shared: self.shared,
+            positions: self.positions,
+            words: self.init_words.clone(),
+            encoder: self.encoder.clone(),
+            encoder_positions: self.encoder_positions,
+            blocks: self.blocks,
+            from: self.from.clone(),
+            mix: MixSettings {
+                cap: self.cap,
+                dev: self.dev,
+                tokens: self.window,
+                encoder_tokens: self.encoder_tokens,
+                seed: self.training.seed,
+            },
+            trainer: self.training.settings(TOKENS_PER_PASS, optimiser)?,
+        })
+    }
+}
+
+/// Run `nunatak train id-prompt`.
+pub fn run(args: &IdPromptArgs, globals: &Globals) -> Result<()> {
+    args.check()?;
+    let mut set = task_set::read(&args.tasks, args.training.skip_bad)?;
+    if !args.only.is_empty() {
+        set = set.keep(&args.only, false)?;
+    } else if !args.without.is_empty() {
+        set = set.keep(&args.without, true)?;
+    }
+    let run = args.run()?;
+    let device = device::open(globals.device)?;
+    let (options, progress) = (globals.runtime(), globals.progress());
+    let progress = progress.as_ref();
+    let model = setup::locate(&args.lm, &options, progress)?;
+    let lm = lm_weights(&model, args.weights.as_deref(), &options, progress)?;
+    let encoder = match Manifest::get()?.starter(&args.encoder) {
+        Some(starter) if starter.kind != "lm" => setup::source(starter, &options, progress)?,
+        _ => {
+            // A module's file does not hold its encoder, so it must be one that everybody can get.
+            let hint = "name a starter encoder, such as all-MiniLM-L6-v2";
+            return Err(Error::model(&args.encoder, "it is no starter encoder", hint));
+        }
+    };
+    let places = Places { weights: &lm, encoder: &encoder, device: &device, out: &args.training.out };
+    let record = task_prompt_run::train(&run, &set, &model, places, args.training.resume, progress)?;
+    if globals.json {
+        return output::json(&record);
+    }
+    let first = record.log.evaluations.first().map_or(0.0, |(_, value)| *value);
+    let (at, best) = record.log.best.unwrap_or_default();
+    output::line(format!(
+        "exact match on held-out examples {:.1}% -> {:.1}% (after {at} examples; {:.2} examples/s)",
+        100.0 * first,
+        100.0 * best,
+        record.examples_per_second,
+    ))?;
+    let file = args.training.out.join(if args.shared { PROMPT } else { GENERATOR });
+    output::line(format!("use it: nunatak eval tasks --tasks PATH --prompt {} --out DIR", file.display()))
+}

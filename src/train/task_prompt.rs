@@ -1,0 +1,232 @@
+//! `train id-prompt`: prompts for many tasks at once through the frozen language model, by gradient descent on examples.
+//!
+//! What is learned is a generator that writes a prompt for each input, or, to compare with, one soft prompt for all of them
+//! (Lester et al., 2021). Either stands before the input, and neither is told which task it is.
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, Tensor, Var};
+
+use crate::error::Result;
+use crate::eval::task_set::{TaskExample, TaskSet, draw, input_tokens, target_tokens};
+use crate::progress::check_interrupt;
+use crate::read::prompt_generator::encoder_tokens;
+use crate::runtime::tokenizer::{Cut, TextTokenizer};
+use crate::train::bert::PackedTexts;
+use crate::train::generator::Generator;
+use crate::train::llama::{Decoder, failed};
+use crate::train::ops::Packed;
+use crate::train::trainer::Trainable;
+
+/// What writes the prompts.
+#[derive(Debug)]
+pub enum Writer {
+    /// A prompt for each input.
+    Generated(Box<Generator>),
+    /// The same for all: `[positions, hidden]`.
+    Shared(Var),
+}
+
+/// An example in tokens.
+#[derive(Debug, Clone)]
+pub struct TaskSample {
+    /// The task, by its place among the names.
+    task: usize,
+    /// Tokens of the input for the language model.
+    input: Vec<u32>,
+    /// Tokens of what should be said, and of the line end that closes it.
+    target: Vec<u32>,
+    /// Tokens of the input for the encoder.
+    outer: Cut,
+}
+
+impl TaskSample {
+    fn len(&self) -> usize {
+        self.input.len() + self.target.len().saturating_sub(1)
+    }
+}
+
+/// How tasks become examples.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct MixSettings {
+    /// Most examples of one task in a round: tasks are mixed in proportion to their examples, up to so many (Raffel et al.,
+    /// 2020, examples-proportional mixing).
+    pub cap: usize,
+    /// Examples of each task that are held out to measure on.
+    pub dev: usize,
+    /// Longest input in tokens of the language model; of a longer one the beginning is lost.
+    pub tokens: usize,
+    /// Tokens of an input that the encoder reads.
+    pub encoder_tokens: usize,
+    /// Decides every draw.
+    pub seed: u64,
+}
+
+/// What became of the examples.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Mix {
+    /// Examples to train on, by task.
+    pub train: BTreeMap<String, usize>,
+    /// Inputs that were cut.
+    pub cut: usize,
+}
+
+/// Samples to train on and to measure on.
+pub fn samples(
+    set: &TaskSet,
+    settings: &MixSettings,
+    lm: &TextTokenizer,
+    encoder: &TextTokenizer,
+) -> Result<(Vec<TaskSample>, Vec<TaskSample>, Mix)> {
+    let (mut train, mut dev, mut mix) = (Vec::new(), Vec::new(), Mix::default());
+    for (number, (name, task)) in set.tasks.iter().enumerate() {
+        // Small tasks are for training too: no more than a fifth of one is held out.
+        let held = settings.dev.min(task.train.len() / 5);
+        let drawn = draw(&task.train, held + settings.cap, settings.seed);
+        let mut make = |example: &TaskExample| -> Result<TaskSample> {
+            let (input, lost) = input_tokens(lm, &example.input, settings.tokens)?;
+            mix.cut += usize::from(lost > 0);
+            let ids = encoder_tokens(encoder, &example.input, settings.encoder_tokens)?;
+            let outer = Cut { types: vec![0; ids.len()], ids, left_out: 0 };
+            Ok(TaskSample { task: number, input, target: target_tokens(lm, &example.target)?, outer })
+        };
+        let (held, rest) = drawn.split_at(held);
+        dev.extend(held.iter().map(|e| make(e)).collect::<Result<Vec<_>>>()?);
+        let rest = rest.iter().map(|e| make(e)).collect::<Result<Vec<_>>>()?;
+        if !rest.is_empty() {
+            mix.train.insert(name.clone(), rest.len());
+        }
+        train.extend(rest);
+    }
+    Ok((train, dev, mix))
+}
+
+/// Prompts with the examples they learn from.
+pub struct TaskModule<'a> {
+    lm: &'a Decoder,
+    writer: Writer,
+    positions: usize,
+    train: &'a [TaskSample],
+    dev: &'a [TaskSample],
+    tokens_per_pass: usize,
+}
+
+impl<'a> TaskModule<'a> {
+    /// Learn `writer`, which writes so many `positions`.
+    pub fn new(
+        lm: &'a Decoder,
+        (writer, positions): (Writer, usize),
+        (train, dev): (&'a [TaskSample], &'a [TaskSample]),
+        tokens_per_pass: usize,
+    ) -> Self {
+        Self { lm, writer, positions, train, dev, tokens_per_pass }
+    }
+
+    /// What writes the prompts.
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// Trainable numbers.
+    pub fn parameters(&self) -> usize {
+        self.variables().iter().map(|(_, var)| var.elem_count()).sum()
+    }
+
+    /// Logits `[targets, vocab]` of every sample's target tokens, one sample behind another, and these targets.
+    fn logits(&self, samples: &[&TaskSample]) -> Result<(Tensor, Vec<u32>)> {
+        let prompts = match &self.writer {
+            Writer::Generated(generator) => {
+                Some(generator.prompts(&PackedTexts::new(samples.iter().map(|s| &s.outer)))?)
+            }
+            Writer::Shared(_) => None,
+        };
+        let (mut parts, mut packed, mut rows, mut targets) = (Vec::new(), Packed::default(), Vec::new(), Vec::new());
+        for (i, sample) in samples.iter().enumerate() {
+            parts.push(match (&prompts, &self.writer) {
+                (Some(prompts), _) => prompts.narrow(0, i * self.positions, self.positions).map_err(failed)?,
+                (None, Writer::Shared(prompt)) => prompt.as_tensor().clone(),
+                (None, Writer::Generated(_)) => continue,
+            });
+            let shown = &sample.target[..sample.target.len().saturating_sub(1)];
+            parts.push(self.lm.embed(&[&sample.input, shown].concat())?);
+            let own = packed.push(self.positions + sample.len(), 0..0);
+            let first = own.start + self.positions + sample.input.len() - 1;
+            rows.extend((first..first + sample.target.len()).map(|row| row as u32));
+            targets.extend_from_slice(&sample.target);
+        }
+        let embeds = Tensor::cat(&parts, 0).map_err(failed)?;
+        let hidden = self.lm.forward(&embeds, &packed, None, &rows)?;
+        Ok((self.lm.logits(&hidden)?, targets))
+    }
+
+    fn length(&self, sample: &TaskSample) -> usize {
+        self.positions + sample.len()
+    }
+}
+
+impl Trainable for TaskModule<'_> {
+    fn examples(&self) -> usize {
+        self.train.len()
+    }
+
+    fn tokens(&self, example: usize) -> usize {
+        self.train.get(example).map_or(0, |sample| self.length(sample))
+    }
+
+    /// Cross-entropy of the target tokens, each example's own mean, averaged over examples: long targets do not outweigh
+    /// short ones.
+    fn loss(&self, batch: &[usize], _: u64) -> Result<Tensor> {
+        let samples: Vec<&TaskSample> = batch.iter().filter_map(|&i| self.train.get(i)).collect();
+        let (logits, targets) = self.logits(&samples)?;
+        let weights: Vec<f32> = samples
+            .iter()
+            .flat_map(|s| std::iter::repeat_n(1.0 / (s.target.len() * samples.len()) as f32, s.target.len()))
+            .collect();
+        let loss = || {
+            let device = logits.device();
+            let log_probabilities = candle_nn::ops::log_softmax(&logits, D::Minus1)?;
+            let targets = Tensor::new(targets.as_slice(), device)?.unsqueeze(1)?;
+            let picked = log_probabilities.gather(&targets, 1)?.squeeze(1)?;
+            (picked * Tensor::new(weights.as_slice(), device)?)?.sum_all()?.neg()
+        };
+        loss().map_err(failed)
+    }
+
+    fn variables(&self) -> Vec<(String, Var)> {
+        match &self.writer {
+            Writer::Generated(generator) => generator.variables(),
+            Writer::Shared(prompt) => vec![("prompt".to_owned(), prompt.clone())],
+        }
+    }
+
+    /// Share of held-out examples to which greedy decoding would write exactly the target, averaged over tasks.
+    fn evaluate(&mut self) -> Result<f64> {
+        let mut of_task: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+        let mut begin = 0;
+        while begin < self.dev.len() {
+            check_interrupt(|| "the last checkpoint is kept; go on with --resume".to_owned())?;
+            let (mut samples, mut tokens) = (Vec::new(), 0);
+            while let Some(sample) = self.dev.get(begin).filter(|_| samples.is_empty() || tokens < self.tokens_per_pass) {
+                tokens += self.length(sample);
+                samples.push(sample);
+                begin += 1;
+            }
+            let (logits, targets) = self.logits(&samples)?;
+            let best: Vec<u32> = logits.detach().argmax(D::Minus1).and_then(|t| t.to_vec1()).map_err(failed)?;
+            let mut at = 0;
+            for sample in samples {
+                let end = at + sample.target.len();
+                let (right, all) = of_task.entry(sample.task).or_default();
+                *right += usize::from(best.get(at..end) == targets.get(at..end));
+                *all += 1;
+                at = end;
+            }
+        }
+        let shares = of_task.values().map(|(right, all)| *right as f64 / *all as f64).sum::<f64>();
+        Ok(shares / of_task.len().max(1) as f64)
+    }
+
+    fn metric(&self) -> &'static str {
+        "exact match"
+    }
+}

@@ -1,0 +1,230 @@
+//! One run of `train id-prompt`, from task files to a module that `--prompt` takes.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Var};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::eval::task_set::TaskSet;
+use crate::export::prompt_generator::GeneratorShape;
+use crate::progress::Progress;
+use crate::read::prompt_generator::{EncoderTarget, GENERATOR_FORMAT, GeneratorDescription, GeneratorFile};
+use crate::read::soft_prompt::{FORMAT, PromptDescription, PromptKind, PromptTarget, SoftPrompt};
+use crate::read::template::TemplateKind;
+use crate::runtime::model_dir::{ModelDir, ModelKind, sha256_of};
+use crate::runtime::tokenizer::{TOKENIZER, TextTokenizer};
+use crate::train::bert::Bert;
+use crate::train::generator::Generator;
+use crate::train::llama::{Decoder, failed};
+use crate::train::prompt_run::PROMPT;
+use crate::train::record::{self, Frozen, RunRecord};
+use crate::train::task_prompt::{MixSettings, TaskModule, Writer, samples};
+use crate::train::trainer::{RunLog, Trainer, TrainerSettings};
+
+/// Name of the generator inside a run's folder.
+pub const GENERATOR: &str = "id-prompt.safetensors";
+/// Words that every prompt begins as.
+const WORDS: &str = "Here is a text with a task in it. Do what it asks, and write the answer alone.\n\n";
+
+/// What a run is made of.
+#[derive(Debug, Clone, Serialize)]
+pub struct TaskPromptRun {
+    /// Learn one prompt for all inputs, and no generator.
+    pub shared: bool,
+    /// Positions of a prompt.
+    pub positions: usize,
+    /// Words that it begins as; without them some of ours.
+    pub words: Option<String>,
+    /// Name of the encoder inside the generator.
+    pub encoder: String,
+    /// Learned vectors before the encoder's input.
+    pub encoder_positions: usize,
+    /// Blocks of the cross-attention network.
+    pub blocks: usize,
+    /// A module of the same kind to go on from.
+    pub from: Option<PathBuf>,
+    /// Examples.
+    pub mix: MixSettings,
+    /// The loop.
+    pub trainer: TrainerSettings,
+}
+
+/// Folders and devices that a run works with.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    /// Weights of the language model: a safetensors folder or a GGUF file.
+    pub weights: &'a Path,
+    /// Folder of the encoder's weights.
+    pub encoder: &'a Path,
+    /// Where it computes.
+    pub device: &'a Device,
+    /// Folder for what is learned.
+    pub out: &'a Path,
+}
+
+/// Train a generator, or a shared prompt, for the language model `model` on the tasks.
+///
+/// # Errors
+/// [`Error::Request`] when there is nothing to train on, or the module to go on from was learned for something else; what
+/// reading the models and training say.
+pub fn train(
+    run: &TaskPromptRun,
+    set: &TaskSet,
+    model: &ModelDir,
+    places: Places,
+    resume: bool,
+    progress: &dyn Progress,
+) -> Result<RunRecord> {
+    let ModelKind::Lm(_) = &model.description.kind else {
+        return Err(Error::model(model.name(), "it is not a language model", "name one with --lm"));
+    };
+    std::fs::create_dir_all(places.out).map_err(Error::file("create", places.out))?;
+    let tokenizer = TextTokenizer::open(model)?;
+    let encoder_tokenizer = TextTokenizer::from_file(&places.encoder.join(TOKENIZER), &run.encoder)?;
+    progress.start("tokenising", None, "");
+    let (train, dev, mix) = samples(set, &run.mix, &tokenizer, &encoder_tokenizer)?;
+    progress.finish();
+    if train.is_empty() || dev.is_empty() {
+        return Err(Error::request(
+            "the tasks have too few training examples to train on and hold some out",
+            "give files with at least five examples of a split `train`, or lower --dev",
+        ));
+    }
+    progress.note(&format!("{} examples of {} tasks in a round", train.len(), mix.train.len()));
+    if mix.cut > 0 {
+        let longest = run.mix.tokens;
+        progress.note(&format!("{} inputs are longer than {longest} tokens and lost their beginning", mix.cut));
+    }
+    progress.start(&format!("loading {}", model.name()), None, "");
+    let lm = Decoder::open(places.weights, places.device)?;
+    let before = lm.weights_hash()?;
+    progress.finish();
+    let words = tokenizer.encode(run.words.as_deref().unwrap_or(WORDS), false)?;
+    if words.is_empty() {
+        return Err(Error::request("there are no words to begin with", "leave --init-words out for the default"));
+    }
+    let words: Vec<u32> = words.iter().copied().cycle().take(run.positions).collect();
+    let target = PromptTarget {
+        name: model.stem().to_owned(),
+        layers: lm.layers(),
+        kv_width: lm.kv_width(),
+        hidden: lm.hidden(),
+    };
+    let encoder = EncoderTarget {
+        name: run.encoder.clone(),
+        sha256: sha256_of(&places.encoder.join("model.safetensors"))?,
+        tokens: run.mix.encoder_tokens,
+    };
+    let words = lm.embed(&words)?;
+    let (writer, shape) = if run.shared {
+        let prompt = Var::from_tensor(&words).map_err(failed)?;
+        if let Some(from) = &run.from {
+            let from = SoftPrompt::load(from)?;
+            check_from(from.description.target == target && from.positions() == run.positions)?;
+            let values = candle_core::Tensor::from_slice(from.values(), prompt.shape(), places.device);
+            values.and_then(|values| prompt.set(&values)).map_err(failed)?;
+        }
+        (Writer::Shared(prompt), None)
+    } else {
+        let bert = Bert::load(places.encoder, None, run.trainer.seed, places.device)?;
+        let width = bert.hidden();
+        let heads = Some(width / 64).filter(|heads| *heads > 0 && width % heads == 0).unwrap_or(1);
+        let shape = GeneratorShape {
+            positions: run.positions,
+            hidden: lm.hidden(),
+            width,
+            encoder_positions: run.encoder_positions,
+            blocks: run.blocks,
+            heads,
+        };
+        if run.mix.encoder_tokens > bert.longest() {
+            return Err(Error::request(
+                format!("{} reads no more than {} tokens", run.encoder, bert.longest()),
+                "lower --encoder-tokens",
+            ));
+        }
+        let mut generator = Generator::new(shape, bert, words, run.trainer.seed, places.device)?;
+        if let Some(from) = &run.from {
+            let from = GeneratorFile::load(from)?;
+            let of = &from.description;
+            check_from(of.target == target && of.shape == shape && of.encoder.sha256 == encoder.sha256)?;
+            generator.set_tensors(&from.tensors)?;
+        }
+        (Writer::Generated(Box::new(generator)), Some(shape))
+    };
+    let mut module = TaskModule::new(&lm, (writer, run.positions), (&train, &dev), run.trainer.tokens_per_pass);
+    let parameters = module.parameters();
+    progress.note(&format!(
+        "{parameters} trainable numbers, {:.2}% of the {} frozen ones of {}",
+        100.0 * parameters as f64 / lm.parameters() as f64,
+        lm.parameters(),
+        target.name
+    ));
+    let inputs = json!({
+        "run": run, "tasks": set.sha256, "names": set.tasks.keys().collect::<Vec<_>>(), "lm": before,
+        "encoder": encoder, "from": run.from.as_deref().map(sha256_of).transpose()?,
+    });
+    let log = Trainer::new(&run.trainer, &inputs, places.out)?.run(&mut module, resume, progress)?;
+    let frozen = Frozen { model: target.name.clone(), parameters: lm.parameters(), before, after: lm.weights_hash()? };
+    frozen.check()?;
+    let training = story(run, set, &log);
+    match (module.writer(), shape) {
+        (Writer::Generated(generator), Some(shape)) => {
+            let format = GENERATOR_FORMAT;
+            let description = GeneratorDescription { format, target, encoder, shape, sha256: String::new(), training };
+            GeneratorFile::new(description, &generator.tensors()?)?.save(&places.out.join(GENERATOR))?;
+        }
+        (Writer::Shared(prompt), _) => {
+            let description = PromptDescription {
+                format: FORMAT,
+                kind: PromptKind::Embeddings,
+                positions: run.positions,
+                target,
+                template: TemplateKind::Plain,
+                abstains: false,
+                training,
+            };
+            let values: Vec<f32> = prompt.flatten_all().and_then(|t| t.to_vec1()).map_err(failed)?;
+            SoftPrompt::new(description, &values)?.save(&places.out.join(PROMPT))?;
+        }
+        (Writer::Generated(_), None) => {}
+    }
+    let (examples_per_second, tokens_per_second) = record::speed(&log);
+    let record = RunRecord {
+        nunatak: env!("CARGO_PKG_VERSION"),
+        module: if run.shared { "shared prompt" } else { "prompt generator" },
+        settings: serde_json::to_value(run).map_err(Error::internal("recording settings"))?,
+        data: json!({"tasks": set.sha256, "skipped": set.skipped, "mix": mix, "held_out": dev.len()}),
+        parameters,
+        frozen: Some(frozen),
+        metric: "exact match",
+        log,
+        examples_per_second,
+        tokens_per_second,
+    };
+    record::write(&record, places.out)?;
+    Ok(record)
+}
+
+fn check_from(fits: bool) -> Result<()> {
+    if fits {
+        return Ok(());
+    }
+    let hint = "go on from a module of the same sizes for the same models";
+    Err(Error::request("the module to go on from was learned for something else", hint))
+}
+
+/// What a module's file says about how it came to be: no paths of the machine it was made on.
+fn story(run: &TaskPromptRun, set: &TaskSet, log: &RunLog) -> Value {
+    json!({
+        "tasks": set.tasks.keys().collect::<Vec<_>>(),
+        "sha256": set.sha256,
+        "mix": run.mix,
+        "trainer": run.trainer,
+        "examples": log.seen,
+        "seconds": log.seconds.round(),
+        "exact_match_on_held_out": log.best.map(|(_, value)| value),
+    })
+}

@@ -1,0 +1,226 @@
+//! Prompts that depend on the input: from files of tasks to a generator, and what it makes of them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use candle_core::Device;
+use nunatak::export::Precision;
+use nunatak::export::prompt_generator::GeneratorShape;
+use nunatak::progress::Quiet;
+use nunatak::read::decode::Decoding;
+use nunatak::read::lm::{FrozenLm, Prompt};
+use nunatak::read::prompt_generator::{
+    EncoderTarget, GENERATOR_FORMAT, GeneratorDescription, GeneratorFile, PromptGenerator, encoder_source,
+    encoder_tokens,
+};
+use nunatak::read::soft_prompt::PromptTarget;
+use nunatak::runtime::model_dir::sha256_of;
+use nunatak::runtime::session::RuntimeOptions;
+use nunatak::runtime::setup;
+use nunatak::runtime::tokenizer::{Cut, TextTokenizer};
+use nunatak::train::bert::{Bert, PackedTexts};
+use nunatak::train::generator::Generator;
+use serde_json::{Value, json};
+
+const ENCODER: &str = "all-MiniLM-L6-v2";
+
+fn nunatak() -> Command {
+    Command::cargo_bin("nunatak").unwrap()
+}
+
+/// Two tasks: one with choices, one without.
+fn tasks(folder: &Path) -> PathBuf {
+    let path = folder.join("tasks.jsonl");
+    let things = ["ice", "snow", "fire", "lava", "sleet", "steam", "frost", "embers", "hail", "magma"];
+    let mut lines = Vec::new();
+    for (i, thing) in things.into_iter().enumerate() {
+        let cold = ["ice", "snow", "sleet", "frost", "hail"].contains(&thing);
+        let split = if i < 6 { "train" } else { "test" };
+        let answer = if cold { "yes" } else { "no" };
+        lines.push(json!({"input": format!("Thing: {thing}\nIs it cold?"), "target": answer, "task": "cold",
+            "cluster": "yes/no", "split": split, "choices": ["yes", "no"]}));
+        lines.push(json!({"input": format!("Say it again: {thing}\nAgain:"), "target": thing, "task": "echo",
+            "cluster": "copying", "split": split}));
+    }
+    fs::write(&path, lines.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")).unwrap();
+    path
+}
+
+fn json_of(command: &mut Command) -> Value {
+    serde_json::from_slice(&command.arg("--json").assert().success().get_output().stdout).unwrap()
+}
+
+const SMALL: [&str; 12] = [
+    "--examples", "8", "--batch", "4", "--dev", "1", "--positions", "4", "--encoder-positions", "2", "--window", "32",
+];
+
+#[test]
+fn a_generator_from_tasks_to_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tasks, out) = (tasks(folder.path()), folder.path().join("run"));
+    let train = |out: &Path, words: &[&str]| {
+        let mut command = nunatak();
+        command.args(["train", "id-prompt", "--tasks"]).arg(&tasks).arg("--out").arg(out).args(SMALL).args(words);
+        command
+    };
+    let record = json_of(&mut train(&out, &[]));
+    assert_eq!(record["frozen"]["before"], record["frozen"]["after"]);
+    assert_eq!(record["log"]["seen"], 8);
+    assert_eq!(record["data"]["mix"]["train"], json!({"cold": 5, "echo": 5}));
+    let generator = out.join("id-prompt.safetensors");
+    let eval = |prompt: &[&str], out: &str| {
+        let mut command = nunatak();
+        command.args(["eval", "tasks", "--tasks"]).arg(&tasks).args(prompt).arg("--out").arg(folder.path().join(out));
+        command
+    };
+    let generator = generator.to_str().unwrap();
+    let report = json_of(&mut eval(&["--prompt", generator], "a"));
+    let of = |task: usize, field: &str| report["tasks"][task][field].clone();
+    assert_eq!((of(0, "task"), of(0, "measure"), of(0, "n")), (json!("cold"), json!("accuracy"), json!(4)));
+    assert_eq!((of(1, "task"), of(1, "measure"), of(1, "n")), (json!("echo"), json!("exact-match"), json!(4)));
+    let mean = (of(0, "score").as_f64().unwrap() + of(1, "score").as_f64().unwrap()) / 2.0;
+    assert!((report["average"].as_f64().unwrap() - mean).abs() < 1e-12);
+    assert_eq!(report["clusters"]["copying"], of(1, "score"));
+    let said = |run: &str| -> Vec<Value> {
+        let text = fs::read_to_string(folder.path().join(run).join("predictions.jsonl")).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["prediction"].clone()).collect()
+    };
+    assert!(said("a").iter().take(4).all(|said| said == "yes" || said == "no"));
+    json_of(&mut eval(&["--prompt", generator], "again"));
+    assert_eq!(said("a"), said("again"));
+
+    // The other ways to prompt go the same way, and runs are compared task by task.
+    let shared = folder.path().join("shared");
+    json_of(&mut train(&shared, &["--shared", "--only", "echo"]));
+    let prompt = shared.join("prompt.safetensors");
+    json_of(&mut eval(&["--prompt", prompt.to_str().unwrap()], "b"));
+    fs::copy(&prompt, shared.join("echo.safetensors")).unwrap();
+    json_of(&mut eval(&["--prompt", shared.to_str().unwrap(), "--only", "copying"], "c"));
+    assert_eq!(said("c"), said("b")[4..]);
+    json_of(&mut eval(&["--shots", "2"], "d"));
+    let mut compare = nunatak();
+    let rows = json_of(compare.args(["eval", "compare"]).args(["a", "b"].map(|run| folder.path().join(run))));
+    let names: Vec<&str> = rows["metrics"].as_array().unwrap().iter().map(|m| m["metric"].as_str().unwrap()).collect();
+    for name in ["task_score", "task_score/cold", "task_score/echo"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+
+    // What is missing or damaged is named.
+    let fails = |prompt: &[&str], message: &str| {
+        let error = eval(prompt, "e").assert().failure().get_output().stderr.clone();
+        let error = String::from_utf8(error).unwrap();
+        assert!(error.contains(message), "{error}");
+    };
+    fails(&["--prompt", shared.to_str().unwrap()], "no prompt for the task cold");
+    fails(&["--only", "nothing"], "no task or cluster \"nothing\"");
+    let mut bytes = fs::read(generator).unwrap();
+    let damaged = folder.path().join("damaged.safetensors");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&damaged, &bytes).unwrap();
+    fails(&["--prompt", damaged.to_str().unwrap()], "damaged.safetensors: its numbers are not what was written");
+    fs::write(&damaged, &bytes[..last]).unwrap();
+    fails(&["--prompt", damaged.to_str().unwrap()], "damaged.safetensors");
+    eval(&["--prompt", generator], "a").assert().failure().stderr(predicates::str::contains("another run lies"));
+    train(&out, &["--resume", "--seed", "1"])
+        .assert()
+        .failure()
+        .stderr(predicates::str::contains("other settings, data or models"));
+    train(&out, &["--from", generator, "--positions", "5"]).assert().failure();
+}
+
+/// A generator with random numbers in place of those that begin as zero.
+fn random_generator(source: &Path) -> (GeneratorFile, Generator) {
+    let shape = GeneratorShape { positions: 3, hidden: 576, width: 384, encoder_positions: 4, blocks: 2, heads: 6 };
+    let device = Device::Cpu;
+    let words = candle_core::Tensor::zeros((3, 576), candle_core::DType::F32, &device).unwrap();
+    let bert = Bert::load(source, None, 0, &device).unwrap();
+    let mut generator = Generator::new(shape, bert, words, 7, &device).unwrap();
+    let mut tensors: BTreeMap<String, Vec<f32>> = generator.tensors().unwrap();
+    for (name, numbers) in &mut tensors {
+        if name.starts_with("project") || name.ends_with("bias") || name == "base" {
+            for (i, x) in numbers.iter_mut().enumerate() {
+                *x = ((i * 7919 % 1009) as f32 / 1009.0 - 0.5) / 5.0;
+            }
+        }
+    }
+    let target = PromptTarget { name: "SmolLM2-135M-Instruct".into(), layers: 30, kv_width: 192, hidden: 576 };
+    let sha256 = sha256_of(&source.join("model.safetensors")).unwrap();
+    let description = GeneratorDescription {
+        format: GENERATOR_FORMAT,
+        target,
+        encoder: EncoderTarget { name: ENCODER.into(), sha256, tokens: 24 },
+        shape,
+        sha256: String::new(),
+        training: Value::Null,
+    };
+    let file = GeneratorFile::new(description, &tensors).unwrap();
+    generator.set_tensors(&file.tensors).unwrap();
+    (file, generator)
+}
+
+#[test]
+fn the_graph_of_a_generator_computes_what_was_trained() {
+    let options = RuntimeOptions::default();
+    setup::model(ENCODER, &options, &Quiet).unwrap();
+    let starter = setup::Manifest::get().unwrap().starter(ENCODER).unwrap();
+    let source = setup::source(starter, &options, &Quiet).unwrap();
+    let (file, generator) = random_generator(&source);
+    assert_eq!(encoder_source(&file.description.encoder, &options, &Quiet).unwrap(), source);
+    let tokenizer = TextTokenizer::from_file(&source.join("tokenizer.json"), ENCODER).unwrap();
+    // The last is longer than the encoder reads: its beginning and end count.
+    let long = "one two three four five six seven eight nine ten ".repeat(5) + "the end";
+    let inputs = ["Is ice cold?", "Ja", long.as_str()];
+    let cuts: Vec<Cut> = inputs
+        .iter()
+        .map(|input| {
+            let ids = encoder_tokens(&tokenizer, input, 24).unwrap();
+            assert!(ids.len() <= 24 && ids[0] == 101 && ids.last() == Some(&102));
+            Cut { types: vec![0; ids.len()], ids, left_out: 0 }
+        })
+        .collect();
+    let trained: Vec<f32> = generator.prompts(&PackedTexts::new(&cuts)).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let mut exact = PromptGenerator::open(&file, Precision::Fp32, &options, &Quiet).unwrap();
+    let mut fast = PromptGenerator::open(&file, Precision::Int8, &options, &Quiet).unwrap();
+    let base = &file.tensors["base"];
+    let (mut differs, width) = (false, base.len());
+    for (input, trained) in inputs.iter().zip(trained.chunks_exact(width)) {
+        let prompt = exact.prompt(input).unwrap();
+        for (a, b) in prompt.values().iter().zip(trained) {
+            // Prompts are rounded to 16-bit floats.
+            assert!((a - b).abs() < 1e-3 * (1.0 + b.abs()), "{input}: {a} {b}");
+        }
+        differs |= trained.iter().zip(base).any(|(a, b)| (a - b).abs() > 0.1);
+        let prompt = fast.prompt(input).unwrap();
+        let of_input = |values: &[f32]| values.iter().zip(base).map(|(x, base)| x - base).collect::<Vec<f32>>();
+        let (a, b) = (of_input(prompt.values()), of_input(trained));
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+        let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+        assert!(cosine > 0.98, "{input}: {cosine}");
+        assert_eq!(fast.prompt(input).unwrap().hash(), prompt.hash());
+    }
+    assert!(differs);
+    // An encoder with other weights is refused.
+    let other = EncoderTarget { sha256: "0".into(), ..file.description.encoder.clone() };
+    assert!(encoder_source(&other, &options, &Quiet).unwrap_err().to_string().contains("another all-MiniLM-L6-v2"));
+}
+
+#[test]
+fn a_continuation_scores_what_generation_gave_it() {
+    let options = RuntimeOptions::default();
+    let model = setup::model("SmolLM2-135M-Instruct@fp32", &options, &Quiet).unwrap();
+    let mut lm = FrozenLm::open(&model, &options).unwrap();
+    let prompt = Prompt::of(lm.tokenizer().encode("The capital of France is", false).unwrap());
+    let decoding = Decoding { max_new_tokens: 5, stop: Vec::new(), ..Decoding::default() };
+    let written = lm.generate(std::slice::from_ref(&prompt), &decoding, None, &mut |_, _| {}).unwrap().0.remove(0);
+    let continuations = vec![written.tokens.clone(), written.tokens[..1].to_vec(), Vec::new(), vec![5, 6, 7]];
+    let scores = lm.score(&prompt, &continuations).unwrap();
+    let wanted = [written.logprobs.iter().sum::<f32>(), written.logprobs[0], 0.0];
+    for (score, wanted) in scores.iter().zip(wanted) {
+        assert!((score - wanted).abs() < 1e-3, "{scores:?} {wanted}");
+    }
+    let alone = lm.score(&prompt, &continuations[3..]).unwrap();
+    assert!((alone[0] - scores[3]).abs() < 1e-3 && alone[0] < scores[0]);
+}
