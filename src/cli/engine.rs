@@ -12,15 +12,16 @@ use crate::confidence::Calibration;
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::eval::provenance::CalibrationIdentity;
+use crate::export::Precision;
 use crate::filter::Filter;
 use crate::index::Index;
 use crate::pipeline::{Depths, Pipeline, SharedEncoder};
 use crate::progress::Progress;
 use crate::read::choose::Choice;
 use crate::read::decode::Decoding;
+use crate::read::prompt_generator::PromptGenerator;
 use crate::read::prompts;
 use crate::read::reader::{Reader, ReaderSettings};
-use crate::read::soft_prompt::SoftPrompt;
 use crate::read::template::TemplateKind;
 use crate::rerank::{CrossEncoder, Patience};
 use crate::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, Mode, Retriever};
@@ -231,17 +232,17 @@ impl ReadingArgs {
         }
     }
 
-    /// The learned prompt that is asked for, or that stands ready for this model, with its name.
-    fn learned_prompt(&self, model: &ModelDir) -> Result<Option<(String, Arc<SoftPrompt>)>> {
+    /// The learned prompt, or the generator of prompts, that is asked for, or that stands ready for this model, with its name.
+    fn learned_prompt(&self, model: &ModelDir) -> Result<Option<(String, prompts::Found)>> {
         match (self.prompt.as_deref(), self.template) {
             (Some("none"), _) => Ok(None),
             (Some(_), Some(_)) => Err(Error::request(
                 "a learned prompt has a template of its own",
                 "leave --template out, or say --prompt none",
             )),
-            (Some(name), None) => prompts::find(name).map(|prompt| Some((name.to_owned(), prompt))),
+            (Some(name), None) => prompts::find_any(name).map(|prompt| Some((name.to_owned(), prompt))),
             (None, Some(_)) => Ok(None),
-            (None, None) => prompts::default_for(model),
+            (None, None) => Ok(prompts::default_for(model)?.map(|(name, prompt)| (name, prompts::Found::Soft(prompt)))),
         }
     }
 
@@ -428,7 +429,11 @@ pub fn build(
         Some(args) => {
             let model = setup::model(&args.lm, &options, progress)?;
             let prompt = args.learned_prompt(&model)?;
-            models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), p.hash().to_owned())));
+            let hash = |prompt: &prompts::Found| match prompt {
+                prompts::Found::Soft(prompt) => prompt.hash().to_owned(),
+                prompts::Found::Generator(file) => file.description.sha256.clone(),
+            };
+            models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), hash(p))));
             Some((model, args.settings(retrieval, seed)?, prompt.map(|(_, prompt)| prompt)))
         }
         None => None,
@@ -438,7 +443,7 @@ pub fn build(
     let (reader, others) = std::thread::scope(|scope| {
         let reader = reader_model.as_ref().map(|(model, settings, prompt)| {
             let (settings, prompt, options) = (settings.clone(), prompt.clone(), &options);
-            scope.spawn(move || Reader::open(model, settings, prompt, options))
+            scope.spawn(move || open_reader(model, settings, prompt, options, progress))
         });
         let others = open_retriever(&index, mode, retrieval, &options, progress, &mut models)
             .and_then(|retriever| Ok((retriever, open_reranker(retrieval, &options, progress, &mut models)?)));
@@ -485,6 +490,26 @@ pub fn build(
         calibration = Some(identity);
     }
     Ok(Engine { pipeline, mode, models, calibration })
+}
+
+/// A reader behind a learned prompt, or with a generator of prompts and what that was learned behind.
+fn open_reader(
+    model: &ModelDir,
+    settings: ReaderSettings,
+    prompt: Option<prompts::Found>,
+    options: &RuntimeOptions,
+    progress: &dyn Progress,
+) -> Result<Reader> {
+    match prompt {
+        None => Reader::open(model, settings, None, options),
+        Some(prompts::Found::Soft(prompt)) => Reader::open(model, settings, Some(prompt), options),
+        Some(prompts::Found::Generator(file)) => {
+            let behind = file.description.behind.as_ref();
+            let behind = behind.map(|behind| prompts::find(&behind.name)).transpose()?;
+            let generator = PromptGenerator::open(&file, Precision::default(), options, progress)?;
+            Reader::open(model, settings, behind, options)?.write_prompts(generator, model)
+        }
+    }
 }
 
 /// The calibration that is asked for, and whether it is made for what is in use.

@@ -17,7 +17,8 @@ pub mod search;
 pub mod serve;
 pub mod setup;
 pub mod train;
-pub mod train_id_prompt;
+pub mod train_curves;
+mod train_id_prompt;
 mod train_reranker;
 pub mod warm;
 

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::cli::Globals;
 use crate::cli::engine::DEFAULT_LM;
 use crate::cli::output;
+use crate::cli::train_curves::{self, CurvesArgs};
 use crate::cli::train_id_prompt::{self, IdPromptArgs};
 use crate::cli::train_reranker::{self, RerankerArgs};
 use crate::error::{Error, Result};
@@ -37,6 +38,8 @@ enum TrainCommand {
     Reranker(Box<RerankerArgs>),
     /// A generator that writes a prompt for each input, from many tasks at once
     IdPrompt(Box<IdPromptArgs>),
+    /// How several trainings went, side by side
+    Curves(CurvesArgs),
 }
 
 /// What every training takes: where it is kept, how long it goes on, and in what order.
@@ -232,6 +235,7 @@ pub fn run(args: &TrainArgs, globals: &Globals) -> Result<()> {
         TrainCommand::Prompt(args) => prompt(args, globals),
         TrainCommand::Reranker(args) => train_reranker::run(args, globals),
         TrainCommand::IdPrompt(args) => train_id_prompt::run(args, globals),
+        TrainCommand::Curves(args) => train_curves::run(args, globals),
     }
 }
 

@@ -9,20 +9,30 @@ use crate::cli::engine::DEFAULT_LM;
 use crate::cli::output;
 use crate::cli::train::{LoopArgs, lm_weights};
 use crate::error::{Error, Result};
-use crate::eval::task_set;
+use crate::eval::task_set::{self, TaskSet};
 use crate::runtime::setup::{self, Manifest};
 use crate::train::device;
 use crate::train::optimiser::OptimiserSettings;
 use crate::train::prompt_run::PROMPT;
 use crate::train::task_prompt::MixSettings;
-use crate::train::task_prompt_run::{self, GENERATOR, Places, TaskPromptRun};
+use crate::train::task_prompt_run::{self, GENERATOR, Places, Reading, TaskPromptRun};
+use crate::train::windows::WindowSettings;
 
 /// Options of `nunatak train id-prompt`.
 #[derive(Debug, Args)]
 pub struct IdPromptArgs {
     /// Tasks: JSONL of `input`, `target`, `task`, `cluster`, `split` and perhaps `choices`, or a folder of such files
-    #[arg(long, required = true, value_name = "PATH")]
+    #[arg(long, required_unless_present = "index", conflicts_with = "index", value_name = "PATH")]
     tasks: Vec<PathBuf>,
+    /// Learn to read instead: folder of the index that holds the gold passages
+    #[arg(long, requires = "questions", value_name = "DIR")]
+    index: Option<PathBuf>,
+    /// Questions with `answers` and `positive_ids`; may be given several times
+    #[arg(long, requires = "index", value_name = "FILE")]
+    questions: Vec<PathBuf>,
+    /// The learned prompt, by name, that what is written for reading goes on from; none begins anew
+    #[arg(long, default_value = "reader", value_name = "NAME")]
+    behind: String,
     /// Learn from these tasks or clusters alone
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
@@ -65,7 +75,7 @@ pub struct IdPromptArgs {
     /// Most examples of one task in a round
     #[arg(long, default_value_t = 1000, value_name = "N")]
     cap: usize,
-    /// Examples of each task held out to measure on
+    /// Examples of each task held out to measure on; of a reader's questions ten times as many
     #[arg(long, default_value_t = 10, value_name = "N")]
     dev: usize,
     /// Longest input in tokens; of a longer one the beginning is lost
@@ -101,10 +111,29 @@ impl IdPromptArgs {
         Ok(())
     }
 
+    fn set(&self) -> Result<TaskSet> {
+        let set = task_set::read(&self.tasks, self.training.skip_bad)?;
+        match (self.only.is_empty(), self.without.is_empty()) {
+            (false, _) => set.keep(&self.only, false),
+            (_, false) => set.keep(&self.without, true),
+            _ => Ok(set),
+        }
+    }
+
     fn run(&self) -> Result<TaskPromptRun> {
         let learning_rate = self.lr.unwrap_or(if self.shared { 1e-2 } else { 1e-3 });
         let optimiser = OptimiserSettings { learning_rate, warm_up: self.warm_up, weight_decay: 0.0, clip: 1.0 };
+        let seed = self.training.seed;
+        let reading = self.index.as_ref().map(|index| Reading {
+            index: index.clone(),
+            questions: self.questions.clone(),
+            skip_bad: self.training.skip_bad,
+            dev: 10 * self.dev,
+            windows: WindowSettings { tokens: self.window, seed, ..WindowSettings::default() },
+            behind: (self.behind != "none").then(|| self.behind.clone()),
+        });
         Ok(TaskPromptRun {
+            reading,
             shared: self.shared,
             positions: self.positions,
             words: self.init_words.clone(),
@@ -117,7 +146,7 @@ impl IdPromptArgs {
                 dev: self.dev,
                 tokens: self.window,
                 encoder_tokens: self.encoder_tokens,
-                seed: self.training.seed,
+                seed,
             },
             trainer: self.training.settings(TOKENS_PER_PASS, optimiser)?,
         })
@@ -127,12 +156,7 @@ impl IdPromptArgs {
 /// Run `nunatak train id-prompt`.
 pub fn run(args: &IdPromptArgs, globals: &Globals) -> Result<()> {
     args.check()?;
-    let mut set = task_set::read(&args.tasks, args.training.skip_bad)?;
-    if !args.only.is_empty() {
-        set = set.keep(&args.only, false)?;
-    } else if !args.without.is_empty() {
-        set = set.keep(&args.without, true)?;
-    }
+    let set = if args.index.is_some() { None } else { Some(args.set()?) };
     let run = args.run()?;
     let device = device::open(globals.device)?;
     let (options, progress) = (globals.runtime(), globals.progress());
@@ -148,7 +172,7 @@ pub fn run(args: &IdPromptArgs, globals: &Globals) -> Result<()> {
         }
     };
     let places = Places { weights: &lm, encoder: &encoder, device: &device, out: &args.training.out };
-    let record = task_prompt_run::train(&run, &set, &model, places, args.training.resume, progress)?;
+    let record = task_prompt_run::train(&run, set.as_ref(), &model, places, args.training.resume, progress)?;
     if globals.json {
         return output::json(&record);
     }
@@ -161,5 +185,9 @@ pub fn run(args: &IdPromptArgs, globals: &Globals) -> Result<()> {
         record.examples_per_second,
     ))?;
     let file = args.training.out.join(if args.shared { PROMPT } else { GENERATOR });
-    output::line(format!("use it: nunatak eval tasks --tasks PATH --prompt {} --out DIR", file.display()))
+    let file = file.display();
+    output::line(match args.index {
+        Some(_) => format!("use it: nunatak ask \"...\" --index DIR --prompt {file}"),
+        None => format!("use it: nunatak eval tasks --tasks PATH --prompt {file} --out DIR"),
+    })
 }

@@ -226,7 +226,10 @@ mod tests {
         let bad = r#"{"input": "a", "target": "maybe", "task": "t", "split": "train", "choices": ["yes", "no"]}"#;
         let (_dir, path) = written(&format!("{LINES}{bad}\n"));
         let error = read(std::slice::from_ref(&path), 0).unwrap_err().to_string();
-        assert!(error.contains("tasks.jsonl") && error.contains('5') && error.contains("none of the choices"), "{error}");
+        assert!(
+            error.contains("tasks.jsonl") && error.contains('5') && error.contains("none of the choices"),
+            "{error}"
+        );
         assert_eq!(read(&[path], 1).unwrap().skipped, 1);
         let (_dir, empty) = written("\n");
         assert!(read(&[empty], 0).unwrap_err().to_string().contains("no tasks"));

@@ -221,7 +221,8 @@ pub fn run(
         settings,
         clusters: results.iter().map(|r| (r.cluster.clone(), over(&|other| other.cluster == r.cluster))).collect(),
         average,
-        interval: interval_of(scores.len(), options.seed, average_of).unwrap_or(Interval { low: average, high: average }),
+        interval: interval_of(scores.len(), options.seed, average_of)
+            .unwrap_or(Interval { low: average, high: average }),
         tasks: results,
         prompt_ms: prompt_ms / scores.len().max(1) as f64,
         lm_ms: lm_ms / scores.len().max(1) as f64,

@@ -40,10 +40,8 @@ impl GeneratorShape {
     /// Every tensor of a generator by name, with its shape. Matrices are `[out, in]`.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let Self { positions, hidden, width: d, encoder_positions, blocks, .. } = *self;
-        let mut tensors = vec![
-            ("encoder_prompt".to_owned(), vec![encoder_positions, d]),
-            ("latents".to_owned(), vec![positions, d]),
-        ];
+        let mut tensors =
+            vec![("encoder_prompt".to_owned(), vec![encoder_positions, d]), ("latents".to_owned(), vec![positions, d])];
         for block in 0..blocks {
             let mut add = |part: &str, shape: &[usize]| tensors.push((format!("block.{block}.{part}"), shape.to_vec()));
             for norm in ["query_norm", "mlp_norm"] {

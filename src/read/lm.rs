@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use crate::error::{Error, Result};
 use crate::read::decode::{Decoding, Finish, Generation, Next, Sampler, log_probability, pick_within};
 use crate::read::prefix::{Prefix, cache_order};
-use crate::read::soft_prompt::PromptKind;
+use crate::read::soft_prompt::{PromptKind, SoftPrompt};
 use crate::read::spans::{Span, SpanConstraint, Vocabulary};
 use crate::read::state_folder::StateFolder;
 use crate::read::states::{CacheStatistics, StateCache};
@@ -37,6 +37,8 @@ pub struct FrozenLm {
     vocabulary: OnceLock<Arc<Vocabulary>>,
     /// States of prefixes by their keys; model and device are this object's own.
     prefixes: HashMap<String, Arc<States>>,
+    /// States of the last prefix that was written for one input: all windows of a question share them.
+    written: Option<(String, Arc<States>)>,
     /// States of passages behind a prefix.
     passages: StateCache,
     /// Index beside which more of them are kept.
@@ -93,6 +95,7 @@ impl FrozenLm {
             fingerprint: model.fingerprint(),
             vocabulary: OnceLock::new(),
             prefixes: HashMap::new(),
+            written: None,
             passages: StateCache::default(),
             beside: None,
         })
@@ -259,8 +262,16 @@ impl FrozenLm {
         if let Some(states) = self.prefixes.get(key) {
             return Ok(states.clone());
         }
+        if let Some((_, states)) = self.written.as_ref().filter(|(written, _)| written == key) {
+            return Ok(states.clone());
+        }
         let positions = prefix.positions();
         let states = match prefix {
+            Prefix::Written { behind, prompt } => {
+                let states = Arc::new(self.states_behind(behind.as_ref(), prompt)?);
+                self.written = Some((key.to_owned(), states.clone()));
+                return Ok(states);
+            }
             Prefix::Learned(prompt) if prompt.description.kind == PromptKind::States => {
                 self.graph.states_of(cache_order(prompt, &self.shape), positions)
             }
@@ -284,6 +295,17 @@ impl FrozenLm {
         self.read_passages(prefix, passages, &mut cache)
     }
 
+    /// States of a written prompt behind a learned one, those of the learned one included.
+    fn states_behind(&mut self, behind: Option<&Arc<SoftPrompt>>, prompt: &Arc<SoftPrompt>) -> Result<States> {
+        let (embeds, positions) = (prompt.values().to_vec(), prompt.positions());
+        let Some(behind) = behind else { return self.states_of(embeds, positions) };
+        let before = self.prepare_prefix(&Prefix::Learned(behind.clone()))?;
+        let mut cache = self.graph.new_cache(1, before.positions() + positions)?;
+        self.graph.append(&before, &mut cache)?;
+        self.graph.forward(&mut cache, embeds, &[positions], &[], false)?;
+        self.graph.states(&cache, 0)
+    }
+
     /// States of input embeddings with nothing before them.
     fn states_of(&mut self, embeds: Vec<f32>, positions: usize) -> Result<States> {
         let mut cache = self.graph.new_cache(1, positions.max(1))?;
@@ -293,12 +315,19 @@ impl FrozenLm {
         self.graph.states(&cache, 0)
     }
 
-    /// Fill an empty cache with the states of a prefix and of the passages behind it; gives the latter.
+    /// Fill an empty cache with the states of a prefix and of the passages behind it; gives the latter, or none behind a
+    /// written prefix.
     fn read_passages(&mut self, prefix: &Prefix, passages: &[u32], cache: &mut KvCache) -> Result<Arc<States>> {
         let key = prefix.key();
         let before = self.prefix_states(prefix, &key)?;
         self.graph.append(&before, cache)?;
         if passages.is_empty() {
+            return Ok(Arc::new(States::short(Vec::new(), 0)));
+        }
+        if prefix.is_written() {
+            // Nobody else will ask for these, and keeping them would push out what somebody asks for.
+            let embeds = self.embed(passages)?;
+            self.graph.forward(cache, embeds, &[passages.len()], &[], false)?;
             return Ok(Arc::new(States::short(Vec::new(), 0)));
         }
         if let Some(states) = self.passages.get(&key, passages) {

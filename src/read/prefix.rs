@@ -16,6 +16,13 @@ pub enum Prefix {
     Words(Vec<u32>),
     /// A learned prompt.
     Learned(Arc<SoftPrompt>),
+    /// A prompt that was written for this one input, perhaps behind a learned one.
+    Written {
+        /// The learned one.
+        behind: Option<Arc<SoftPrompt>>,
+        /// What was written.
+        prompt: Arc<SoftPrompt>,
+    },
 }
 
 impl Prefix {
@@ -24,7 +31,15 @@ impl Prefix {
         match self {
             Self::Words(tokens) => tokens.len(),
             Self::Learned(prompt) => prompt.positions(),
+            Self::Written { behind, prompt } => {
+                behind.as_ref().map_or(0, |behind| behind.positions()) + prompt.positions()
+            }
         }
+    }
+
+    /// Whether it was written for one input: what is computed behind it is of no use to another.
+    pub fn is_written(&self) -> bool {
+        matches!(self, Self::Written { .. })
     }
 
     /// What states behind this prefix depend on: part of the key of everything that is kept.
@@ -36,6 +51,8 @@ impl Prefix {
                 short_hex(&hash.finalize())
             }
             Self::Learned(prompt) => prompt.hash().to_owned(),
+            Self::Written { behind: None, prompt } => prompt.hash().to_owned(),
+            Self::Written { behind: Some(behind), prompt } => format!("{}+{}", behind.hash(), prompt.hash()),
         }
     }
 }

@@ -47,6 +47,15 @@ pub struct EncoderTarget {
     pub tokens: usize,
 }
 
+/// A learned prompt that a generator's prompts go on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// Its name, as [`crate::read::prompts::find`] knows it.
+    pub name: String,
+    /// Its hash.
+    pub hash: String,
+}
+
 /// What is known of a generator besides its numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GeneratorDescription {
@@ -58,6 +67,12 @@ pub struct GeneratorDescription {
     pub encoder: EncoderTarget,
     /// Sizes.
     pub shape: GeneratorShape,
+    /// The learned prompt that stands before what it writes, if it was learned behind one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub behind: Option<Behind>,
+    /// Whether it was taught to answer nothing when the passages hold no answer.
+    #[serde(default)]
+    pub abstains: bool,
     /// sha256 over the numbers, shortened.
     pub sha256: String,
     /// How it came to be, for people: data, settings, measures.
@@ -190,6 +205,11 @@ pub fn encoder_tokens(tokenizer: &TextTokenizer, input: &str, most: usize) -> Re
     Ok([&ids[..first], &ids[ids.len() - last..]].concat())
 }
 
+/// What a generator of readers' prompts is told: the question first, as the encoder may not read all of the passage.
+pub fn reading_input(question: &str, passage: &str) -> String {
+    format!("{}\n{}", question.trim(), passage.trim())
+}
+
 /// The folder of a generator's encoder, as it was published.
 ///
 /// # Errors
@@ -272,8 +292,7 @@ mod tests {
     use super::*;
 
     fn generator() -> GeneratorFile {
-        let shape =
-            GeneratorShape { positions: 2, hidden: 4, width: 4, encoder_positions: 1, blocks: 1, heads: 1 };
+        let shape = GeneratorShape { positions: 2, hidden: 4, width: 4, encoder_positions: 1, blocks: 1, heads: 1 };
         let numbers = |(i, (name, dims)): (usize, (String, Vec<usize>))| {
             let count = dims.iter().product::<usize>();
             (name, (0..count).map(|j| (i + j) as f32 / 7.0).collect())
@@ -284,6 +303,8 @@ mod tests {
             target: PromptTarget { name: "tiny".into(), layers: 1, kv_width: 4, hidden: 4 },
             encoder: EncoderTarget { name: "all-MiniLM-L6-v2".into(), sha256: "0".into(), tokens: 8 },
             shape,
+            behind: None,
+            abstains: false,
             sha256: String::new(),
             training: serde_json::Value::Null,
         };

@@ -4,12 +4,49 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::read::prompt_generator::GeneratorFile;
 use crate::read::soft_prompt::SoftPrompt;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::setup;
 
 /// Prompts that come with the program: name and file. The first that fits a language model is its default.
 const SHIPPED: [(&str, &[u8]); 1] = [("reader", include_bytes!("../../models/prompts/reader.safetensors"))];
+
+/// What a name stands for.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// A soft prompt.
+    Soft(Arc<SoftPrompt>),
+    /// A generator of prompts.
+    Generator(Box<GeneratorFile>),
+}
+
+/// The prompt, or the generator of prompts, of this name or in this file.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_any(name: &str) -> Result<Found> {
+    if let Some(path) = own_file(name)? {
+        let bytes = std::fs::read(&path).map_err(Error::file("read", &path))?;
+        if GeneratorFile::is_one(&bytes) {
+            return Ok(Found::Generator(Box::new(GeneratorFile::from_bytes(&bytes, &path)?)));
+        }
+    }
+    find(name).map(Found::Soft)
+}
+
+/// The file that a name stands for, unless it comes with the program.
+fn own_file(name: &str) -> Result<Option<PathBuf>> {
+    let path = Path::new(name);
+    if SHIPPED.iter().any(|(shipped, _)| *shipped == name) {
+        return Ok(None);
+    }
+    if path.is_file() {
+        return Ok(Some(path.to_path_buf()));
+    }
+    let own: PathBuf = setup::home()?.join("prompts").join(format!("{name}.safetensors"));
+    Ok((!name.contains(['/', '\\']) && own.is_file()).then_some(own))
+}
 
 /// The prompt of this name, or in this file.
 ///
@@ -21,13 +58,8 @@ pub fn find(name: &str) -> Result<Arc<SoftPrompt>> {
     if let Some((_, bytes)) = SHIPPED.iter().find(|(shipped, _)| *shipped == name) {
         return SoftPrompt::from_bytes(bytes, Path::new(name));
     }
-    let path = Path::new(name);
-    if path.is_file() {
-        return SoftPrompt::load(path);
-    }
-    let own: PathBuf = setup::home()?.join("prompts").join(format!("{name}.safetensors"));
-    if !name.contains(['/', '\\']) && own.is_file() {
-        return SoftPrompt::load(&own);
+    if let Some(path) = own_file(name)? {
+        return SoftPrompt::load(&path);
     }
     let names: Vec<&str> = SHIPPED.iter().map(|(name, _)| *name).chain(["none"]).collect();
     Err(Error::request(

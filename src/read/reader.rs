@@ -14,6 +14,7 @@ use crate::read::decode::Decoding;
 use crate::read::ground;
 use crate::read::lm::{FrozenLm, OnText, Prompt};
 use crate::read::prefix::{Prefix, check_target};
+use crate::read::prompt_generator::{PromptGenerator, reading_input};
 use crate::read::soft_prompt::SoftPrompt;
 use crate::read::spans::{Span, SpanConstraint};
 use crate::read::state_folder::StateFolder;
@@ -85,6 +86,7 @@ pub struct Reader {
     lm: FrozenLm,
     template: Template,
     prefix: Prefix,
+    generator: Option<PromptGenerator>,
     settings: ReaderSettings,
 }
 
@@ -116,7 +118,55 @@ impl Reader {
         if prefix.positions() < lm.window() {
             lm.prepare_prefix(&prefix)?;
         }
-        Ok(Self { lm, template, prefix, settings })
+        Ok(Self { lm, template, prefix, generator: None, settings })
+    }
+
+    /// Let a generator write a prompt for every question and its best passage, which goes on from the learned prompt that
+    /// the reader was opened with, or stands alone.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when the generator was learned for another language model, or behind another prompt.
+    pub fn write_prompts(mut self, generator: PromptGenerator, model: &ModelDir) -> Result<Self> {
+        let description = generator.description();
+        check_target(&description.target, model, self.lm.shape())?;
+        let behind = match &self.prefix {
+            Prefix::Learned(prompt) => Some(prompt.hash()),
+            Prefix::Words(_) | Prefix::Written { .. } => None,
+        };
+        if description.behind.as_ref().map(|behind| behind.hash.as_str()) != behind {
+            return Err(Error::request(
+                "the prompt generator was learned behind another prompt",
+                "train it again with `nunatak train id-prompt --behind PROMPT`",
+            ));
+        }
+        self.settings.template = TemplateKind::Plain;
+        self.template = Template::new(TemplateKind::Plain, self.lm.shape(), self.lm.tokenizer(), self.lm.name())?;
+        if behind.is_none() {
+            self.prefix = Prefix::Words(Vec::new());
+        }
+        if description.abstains {
+            self.settings.decoding.nothing = self.lm.tokenizer().encode("\n", false)?.first().copied();
+        }
+        self.generator = Some(generator);
+        Ok(self)
+    }
+
+    /// Whether every question gets a prompt of its own, so that nothing read for one is of use to another.
+    pub fn writes_prompts(&self) -> bool {
+        self.generator.is_some()
+    }
+
+    /// What stands before the windows of a question.
+    fn prefix_for(&mut self, tail: &[u32], windows: &[Window]) -> Result<Prefix> {
+        let Some(generator) = &mut self.generator else { return Ok(self.prefix.clone()) };
+        let passages: Vec<u32> = windows.first().into_iter().flatten().flat_map(|p| p.ids.iter().copied()).collect();
+        let tokenizer = self.lm.tokenizer();
+        let prompt = generator.prompt(&reading_input(&tokenizer.decode(tail)?, &tokenizer.decode(&passages)?))?;
+        let behind = match &self.prefix {
+            Prefix::Learned(behind) => Some(behind.clone()),
+            Prefix::Words(_) | Prefix::Written { .. } => None,
+        };
+        Ok(Prefix::Written { behind, prompt })
     }
 
     /// Keep states of passages in up to so many bytes of memory ([`FrozenLm::keep_passages`]).
@@ -155,7 +205,8 @@ impl Reader {
     /// [`Error::Request`] when not even the question fits: a question is never cut.
     pub fn budget(&self, question: &str) -> Result<usize> {
         let window = self.settings.window.min(self.lm.window());
-        let fixed = self.prefix.positions() + self.settings.decoding.max_new_tokens;
+        let written = self.generator.as_ref().map_or(0, |g| g.description().shape.positions);
+        let fixed = self.prefix.positions() + written + self.settings.decoding.max_new_tokens;
         let tail = self.template.tail(question, self.lm.tokenizer())?.len();
         window.checked_sub(fixed + tail).ok_or_else(|| {
             Error::request(
@@ -178,10 +229,11 @@ impl Reader {
             return Ok(Reading { score: f32::NEG_INFINITY, log_likelihood: f32::NEG_INFINITY, ..Reading::default() });
         }
         let tail = self.template.tail(question, self.lm.tokenizer())?;
+        let prefix = self.prefix_for(&tail, windows)?;
         let prompts: Vec<Prompt> = windows
             .iter()
             .map(|window| Prompt {
-                prefix: self.prefix.clone(),
+                prefix: prefix.clone(),
                 passages: window.iter().flat_map(|p| p.ids.iter().copied()).collect(),
                 tail: tail.clone(),
             })

@@ -73,8 +73,9 @@ impl Generator {
     /// Put a file's tensors in place.
     pub fn set_tensors(&mut self, tensors: &BTreeMap<String, Vec<f32>>) -> Result<()> {
         for (name, var) in &self.variables {
-            let numbers = tensors.get(name).filter(|t| t.len() == var.elem_count()).ok_or_else(|| {
-                Error::Internal { doing: "setting a prompt generator", message: format!("{name} has another size") }
+            let numbers = tensors.get(name).filter(|t| t.len() == var.elem_count()).ok_or_else(|| Error::Internal {
+                doing: "setting a prompt generator",
+                message: format!("{name} has another size"),
             })?;
             let tensor = Tensor::from_slice(numbers, var.shape(), var.device()).map_err(failed)?;
             if name == "base" {
@@ -105,7 +106,10 @@ impl Generator {
         let GeneratorShape { positions, width, hidden, blocks, .. } = self.shape;
         let count = seen.texts;
         let repeat = |x: &Tensor, columns: usize| {
-            x.unsqueeze(0)?.broadcast_as((count, positions, columns))?.contiguous()?.reshape((count * positions, columns))
+            x.unsqueeze(0)?
+                .broadcast_as((count, positions, columns))?
+                .contiguous()?
+                .reshape((count * positions, columns))
         };
         let mut x = repeat(self.variable("latents")?, width).map_err(failed)?;
         for block in 0..blocks {

@@ -6,17 +6,22 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, Tensor, Var};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::task_set::{TaskExample, TaskSet, draw, input_tokens, target_tokens};
-use crate::progress::check_interrupt;
-use crate::read::prompt_generator::encoder_tokens;
+use crate::progress::{Progress, check_interrupt};
+use crate::read::prompt_generator::{encoder_tokens, reading_input};
+use crate::read::soft_prompt::{PromptKind, SoftPrompt};
 use crate::runtime::tokenizer::{Cut, TextTokenizer};
 use crate::train::bert::PackedTexts;
 use crate::train::generator::Generator;
 use crate::train::llama::{Decoder, failed};
 use crate::train::ops::Packed;
 use crate::train::trainer::Trainable;
+use crate::train::windows::Windows;
 
 /// What writes the prompts.
 #[derive(Debug)]
@@ -101,9 +106,45 @@ pub fn samples(
     Ok((train, dev, mix))
 }
 
+/// Samples of a reader: windows as [`Windows`] makes them, `count` of them in an order that the seed decides, each of their
+/// questions a sample of its own, because each gets a prompt of its own.
+pub fn window_samples(
+    windows: &Windows,
+    count: usize,
+    settings: &MixSettings,
+    lm: &TextTokenizer,
+    encoder: &TextTokenizer,
+    progress: &dyn Progress,
+) -> Result<Vec<TaskSample>> {
+    let mut order: Vec<usize> = (0..windows.len()).collect();
+    order.shuffle(&mut ChaCha8Rng::seed_from_u64(settings.seed));
+    let mut samples = Vec::new();
+    progress.start("making windows", Some(count as u64), "questions");
+    for i in order {
+        if samples.len() >= count {
+            break;
+        }
+        check_interrupt(|| "nothing was trained".to_owned())?;
+        let window = windows.sample(i)?;
+        let passages = lm.decode(&window.passages)?;
+        for asked in window.asked.iter().take(count - samples.len()) {
+            let told = reading_input(&lm.decode(&asked.tail)?, &passages);
+            let ids = encoder_tokens(encoder, &told, settings.encoder_tokens)?;
+            let outer = Cut { types: vec![0; ids.len()], ids, left_out: 0 };
+            let input = [window.passages.as_slice(), &asked.tail].concat();
+            samples.push(TaskSample { task: 0, input, target: asked.target.clone(), outer });
+            progress.advance(1);
+        }
+    }
+    progress.finish();
+    Ok(samples)
+}
+
 /// Prompts with the examples they learn from.
 pub struct TaskModule<'a> {
     lm: &'a Decoder,
+    /// States of a learned prompt that stands before what is written, layer by layer; none stands there without.
+    behind: Vec<Tensor>,
     writer: Writer,
     positions: usize,
     train: &'a [TaskSample],
@@ -119,7 +160,23 @@ impl<'a> TaskModule<'a> {
         (train, dev): (&'a [TaskSample], &'a [TaskSample]),
         tokens_per_pass: usize,
     ) -> Self {
-        Self { lm, writer, positions, train, dev, tokens_per_pass }
+        Self { lm, behind: Vec::new(), writer, positions, train, dev, tokens_per_pass }
+    }
+
+    /// Let every prompt go on from a learned one of states, which stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when its numbers are no states.
+    pub fn behind(mut self, prompt: &SoftPrompt) -> Result<Self> {
+        if prompt.description.kind != PromptKind::States {
+            let hint = "name one that `nunatak train prompt --kind states` wrote";
+            return Err(Error::request("a prompt can be written behind a prompt of states alone", hint));
+        }
+        let shape = [2, prompt.positions(), prompt.description.target.kv_width];
+        let layers = prompt.values().chunks_exact(shape.iter().product::<usize>().max(1));
+        let tensors = layers.map(|layer| Tensor::from_slice(layer, &shape[..], self.lm.device()));
+        self.behind = tensors.collect::<candle_core::Result<_>>().map_err(failed)?;
+        Ok(self)
     }
 
     /// What writes the prompts.
@@ -155,7 +212,8 @@ impl<'a> TaskModule<'a> {
             targets.extend_from_slice(&sample.target);
         }
         let embeds = Tensor::cat(&parts, 0).map_err(failed)?;
-        let hidden = self.lm.forward(&embeds, &packed, None, &rows)?;
+        let behind = (!self.behind.is_empty()).then_some(self.behind.as_slice());
+        let hidden = self.lm.forward(&embeds, &packed, behind, &rows)?;
         Ok((self.lm.logits(&hidden)?, targets))
     }
 
@@ -206,7 +264,8 @@ impl Trainable for TaskModule<'_> {
         while begin < self.dev.len() {
             check_interrupt(|| "the last checkpoint is kept; go on with --resume".to_owned())?;
             let (mut samples, mut tokens) = (Vec::new(), 0);
-            while let Some(sample) = self.dev.get(begin).filter(|_| samples.is_empty() || tokens < self.tokens_per_pass) {
+            while let Some(sample) = self.dev.get(begin).filter(|_| samples.is_empty() || tokens < self.tokens_per_pass)
+            {
                 tokens += self.length(sample);
                 samples.push(sample);
                 begin += 1;

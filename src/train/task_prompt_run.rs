@@ -1,18 +1,23 @@
 //! One run of `train id-prompt`, from task files to a module that `--prompt` takes.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Var};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::eval::dataset::{self, Dataset};
 use crate::eval::task_set::TaskSet;
 use crate::export::prompt_generator::GeneratorShape;
+use crate::index::Index;
 use crate::progress::Progress;
-use crate::read::prompt_generator::{EncoderTarget, GENERATOR_FORMAT, GeneratorDescription, GeneratorFile};
+use crate::read::prompt_generator::{Behind, EncoderTarget, GENERATOR_FORMAT, GeneratorDescription, GeneratorFile};
+use crate::read::prompts;
 use crate::read::soft_prompt::{FORMAT, PromptDescription, PromptKind, PromptTarget, SoftPrompt};
-use crate::read::template::TemplateKind;
+use crate::read::template::{Template, TemplateKind};
 use crate::runtime::model_dir::{ModelDir, ModelKind, sha256_of};
 use crate::runtime::tokenizer::{TOKENIZER, TextTokenizer};
 use crate::train::bert::Bert;
@@ -20,8 +25,9 @@ use crate::train::generator::Generator;
 use crate::train::llama::{Decoder, failed};
 use crate::train::prompt_run::PROMPT;
 use crate::train::record::{self, Frozen, RunRecord};
-use crate::train::task_prompt::{MixSettings, TaskModule, Writer, samples};
+use crate::train::task_prompt::{Mix, MixSettings, TaskModule, TaskSample, Writer, samples, window_samples};
 use crate::train::trainer::{RunLog, Trainer, TrainerSettings};
+use crate::train::windows::{WindowSettings, Windows};
 
 /// Name of the generator inside a run's folder.
 pub const GENERATOR: &str = "id-prompt.safetensors";
@@ -45,10 +51,29 @@ pub struct TaskPromptRun {
     pub blocks: usize,
     /// A module of the same kind to go on from.
     pub from: Option<PathBuf>,
+    /// Learn to read: what of, in place of tasks.
+    pub reading: Option<Reading>,
     /// Examples.
     pub mix: MixSettings,
     /// The loop.
     pub trainer: TrainerSettings,
+}
+
+/// What a generator of readers' prompts learns from.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reading {
+    /// Where passages come from.
+    pub index: PathBuf,
+    /// Questions with answers and gold passages.
+    pub questions: Vec<PathBuf>,
+    /// Bad lines allowed in each.
+    pub skip_bad: usize,
+    /// Questions held out to measure on.
+    pub dev: usize,
+    /// Windows.
+    pub windows: WindowSettings,
+    /// Name of the learned prompt that stands before what is written.
+    pub behind: Option<String>,
 }
 
 /// Folders and devices that a run works with.
@@ -64,32 +89,45 @@ pub struct Places<'a> {
     pub out: &'a Path,
 }
 
-/// Train a generator, or a shared prompt, for the language model `model` on the tasks.
+/// Train a generator, or a shared prompt, for the language model `model` on the tasks, or on what `run.reading` names.
 ///
 /// # Errors
 /// [`Error::Request`] when there is nothing to train on, or the module to go on from was learned for something else; what
 /// reading the models and training say.
 pub fn train(
     run: &TaskPromptRun,
-    set: &TaskSet,
+    set: Option<&TaskSet>,
     model: &ModelDir,
     places: Places,
     resume: bool,
     progress: &dyn Progress,
 ) -> Result<RunRecord> {
-    let ModelKind::Lm(_) = &model.description.kind else {
+    let ModelKind::Lm(shape) = &model.description.kind else {
         return Err(Error::model(model.name(), "it is not a language model", "name one with --lm"));
     };
     std::fs::create_dir_all(places.out).map_err(Error::file("create", places.out))?;
-    let tokenizer = TextTokenizer::open(model)?;
+    let tokenizer = Arc::new(TextTokenizer::open(model)?);
     let encoder_tokenizer = TextTokenizer::from_file(&places.encoder.join(TOKENIZER), &run.encoder)?;
-    progress.start("tokenising", None, "");
-    let (train, dev, mix) = samples(set, &run.mix, &tokenizer, &encoder_tokenizer)?;
-    progress.finish();
+    let tokenizers = (&tokenizer, &encoder_tokenizer);
+    let (train, dev, mix, data) = match (&run.reading, set) {
+        (Some(reading), _) => {
+            let template = Arc::new(Template::new(TemplateKind::Plain, shape, &tokenizer, &model.name())?);
+            windows(run, reading, &template, tokenizers, progress)?
+        }
+        (None, Some(set)) => {
+            progress.start("tokenising", None, "");
+            let (train, dev, mix) = samples(set, &run.mix, &tokenizer, &encoder_tokenizer)?;
+            progress.finish();
+            let names: Vec<&String> = set.tasks.keys().collect();
+            let data = json!({"tasks": names, "sha256": set.sha256, "skipped": set.skipped, "mix": mix.train});
+            (train, dev, mix, data)
+        }
+        (None, None) => return Err(Error::request("there is nothing to learn from", "give --tasks, or --index")),
+    };
     if train.is_empty() || dev.is_empty() {
         return Err(Error::request(
-            "the tasks have too few training examples to train on and hold some out",
-            "give files with at least five examples of a split `train`, or lower --dev",
+            "there are too few training examples to train on and hold some out",
+            "give files with at least five examples of a split `train`, or more questions; or lower --dev",
         ));
     }
     progress.note(&format!("{} examples of {} tasks in a round", train.len(), mix.train.len()));
@@ -118,6 +156,10 @@ pub fn train(
         tokens: run.mix.encoder_tokens,
     };
     let words = lm.embed(&words)?;
+    let behind = run.reading.as_ref().and_then(|r| r.behind.as_deref()).map(prompts::find).transpose()?;
+    if let Some(behind) = &behind {
+        check_from(behind.description.target == target)?;
+    }
     let (writer, shape) = if run.shared {
         let prompt = Var::from_tensor(&words).map_err(failed)?;
         if let Some(from) = &run.from {
@@ -155,6 +197,9 @@ pub fn train(
         (Writer::Generated(Box::new(generator)), Some(shape))
     };
     let mut module = TaskModule::new(&lm, (writer, run.positions), (&train, &dev), run.trainer.tokens_per_pass);
+    if let Some(behind) = &behind {
+        module = module.behind(behind)?;
+    }
     let parameters = module.parameters();
     progress.note(&format!(
         "{parameters} trainable numbers, {:.2}% of the {} frozen ones of {}",
@@ -163,17 +208,22 @@ pub fn train(
         target.name
     ));
     let inputs = json!({
-        "run": run, "tasks": set.sha256, "names": set.tasks.keys().collect::<Vec<_>>(), "lm": before,
-        "encoder": encoder, "from": run.from.as_deref().map(sha256_of).transpose()?,
+        "run": run, "data": data, "lm": before, "encoder": encoder, "behind": behind.as_ref().map(|b| b.hash()),
+        "from": run.from.as_deref().map(sha256_of).transpose()?,
     });
     let log = Trainer::new(&run.trainer, &inputs, places.out)?.run(&mut module, resume, progress)?;
     let frozen = Frozen { model: target.name.clone(), parameters: lm.parameters(), before, after: lm.weights_hash()? };
     frozen.check()?;
-    let training = story(run, set, &log);
+    let training = story(run, &data, &log);
+    let abstains = run.reading.as_ref().is_some_and(|r| r.windows.absent > 0.0);
     match (module.writer(), shape) {
         (Writer::Generated(generator), Some(shape)) => {
             let format = GENERATOR_FORMAT;
-            let description = GeneratorDescription { format, target, encoder, shape, sha256: String::new(), training };
+            let name = run.reading.as_ref().and_then(|r| r.behind.clone());
+            let behind = name.zip(behind).map(|(name, prompt)| Behind { name, hash: prompt.hash().to_owned() });
+            let sha256 = String::new();
+            let description =
+                GeneratorDescription { format, target, encoder, shape, behind, abstains, sha256, training };
             GeneratorFile::new(description, &generator.tensors()?)?.save(&places.out.join(GENERATOR))?;
         }
         (Writer::Shared(prompt), _) => {
@@ -183,7 +233,7 @@ pub fn train(
                 positions: run.positions,
                 target,
                 template: TemplateKind::Plain,
-                abstains: false,
+                abstains,
                 training,
             };
             let values: Vec<f32> = prompt.flatten_all().and_then(|t| t.to_vec1()).map_err(failed)?;
@@ -196,7 +246,7 @@ pub fn train(
         nunatak: env!("CARGO_PKG_VERSION"),
         module: if run.shared { "shared prompt" } else { "prompt generator" },
         settings: serde_json::to_value(run).map_err(Error::internal("recording settings"))?,
-        data: json!({"tasks": set.sha256, "skipped": set.skipped, "mix": mix, "held_out": dev.len()}),
+        data: json!({"sets": data, "cut": mix.cut, "held_out": dev.len()}),
         parameters,
         frozen: Some(frozen),
         metric: "exact match",
@@ -208,6 +258,33 @@ pub fn train(
     Ok(record)
 }
 
+/// Samples of `run.reading`, and what they were made of.
+fn windows(
+    run: &TaskPromptRun,
+    reading: &Reading,
+    template: &Arc<Template>,
+    (lm, encoder): (&Arc<TextTokenizer>, &TextTokenizer),
+    progress: &dyn Progress,
+) -> Result<(Vec<TaskSample>, Vec<TaskSample>, Mix, Value)> {
+    let index = Arc::new(Index::open(&reading.index)?);
+    let sets: Vec<Dataset> =
+        reading.questions.iter().map(|path| dataset::read(path, reading.skip_bad)).collect::<Result<_>>()?;
+    progress.start("finding answers in passages", None, "");
+    let (windows, intake) = Windows::new(&sets, &index, lm, template, &reading.windows)?;
+    progress.finish();
+    let (train, dev) = windows.hold_out(reading.dev);
+    let wanted = usize::try_from(run.trainer.examples).unwrap_or(usize::MAX);
+    let train = window_samples(&train, wanted, &run.mix, lm, encoder, progress)?;
+    let dev = window_samples(&dev, reading.dev, &run.mix, lm, encoder, progress)?;
+    let hashes: Vec<Value> = sets
+        .iter()
+        .map(|d| json!({"file": d.path.file_name().map(|n| n.to_string_lossy()), "sha256": d.sha256}))
+        .collect();
+    let data = json!({"questions": hashes, "intake": intake, "index": index.manifest().checksum});
+    let mix = Mix { train: BTreeMap::from([("reading".to_owned(), train.len())]), cut: 0 };
+    Ok((train, dev, mix, data))
+}
+
 fn check_from(fits: bool) -> Result<()> {
     if fits {
         return Ok(());
@@ -217,10 +294,9 @@ fn check_from(fits: bool) -> Result<()> {
 }
 
 /// What a module's file says about how it came to be: no paths of the machine it was made on.
-fn story(run: &TaskPromptRun, set: &TaskSet, log: &RunLog) -> Value {
+fn story(run: &TaskPromptRun, data: &Value, log: &RunLog) -> Value {
     json!({
-        "tasks": set.tasks.keys().collect::<Vec<_>>(),
-        "sha256": set.sha256,
+        "data": data,
         "mix": run.mix,
         "trainer": run.trainer,
         "examples": log.seen,

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use candle_core::Device;
+use nunatak::eval::task_set::{self, target_tokens};
 use nunatak::export::Precision;
 use nunatak::export::prompt_generator::GeneratorShape;
 use nunatak::progress::Quiet;
 use nunatak::read::decode::Decoding;
 use nunatak::read::lm::{FrozenLm, Prompt};
+use nunatak::read::prefix::Prefix;
 use nunatak::read::prompt_generator::{
     EncoderTarget, GENERATOR_FORMAT, GeneratorDescription, GeneratorFile, PromptGenerator, encoder_source,
     encoder_tokens,
@@ -22,6 +24,9 @@ use nunatak::runtime::setup;
 use nunatak::runtime::tokenizer::{Cut, TextTokenizer};
 use nunatak::train::bert::{Bert, PackedTexts};
 use nunatak::train::generator::Generator;
+use nunatak::train::llama::Decoder;
+use nunatak::train::task_prompt::{MixSettings, TaskModule, Writer, samples};
+use nunatak::train::trainer::Trainable;
 use serde_json::{Value, json};
 
 const ENCODER: &str = "all-MiniLM-L6-v2";
@@ -52,9 +57,8 @@ fn json_of(command: &mut Command) -> Value {
     serde_json::from_slice(&command.arg("--json").assert().success().get_output().stdout).unwrap()
 }
 
-const SMALL: [&str; 12] = [
-    "--examples", "8", "--batch", "4", "--dev", "1", "--positions", "4", "--encoder-positions", "2", "--window", "32",
-];
+const SMALL: [&str; 12] =
+    ["--examples", "8", "--batch", "4", "--dev", "1", "--positions", "4", "--encoder-positions", "2", "--window", "32"];
 
 #[test]
 fn a_generator_from_tasks_to_scores() {
@@ -68,7 +72,7 @@ fn a_generator_from_tasks_to_scores() {
     let record = json_of(&mut train(&out, &[]));
     assert_eq!(record["frozen"]["before"], record["frozen"]["after"]);
     assert_eq!(record["log"]["seen"], 8);
-    assert_eq!(record["data"]["mix"]["train"], json!({"cold": 5, "echo": 5}));
+    assert_eq!(record["data"]["sets"]["mix"], json!({"cold": 5, "echo": 5}));
     let generator = out.join("id-prompt.safetensors");
     let eval = |prompt: &[&str], out: &str| {
         let mut command = nunatak();
@@ -106,6 +110,17 @@ fn a_generator_from_tasks_to_scores() {
     for name in ["task_score", "task_score/cold", "task_score/echo"] {
         assert!(names.contains(&name), "{names:?}");
     }
+
+    let picture = folder.path().join("curves.svg");
+    let mut curves = nunatak();
+    curves.args(["train", "curves"]).arg(format!("one for all={}", shared.display())).arg(&out);
+    let curves = curves.arg("--out").arg(&picture).assert().success().get_output().stdout.clone();
+    let curves = String::from_utf8(curves).unwrap();
+    assert!(
+        curves.starts_with("one for all (exact match)  0: ") && curves.contains("\nrun (exact match)  0: "),
+        "{curves}"
+    );
+    assert!(fs::read_to_string(&picture).unwrap().contains("one for all"));
 
     // What is missing or damaged is named.
     let fails = |prompt: &[&str], message: &str| {
@@ -153,6 +168,8 @@ fn random_generator(source: &Path) -> (GeneratorFile, Generator) {
         target,
         encoder: EncoderTarget { name: ENCODER.into(), sha256, tokens: 24 },
         shape,
+        behind: None,
+        abstains: false,
         sha256: String::new(),
         training: Value::Null,
     };
@@ -181,7 +198,8 @@ fn the_graph_of_a_generator_computes_what_was_trained() {
             Cut { types: vec![0; ids.len()], ids, left_out: 0 }
         })
         .collect();
-    let trained: Vec<f32> = generator.prompts(&PackedTexts::new(&cuts)).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let trained: Vec<f32> =
+        generator.prompts(&PackedTexts::new(&cuts)).unwrap().flatten_all().unwrap().to_vec1().unwrap();
     let mut exact = PromptGenerator::open(&file, Precision::Fp32, &options, &Quiet).unwrap();
     let mut fast = PromptGenerator::open(&file, Precision::Int8, &options, &Quiet).unwrap();
     let base = &file.tensors["base"];
@@ -205,6 +223,74 @@ fn the_graph_of_a_generator_computes_what_was_trained() {
     // An encoder with other weights is refused.
     let other = EncoderTarget { sha256: "0".into(), ..file.description.encoder.clone() };
     assert!(encoder_source(&other, &options, &Quiet).unwrap_err().to_string().contains("another all-MiniLM-L6-v2"));
+}
+
+#[test]
+fn a_prompt_behind_a_prompt_reads_as_it_was_trained() {
+    let options = RuntimeOptions::default();
+    let model = setup::model("SmolLM2-135M-Instruct@fp32", &options, &Quiet).unwrap();
+    let source =
+        |name: &str| setup::source(setup::Manifest::get().unwrap().starter(name).unwrap(), &options, &Quiet).unwrap();
+    setup::model(ENCODER, &options, &Quiet).unwrap();
+    let encoder = source(ENCODER);
+    let (file, generator) = random_generator(&encoder);
+    let reader = nunatak::read::prompts::find("reader").unwrap();
+    // Examples that are all the same: whichever is drawn is this one.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tasks.jsonl");
+    let (input, target) = ("Question: what covers Greenland\nAnswer:", "a sheet of ice");
+    let line = json!({"input": input, "target": target, "task": "t", "split": "train"}).to_string();
+    fs::write(&path, [line.as_str(); 6].join("\n")).unwrap();
+    let set = task_set::read(&[path], 0).unwrap();
+    let mix = MixSettings { cap: 10, dev: 1, tokens: 64, encoder_tokens: 24, seed: 0 };
+    let tokenizer = TextTokenizer::open(&model).unwrap();
+    let outer = TextTokenizer::from_file(&encoder.join("tokenizer.json"), ENCODER).unwrap();
+    let (train, dev, _) = samples(&set, &mix, &tokenizer, &outer).unwrap();
+    let lm = Decoder::open(&source("SmolLM2-135M-Instruct"), &Device::Cpu).unwrap();
+    let writer = Writer::Generated(Box::new(generator));
+    let module = TaskModule::new(&lm, (writer, 3), (&train, &dev), 512).behind(&reader).unwrap();
+    let trained = -f64::from(module.loss(&[0], 0).unwrap().to_scalar::<f32>().unwrap());
+
+    let mut generator = PromptGenerator::open(&file, Precision::Fp32, &options, &Quiet).unwrap();
+    let mut served = FrozenLm::open(&model, &options).unwrap();
+    let prefix = Prefix::Written { behind: Some(reader), prompt: generator.prompt(input).unwrap() };
+    assert_eq!(prefix.positions(), 3 + nunatak::read::prompts::find("reader").unwrap().positions());
+    let prompt = Prompt { prefix, passages: Vec::new(), tail: tokenizer.encode(input, false).unwrap() };
+    let wanted = target_tokens(&tokenizer, target).unwrap();
+    let score = served.score(&prompt, std::slice::from_ref(&wanted)).unwrap()[0];
+    let served = f64::from(score) / wanted.len() as f64;
+    assert!((served - trained).abs() < 0.01 * trained.abs(), "{served} {trained}");
+}
+
+#[test]
+fn a_generator_for_readers_writes_for_every_question() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = folder.path().join("index");
+    let demo = |name: &str| format!("{}/src/cli/demo/{name}.jsonl", env!("CARGO_MANIFEST_DIR"));
+    let mut build = nunatak();
+    build.args(["index", "build", "--no-dense", "--corpus", &demo("passages"), "--index"]).arg(&index);
+    build.assert().success();
+    let out = folder.path().join("run");
+    let mut train = nunatak();
+    train.args(["train", "id-prompt", "--questions", &demo("questions"), "--index"]).arg(&index);
+    json_of(train.args(["--examples", "4", "--batch", "2", "--dev", "1", "--positions", "4", "--out"]).arg(&out));
+    let generator = out.join("id-prompt.safetensors");
+    let ask = |prompt: &str| {
+        let mut command = nunatak();
+        command.args(["ask", "How high does the tallest geyser throw water?", "--prompt", prompt, "--index"]);
+        json_of(command.args(["--rerank", "none", "--passages", "2"]).arg(&index))
+    };
+    let (written, plain) = (ask(generator.to_str().unwrap()), ask("reader"));
+    let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(tokens(&written), tokens(&plain) + 2 * 4);
+    assert_eq!(ask(generator.to_str().unwrap())["answer"], written["answer"]);
+    let mut warm = nunatak();
+    warm.args(["index", "warm", "--all", "--prompt"]).arg(&generator).arg("--index").arg(&index);
+    warm.assert().failure().stderr(predicates::str::contains("a prompt of its own"));
+    let mut eval = nunatak();
+    eval.args(["eval", "tasks", "--tasks"]).arg(tasks(folder.path())).arg("--prompt").arg(&generator);
+    eval.arg("--out").arg(folder.path().join("e"));
+    eval.assert().failure().stderr(predicates::str::contains("learned behind"));
 }
 
 #[test]

@@ -128,6 +128,10 @@ fn of_file(
     }
     let file = GeneratorFile::from_bytes(&bytes, path)?;
     check_target(&file.description.target, model, lm.shape())?;
+    if let Some(behind) = &file.description.behind {
+        let hint = "train one with `nunatak train id-prompt --tasks PATH`";
+        return Err(Error::request(format!("this generator was learned behind {}, to read", behind.name), hint));
+    }
     let generator = PromptGenerator::open(&file, precision, options, progress)?;
     Ok((Prompts::Generated(Box::new(generator)), Some(file.description.sha256)))
 }
