@@ -5,6 +5,8 @@
 mod open;
 mod tasks;
 
+pub(super) use tasks::open_prompts;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -184,7 +186,7 @@ pub enum ReaderChoice {
     Lm,
 }
 
-fn at_least_one(typed: &str) -> Result<usize, String> {
+pub(super) fn at_least_one(typed: &str) -> Result<usize, String> {
     match typed.parse() {
         Ok(0) => Err("it must be 1 or more".into()),
         Ok(n) => Ok(n),

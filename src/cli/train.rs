@@ -7,8 +7,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use crate::cli::Globals;
 use crate::cli::engine::DEFAULT_LM;
 use crate::cli::output;
+use crate::cli::train_candidates::{self, CandidatesArgs};
 use crate::cli::train_curves::{self, CurvesArgs};
-use crate::cli::train_id_prompt::{self, IdPromptArgs};
+use crate::cli::train_id_prompt::{self, ConnectorArgs, IdPromptArgs};
 use crate::cli::train_reranker::{self, RerankerArgs};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -38,6 +39,10 @@ enum TrainCommand {
     Reranker(Box<RerankerArgs>),
     /// A generator that writes a prompt for each input, from many tasks at once
     IdPrompt(Box<IdPromptArgs>),
+    /// The same with the language model in the encoder's place: it reads every input twice
+    Connector(Box<ConnectorArgs>),
+    /// Tasks with what the language model answered before, for a second prompt to learn from
+    Candidates(CandidatesArgs),
     /// How several trainings went, side by side
     Curves(CurvesArgs),
 }
@@ -235,6 +240,8 @@ pub fn run(args: &TrainArgs, globals: &Globals) -> Result<()> {
         TrainCommand::Prompt(args) => prompt(args, globals),
         TrainCommand::Reranker(args) => train_reranker::run(args, globals),
         TrainCommand::IdPrompt(args) => train_id_prompt::run(args, globals),
+        TrainCommand::Connector(args) => train_id_prompt::run_connector(args, globals),
+        TrainCommand::Candidates(args) => train_candidates::run(args, globals),
         TrainCommand::Curves(args) => train_curves::run(args, globals),
     }
 }

@@ -1,4 +1,5 @@
-//! `nunatak train id-prompt`: a generator that writes a prompt for each input, learned from many tasks at once.
+//! `nunatak train id-prompt`: a generator that writes a prompt for each input, learned from many tasks at once; and `train
+//! connector`, the same with the language model itself in the encoder's place.
 
 use std::path::PathBuf;
 
@@ -21,36 +22,51 @@ use crate::train::windows::WindowSettings;
 /// Options of `nunatak train id-prompt`.
 #[derive(Debug, Args)]
 pub struct IdPromptArgs {
+    /// Learn one soft prompt for all inputs instead of a generator, to compare with
+    #[arg(long)]
+    shared: bool,
+    /// Frozen encoder inside the generator: a starter encoder's name
+    #[arg(long, default_value = "all-MiniLM-L6-v2", value_name = "MODEL")]
+    encoder: String,
+    #[command(flatten)]
+    common: GeneratorArgs,
+}
+
+/// Options of `nunatak train connector`.
+#[derive(Debug, Args)]
+pub struct ConnectorArgs {
+    #[command(flatten)]
+    common: GeneratorArgs,
+}
+
+/// What both take.
+#[derive(Debug, Args)]
+struct GeneratorArgs {
     /// Tasks: JSONL of `input`, `target`, `task`, `cluster`, `split` and perhaps `choices`, or a folder of such files
     #[arg(long, required_unless_present = "index", conflicts_with = "index", value_name = "PATH")]
     tasks: Vec<PathBuf>,
-    /// Learn to read instead: folder of the index that holds the gold passages
-    #[arg(long, requires = "questions", value_name = "DIR")]
+    /// Learn to read instead: folder of the index that holds the gold passages of --questions; without those, learn to
+    /// continue its passages, as a beginning for something else (--from)
+    #[arg(long, value_name = "DIR")]
     index: Option<PathBuf>,
     /// Questions with `answers` and `positive_ids`; may be given several times
     #[arg(long, requires = "index", value_name = "FILE")]
     questions: Vec<PathBuf>,
-    /// The learned prompt, by name, that what is written for reading goes on from; none begins anew
-    #[arg(long, default_value = "reader", value_name = "NAME")]
-    behind: String,
+    /// The learned prompt, by name, that what is written goes on from, or none [default: reader for --questions, else none]
+    #[arg(long, requires = "index", value_name = "NAME")]
+    behind: Option<String>,
     /// Learn from these tasks or clusters alone
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<String>,
     /// Leave these tasks or clusters out, to see how what is learned carries over to them
     #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "only")]
     without: Vec<String>,
-    /// Learn one soft prompt for all inputs instead of a generator, to compare with
-    #[arg(long)]
-    shared: bool,
     /// Frozen language model: a name or folder
     #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]
     lm: String,
     /// Its weights (safetensors folder or GGUF file), if it is not a starter model
     #[arg(long, value_name = "PATH")]
     weights: Option<PathBuf>,
-    /// Frozen encoder inside the generator: a starter encoder's name
-    #[arg(long, default_value = "all-MiniLM-L6-v2", value_name = "MODEL")]
-    encoder: String,
     /// Positions of a prompt
     #[arg(long, default_value_t = 32, value_name = "N")]
     positions: usize,
@@ -91,7 +107,7 @@ pub struct IdPromptArgs {
 /// Tokens to a pass.
 const TOKENS_PER_PASS: usize = 1536;
 
-impl IdPromptArgs {
+impl GeneratorArgs {
     fn check(&self) -> Result<()> {
         let training = &self.training;
         let counts = [self.positions, self.encoder_positions, self.blocks, self.cap, self.dev, training.batch];
@@ -120,8 +136,8 @@ impl IdPromptArgs {
         }
     }
 
-    fn run(&self) -> Result<TaskPromptRun> {
-        let learning_rate = self.lr.unwrap_or(if self.shared { 1e-2 } else { 1e-3 });
+    fn run(&self, shared: bool, encoder: Option<&str>) -> Result<TaskPromptRun> {
+        let learning_rate = self.lr.unwrap_or(if shared { 1e-2 } else { 1e-3 });
         let optimiser = OptimiserSettings { learning_rate, warm_up: self.warm_up, weight_decay: 0.0, clip: 1.0 };
         let seed = self.training.seed;
         let reading = self.index.as_ref().map(|index| Reading {
@@ -130,14 +146,17 @@ impl IdPromptArgs {
             skip_bad: self.training.skip_bad,
             dev: 10 * self.dev,
             windows: WindowSettings { tokens: self.window, seed, ..WindowSettings::default() },
-            behind: (self.behind != "none").then(|| self.behind.clone()),
+            behind: match &self.behind {
+                Some(name) => Some(name.clone()).filter(|name| name != "none"),
+                None => (!self.questions.is_empty()).then(|| "reader".to_owned()),
+            },
         });
         Ok(TaskPromptRun {
             reading,
-            shared: self.shared,
+            shared,
             positions: self.positions,
             words: self.init_words.clone(),
-            encoder: self.encoder.clone(),
+            encoder: encoder.map(str::to_owned),
             encoder_positions: self.encoder_positions,
             blocks: self.blocks,
             from: self.from.clone(),
@@ -155,23 +174,33 @@ impl IdPromptArgs {
 
 /// Run `nunatak train id-prompt`.
 pub fn run(args: &IdPromptArgs, globals: &Globals) -> Result<()> {
+    train(&args.common, args.shared, Some(&args.encoder), globals)
+}
+
+/// Run `nunatak train connector`.
+pub fn run_connector(args: &ConnectorArgs, globals: &Globals) -> Result<()> {
+    train(&args.common, false, None, globals)
+}
+
+fn train(args: &GeneratorArgs, shared: bool, encoder: Option<&str>, globals: &Globals) -> Result<()> {
     args.check()?;
     let set = if args.index.is_some() { None } else { Some(args.set()?) };
-    let run = args.run()?;
+    let run = args.run(shared, encoder)?;
     let device = device::open(globals.device)?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let progress = progress.as_ref();
     let model = setup::locate(&args.lm, &options, progress)?;
     let lm = lm_weights(&model, args.weights.as_deref(), &options, progress)?;
-    let encoder = match Manifest::get()?.starter(&args.encoder) {
-        Some(starter) if starter.kind != "lm" => setup::source(starter, &options, progress)?,
-        _ => {
+    let encoder = match encoder.map(|name| Ok::<_, Error>((name, Manifest::get()?.starter(name)))).transpose()? {
+        None => None,
+        Some((_, Some(starter))) if starter.kind != "lm" => Some(setup::source(starter, &options, progress)?),
+        Some((name, _)) => {
             // A module's file does not hold its encoder, so it must be one that everybody can get.
             let hint = "name a starter encoder, such as all-MiniLM-L6-v2";
-            return Err(Error::model(&args.encoder, "it is no starter encoder", hint));
+            return Err(Error::model(name, "it is no starter encoder", hint));
         }
     };
-    let places = Places { weights: &lm, encoder: &encoder, device: &device, out: &args.training.out };
+    let places = Places { weights: &lm, encoder: encoder.as_deref(), device: &device, out: &args.training.out };
     let record = task_prompt_run::train(&run, set.as_ref(), &model, places, args.training.resume, progress)?;
     if globals.json {
         return output::json(&record);
@@ -179,15 +208,17 @@ pub fn run(args: &IdPromptArgs, globals: &Globals) -> Result<()> {
     let first = record.log.evaluations.first().map_or(0.0, |(_, value)| *value);
     let (at, best) = record.log.best.unwrap_or_default();
     output::line(format!(
-        "exact match on held-out examples {:.1}% -> {:.1}% (after {at} examples; {:.2} examples/s)",
+        "{} on held-out examples {:.1}% -> {:.1}% (after {at} examples; {:.2} examples/s)",
+        record.metric,
         100.0 * first,
         100.0 * best,
         record.examples_per_second,
     ))?;
-    let file = args.training.out.join(if args.shared { PROMPT } else { GENERATOR });
+    let file = args.training.out.join(if shared { PROMPT } else { GENERATOR });
     let file = file.display();
-    output::line(match args.index {
-        Some(_) => format!("use it: nunatak ask \"...\" --index DIR --prompt {file}"),
-        None => format!("use it: nunatak eval tasks --tasks PATH --prompt {file} --out DIR"),
+    output::line(match (&args.index, args.questions.is_empty()) {
+        (Some(_), true) => format!("go on from it: nunatak train ... --from {file}"),
+        (Some(_), false) => format!("use it: nunatak ask \"...\" --index DIR --prompt {file}"),
+        (None, _) => format!("use it: nunatak eval tasks --tasks PATH --prompt {file} --out DIR"),
     })
 }

@@ -8,6 +8,7 @@
 
 pub mod bootstrap;
 pub mod calibration;
+pub mod candidates;
 mod characters;
 pub mod compare;
 pub mod dataset;

@@ -96,6 +96,9 @@ pub struct TaskResult {
     pub score: f64,
     /// 95% of it.
     pub interval: Interval,
+    /// Mean log-likelihood of the target and the end of its line, if it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_likelihood: Option<f64>,
     /// Inputs that lost their beginning.
     pub cut: usize,
 }
@@ -128,6 +131,8 @@ pub struct TasksOptions {
     pub per_task: usize,
     /// Longest input in tokens; of a longer one the beginning is lost.
     pub window: usize,
+    /// Measure the likelihood of targets.
+    pub likelihood: bool,
     /// Decides which examples.
     pub seed: u64,
 }
@@ -160,13 +165,13 @@ pub fn run(
     for (place, (name, task)) in tasks.iter().enumerate() {
         let measure = Measure::of(task);
         let examples = draw(&task.test, options.per_task, options.seed);
-        let (mut own, mut cut) = (Vec::new(), 0);
+        let (mut own, mut likelihoods, mut cut) = (Vec::new(), Vec::new(), 0);
         for batch in examples.chunks(if measure == Measure::Accuracy { 1 } else { BATCH }) {
             check_interrupt(|| "nothing was reported".to_owned())?;
             let mut asked = Vec::new();
             let begin = Instant::now();
             for example in batch {
-                let prefix = prompts.before(name, &example.input)?;
+                let prefix = prompts.before(name, &example.input, lm)?;
                 asked.push(Prompt { prefix, passages: Vec::new(), tail: Vec::new() });
             }
             let written = begin.elapsed().as_secs_f64() * 1000.0;
@@ -179,7 +184,7 @@ pub fn run(
             let said = say(lm, &asked, batch, measure)?;
             let read = begin.elapsed().as_secs_f64() * 1000.0;
             (prompt_ms, lm_ms) = (prompt_ms + written, lm_ms + read);
-            for (example, said) in batch.iter().zip(said) {
+            for ((example, said), prompt) in batch.iter().zip(said).zip(&asked) {
                 let score = match measure {
                     Measure::Accuracy => f64::from(u8::from(said == example.target)),
                     Measure::ExactMatch => exact_match_and_f1(&said, std::slice::from_ref(&example.target)).0,
@@ -189,7 +194,14 @@ pub fn run(
                 scores.push((place, score));
                 let metrics = ["task_score".to_owned(), format!("task_score/{name}")].map(|m| (m, score.into()));
                 let (id, ms) = (format!("{name}:{}", example.line), (written + read) / batch.len() as f64);
-                let metrics = Map::from_iter(metrics);
+                let mut metrics = Map::from_iter(metrics);
+                if options.likelihood {
+                    let target = target_tokens(lm.tokenizer(), &example.target)?;
+                    let value =
+                        f64::from(lm.score(prompt, std::slice::from_ref(&target))?.first().copied().unwrap_or(0.0));
+                    likelihoods.push(value);
+                    metrics.insert("target_log_likelihood".into(), value.into());
+                }
                 let line = Prediction::of_task(id, &example.input, said, &example.target, metrics, ms);
                 let line = serde_json::to_string(&line).map_err(Error::internal("writing a prediction"))?;
                 writeln!(file, "{line}").map_err(Error::file("write", &path))?;
@@ -198,7 +210,8 @@ pub fn run(
         }
         if let (Some(score), Some(interval)) = (mean(&own), interval(&own, options.seed)) {
             let (task, cluster) = ((*name).clone(), task.cluster.clone());
-            results.push(TaskResult { task, cluster, measure, n: own.len(), score, interval, cut });
+            let log_likelihood = mean(&likelihoods);
+            results.push(TaskResult { task, cluster, measure, n: own.len(), score, interval, log_likelihood, cut });
         }
     }
     file.flush().map_err(Error::file("write", &path))?;
@@ -250,10 +263,10 @@ fn say(lm: &mut FrozenLm, asked: &[Prompt], examples: &[&TaskExample], measure: 
 }
 
 impl Prompts {
-    fn before(&mut self, task: &str, input: &str) -> Result<Prefix> {
+    pub(super) fn before(&mut self, task: &str, input: &str, lm: &mut FrozenLm) -> Result<Prefix> {
         match self {
             Self::Fixed(prefix) => Ok(prefix.clone()),
-            Self::Generated(generator) => Ok(Prefix::Learned(generator.prompt(input)?)),
+            Self::Generated(generator) => Ok(Prefix::Written { behind: None, prompt: generator.prompt(input, lm)? }),
             Self::PerTask(prompts) => prompts.get(task).cloned().ok_or_else(|| {
                 let hint = "name a folder that has a file TASK.safetensors for every task, or leave the task out";
                 Error::request(format!("there is no prompt for the task {task}"), hint)
@@ -265,13 +278,20 @@ impl Prompts {
 impl TasksReport {
     /// The report for people.
     pub fn table(&self) -> String {
-        let mut rows = vec![["task", "cluster", "measure", "score", "95% interval", "n"].map(str::to_owned).to_vec()];
+        let head = ["task", "cluster", "measure", "score", "95% interval", "n", "log-likelihood"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        let told = self.tasks.iter().any(|task| task.log_likelihood.is_some());
+        if !told {
+            rows[0].pop();
+        }
         let cells = |score: f64, interval: &Interval| {
             [format!("{:.1}", 100.0 * score), format!("{:.1} .. {:.1}", 100.0 * interval.low, 100.0 * interval.high)]
         };
-        for TaskResult { task, cluster, measure, n, score, interval, .. } in &self.tasks {
+        for TaskResult { task, cluster, measure, n, score, interval, log_likelihood, .. } in &self.tasks {
             let [score, interval] = cells(*score, interval);
-            rows.push(vec![task.clone(), cluster.clone(), measure.name().into(), score, interval, n.to_string()]);
+            let mut row = vec![task.clone(), cluster.clone(), measure.name().into(), score, interval, n.to_string()];
+            row.extend(log_likelihood.map(|value| format!("{value:.3}")));
+            rows.push(row);
         }
         let [score, interval] = cells(self.average, &self.interval);
         let n = self.tasks.iter().map(|t| t.n).sum::<usize>().to_string();

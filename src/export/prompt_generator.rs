@@ -73,23 +73,34 @@ impl GeneratorShape {
     }
 }
 
-/// Write the graph of a generator over the encoder in the folder `source` to the file `path`. `tensors` holds every tensor
-/// of [`GeneratorShape::tensors`].
+/// Where the states come from that a generator's network looks at.
+#[derive(Debug, Clone, Copy)]
+pub enum Outer<'a> {
+    /// An encoder, whose folder this is, in this precision: the graph takes `input_ids` and `attention_mask` `[1,S]`.
+    Encoder(&'a Path, Precision),
+    /// Whoever runs the graph: it takes `states` `[1,S,width]`.
+    Given,
+}
+
+/// Write the graph of a generator to the file `path`. `tensors` holds every tensor of [`GeneratorShape::tensors`].
 ///
-/// The graph takes `input_ids` and `attention_mask` `[1,S]` and gives `prompt` `[1,positions,hidden]`.
+/// The graph takes what [`Outer`] says and gives `prompt` `[1,positions,hidden]`.
 ///
 /// # Errors
 /// As [`crate::export::bert::export_encoder`].
-pub fn export(
-    source: &Path,
-    path: &Path,
-    precision: Precision,
-    shape: &GeneratorShape,
-    tensors: &BTreeMap<String, Vec<f32>>,
-) -> Result<()> {
+pub fn export(outer: Outer, path: &Path, shape: &GeneratorShape, tensors: &BTreeMap<String, Vec<f32>>) -> Result<()> {
     let tensor = |name: &str| tensors.get(name).map_or(&[][..], Vec::as_slice);
-    let behind = Behind { positions: shape.encoder_positions, values: tensor("encoder_prompt") };
-    let (mut g, states) = encoder_states(source, precision, behind)?;
+    let (mut g, states) = match outer {
+        Outer::Encoder(source, precision) => {
+            let behind = Behind { positions: shape.encoder_positions, values: tensor("encoder_prompt") };
+            encoder_states(source, precision, behind)?
+        }
+        Outer::Given => {
+            let mut g = GraphBuilder::new("prompt_generator");
+            let states = g.input("states", DType::F32, &[Dim::Fixed(1), Dim::Free("S"), Dim::Fixed(shape.width)]);
+            (g, states)
+        }
+    };
     let net = Network { shape, tensor: &tensor };
     let d = shape.width;
     let mut x = g.constant(Initializer::f32(&[1, shape.positions, d], tensor("latents")));

@@ -140,9 +140,14 @@ impl FrozenLm {
 
     /// Last hidden states of one sequence, `[tokens, hidden]`, computed afresh.
     pub fn hidden_states(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let mut cache = self.graph.new_cache(1, tokens.len())?;
         let embeds = self.embed(tokens)?;
-        let pass = self.graph.forward(&mut cache, embeds, &[tokens.len()], &[], true)?;
+        self.states_after(embeds, tokens.len())
+    }
+
+    /// The same of input embeddings `[positions, hidden]`.
+    pub fn states_after(&mut self, embeds: Vec<f32>, positions: usize) -> Result<Vec<f32>> {
+        let mut cache = self.graph.new_cache(1, positions)?;
+        let pass = self.graph.forward(&mut cache, embeds, &[positions], &[], true)?;
         pass.hidden_states.ok_or(Error::Internal { doing: "reading hidden states", message: "none came".into() })
     }
 

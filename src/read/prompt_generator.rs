@@ -1,5 +1,6 @@
 //! Input-dependent prompts: a small network that reads the input and writes a soft prompt for it (Levine et al. 2022,
-//! arXiv:2204.10019).
+//! arXiv:2204.10019). The network looks at the states that a frozen encoder makes of the input; in a *connector* it looks at
+//! those of the frozen language model itself, which so reads the input twice (the paper's neural recursion).
 //!
 //! A generator is one safetensors file: its tensors ([`GeneratorShape::tensors`]) in 16-bit floats, and a
 //! [`GeneratorDescription`] in its metadata. The encoder inside of it is a starter model's, frozen, and is not in the file. The
@@ -19,8 +20,9 @@ use crate::digest::short_hex;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::export::Precision;
-use crate::export::prompt_generator::{GeneratorShape, export};
+use crate::export::prompt_generator::{GeneratorShape, Outer, export};
 use crate::progress::Progress;
+use crate::read::lm::FrozenLm;
 use crate::read::soft_prompt::{FORMAT, PromptDescription, PromptKind, PromptTarget, SoftPrompt};
 use crate::read::template::TemplateKind;
 use crate::runtime::model_dir::sha256_of;
@@ -36,15 +38,18 @@ pub const GENERATOR_FORMAT: u32 = 1;
 const WEIGHTS: &str = "model.safetensors";
 const GRAPH: &str = "generator.onnx";
 
-/// The frozen encoder inside a generator.
+/// The frozen encoder inside a generator, or, in a connector, the language model itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncoderTarget {
     /// Name of the starter model.
     pub name: String,
-    /// sha256 of its weights' file.
+    /// sha256 of its weights' file; empty for the language model, which [`GeneratorDescription::target`] is.
     pub sha256: String,
     /// Tokens of an input that it reads; of a longer one the beginning and the end, half each.
     pub tokens: usize,
+    /// Whether it is the language model itself.
+    #[serde(default)]
+    pub itself: bool,
 }
 
 /// A learned prompt that a generator's prompts go on from.
@@ -194,10 +199,10 @@ fn hash(tensors: &BTreeMap<String, Vec<f32>>) -> String {
     short_hex(&hash.finalize())
 }
 
-/// The tokens of an input as a generator's encoder reads them: special ones around, and of a long input the beginning and
+/// The tokens of an input as a generator's encoder reads them: with `special` ones around, and of a long input the beginning and
 /// the end, half each, since what is asked tends to stand at one of the two.
-pub fn encoder_tokens(tokenizer: &TextTokenizer, input: &str, most: usize) -> Result<Vec<u32>> {
-    let ids = tokenizer.encode(input, true)?;
+pub fn encoder_tokens(tokenizer: &TextTokenizer, input: &str, most: usize, special: bool) -> Result<Vec<u32>> {
+    let ids = tokenizer.encode(input, special)?;
     if ids.len() <= most {
         return Ok(ids);
     }
@@ -232,7 +237,10 @@ pub fn encoder_source(encoder: &EncoderTarget, options: &RuntimeOptions, progres
 pub struct PromptGenerator {
     description: GeneratorDescription,
     session: Session,
-    tokenizer: TextTokenizer,
+    /// The encoder's; none in a connector.
+    tokenizer: Option<TextTokenizer>,
+    /// Learned vectors before what a connector's first pass reads.
+    before: Vec<f32>,
 }
 
 impl PromptGenerator {
@@ -247,17 +255,20 @@ impl PromptGenerator {
         progress: &dyn Progress,
     ) -> Result<Self> {
         let description = file.description.clone();
-        let source = encoder_source(&description.encoder, options, progress)?;
         setup::fetch_runtime(options, progress)?;
-        let place = format!("{}-{precision}", description.sha256);
-        let folder = setup::derived("generators", &place, progress, |out| {
-            export(&source, &out.join(GRAPH), precision, &description.shape, &file.tensors)
-        })?;
-        Ok(Self {
-            session: Session::open(&folder.join(GRAPH), options)?,
-            tokenizer: TextTokenizer::from_file(&source.join(TOKENIZER), &description.encoder.name)?,
-            description,
-        })
+        let shape = &description.shape;
+        let graph = |place: &str, outer: Outer| {
+            setup::derived("generators", place, progress, |out| export(outer, &out.join(GRAPH), shape, &file.tensors))
+        };
+        let (folder, tokenizer) = if description.encoder.itself {
+            (graph(&description.sha256, Outer::Given)?, None)
+        } else {
+            let source = encoder_source(&description.encoder, options, progress)?;
+            let folder = graph(&format!("{}-{precision}", description.sha256), Outer::Encoder(&source, precision))?;
+            (folder, Some(TextTokenizer::from_file(&source.join(TOKENIZER), &description.encoder.name)?))
+        };
+        let before = file.tensors.get("encoder_prompt").cloned().unwrap_or_default();
+        Ok(Self { session: Session::open(&folder.join(GRAPH), options)?, tokenizer, before, description })
     }
 
     /// What it is.
@@ -265,14 +276,28 @@ impl PromptGenerator {
         &self.description
     }
 
-    /// The prompt for an input. Equal inputs get equal prompts, with equal hashes.
-    pub fn prompt(&mut self, input: &str) -> Result<Arc<SoftPrompt>> {
-        let ids = encoder_tokens(&self.tokenizer, input, self.description.encoder.tokens)?;
-        let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
-        let mask = vec![1i64; ids.len()];
-        let shape = [1, ids.len()];
-        let inputs = [("input_ids", Input::I64(&ids, &shape)), ("attention_mask", Input::I64(&mask, &shape))];
-        let outputs = self.session.run(&inputs, &["prompt"])?;
+    /// The prompt for an input, for `lm`, which a connector also reads it with. Equal inputs get equal prompts, with equal
+    /// hashes.
+    pub fn prompt(&mut self, input: &str, lm: &mut FrozenLm) -> Result<Arc<SoftPrompt>> {
+        let (most, outputs) = (self.description.encoder.tokens, ["prompt"]);
+        let outputs = match &self.tokenizer {
+            Some(tokenizer) => {
+                let ids = encoder_tokens(tokenizer, input, most, true)?;
+                let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
+                let mask = vec![1i64; ids.len()];
+                let shape = [1, ids.len()];
+                let inputs = [("input_ids", Input::I64(&ids, &shape)), ("attention_mask", Input::I64(&mask, &shape))];
+                self.session.run(&inputs, &outputs)?
+            }
+            None => {
+                let ids = encoder_tokens(lm.tokenizer(), input, most, false)?;
+                let embeds = [self.before.clone(), lm.embed(&ids)?].concat();
+                let width = self.description.shape.width;
+                let positions = embeds.len() / width.max(1);
+                let states = lm.states_after(embeds, positions)?;
+                self.session.run(&[("states", Input::F32(&states, &[1, positions, width]))], &outputs)?
+            }
+        };
         let values = outputs.into_iter().next().map(|o| o.data).unwrap_or_default();
         let description = PromptDescription {
             format: FORMAT,
@@ -301,7 +326,7 @@ mod tests {
         let description = GeneratorDescription {
             format: GENERATOR_FORMAT,
             target: PromptTarget { name: "tiny".into(), layers: 1, kv_width: 4, hidden: 4 },
-            encoder: EncoderTarget { name: "all-MiniLM-L6-v2".into(), sha256: "0".into(), tokens: 8 },
+            encoder: EncoderTarget { name: "all-MiniLM-L6-v2".into(), sha256: "0".into(), tokens: 8, itself: false },
             shape,
             behind: None,
             abstains: false,

@@ -161,7 +161,8 @@ impl Reader {
         let Some(generator) = &mut self.generator else { return Ok(self.prefix.clone()) };
         let passages: Vec<u32> = windows.first().into_iter().flatten().flat_map(|p| p.ids.iter().copied()).collect();
         let tokenizer = self.lm.tokenizer();
-        let prompt = generator.prompt(&reading_input(&tokenizer.decode(tail)?, &tokenizer.decode(&passages)?))?;
+        let input = reading_input(&tokenizer.decode(tail)?, &tokenizer.decode(&passages)?);
+        let prompt = generator.prompt(&input, &mut self.lm)?;
         let behind = match &self.prefix {
             Prefix::Learned(behind) => Some(behind.clone()),
             Prefix::Words(_) | Prefix::Written { .. } => None,

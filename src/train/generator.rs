@@ -12,8 +12,10 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
 use crate::export::prompt_generator::{GeneratorShape, NORM_EPS};
+use crate::runtime::tokenizer::Cut;
 use crate::train::bert::{Bert, PackedTexts, layer_norm};
-use crate::train::llama::failed;
+use crate::train::llama::{Decoder, failed};
+use crate::train::ops::Packed;
 
 /// Spread of the numbers that nothing gives.
 const INITIAL_RANGE: f32 = 0.02;
@@ -21,11 +23,20 @@ const INITIAL_RANGE: f32 = 0.02;
 /// small for them, and theirs too large for a network.
 const BASE_STEP: f64 = 10.0;
 
+/// Whose states of an input a generator looks at. Either is frozen.
+#[derive(Debug)]
+pub enum Outer {
+    /// An encoder's.
+    Encoder(Box<Bert>),
+    /// Those of the language model itself: a connector.
+    Itself,
+}
+
 /// The learned part of a generator, and the encoder.
 #[derive(Debug)]
 pub struct Generator {
     shape: GeneratorShape,
-    encoder: Bert,
+    outer: Outer,
     /// Every tensor of [`GeneratorShape::tensors`]; under `base` is how far it went from the words, by [`BASE_STEP`].
     variables: BTreeMap<String, Var>,
     words: Tensor,
@@ -33,7 +44,7 @@ pub struct Generator {
 
 impl Generator {
     /// A generator that writes the embeddings `words [positions, hidden]` for every input until it is trained.
-    pub fn new(shape: GeneratorShape, encoder: Bert, words: Tensor, seed: u64, device: &Device) -> Result<Self> {
+    pub fn new(shape: GeneratorShape, outer: Outer, words: Tensor, seed: u64, device: &Device) -> Result<Self> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut variables = BTreeMap::new();
         for (name, dims) in shape.tensors() {
@@ -51,7 +62,7 @@ impl Generator {
             let var = Tensor::from_vec(data, dims, device).and_then(|t| Var::from_tensor(&t)).map_err(failed)?;
             variables.insert(name, var);
         }
-        Ok(Self { shape, encoder, variables, words })
+        Ok(Self { shape, outer, variables, words })
     }
 
     /// What is trained, by name.
@@ -99,9 +110,22 @@ impl Generator {
         })
     }
 
-    /// A prompt for each text: `[texts * positions, hidden]`.
-    pub fn prompts(&self, texts: &PackedTexts) -> Result<Tensor> {
-        let (states, starts) = self.encoder.states_behind(texts, self.variable("encoder_prompt")?)?;
+    /// A prompt for each text, given in tokens of the encoder, or of `lm` in a connector: `[texts * positions, hidden]`.
+    pub fn prompts(&self, texts: &[&Cut], lm: &Decoder) -> Result<Tensor> {
+        let before = self.variable("encoder_prompt")?;
+        let (states, starts) = match &self.outer {
+            Outer::Encoder(encoder) => encoder.states_behind(&PackedTexts::new(texts.iter().copied()), before)?,
+            Outer::Itself => {
+                let (mut parts, mut packed, mut starts) = (Vec::new(), Packed::default(), vec![0]);
+                for text in texts {
+                    parts.extend([before.clone(), lm.embed(&text.ids)?]);
+                    starts.push(packed.push(self.shape.encoder_positions + text.ids.len(), 0..0).end);
+                }
+                let embeds = Tensor::cat(&parts, 0).map_err(failed)?;
+                let every: Vec<u32> = (0..packed.tokens() as u32).collect();
+                (lm.forward(&embeds, &packed, None, &every)?, starts)
+            }
+        };
         let seen = Seen::new(&states, &starts).map_err(failed)?;
         let GeneratorShape { positions, width, hidden, blocks, .. } = self.shape;
         let count = seen.texts;

@@ -6,22 +6,23 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, Tensor, Var};
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
 use crate::eval::task_set::{TaskExample, TaskSet, draw, input_tokens, target_tokens};
+use crate::index::Index;
 use crate::progress::{Progress, check_interrupt};
 use crate::read::prompt_generator::{encoder_tokens, reading_input};
 use crate::read::soft_prompt::{PromptKind, SoftPrompt};
 use crate::runtime::tokenizer::{Cut, TextTokenizer};
-use crate::train::bert::PackedTexts;
 use crate::train::generator::Generator;
 use crate::train::llama::{Decoder, failed};
 use crate::train::ops::Packed;
 use crate::train::trainer::Trainable;
 use crate::train::windows::Windows;
+use crate::types::PassageId;
 
 /// What writes the prompts.
 #[derive(Debug)]
@@ -76,12 +77,28 @@ pub struct Mix {
     pub cut: usize,
 }
 
+/// How inputs become tokens for whoever's states a generator looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct OuterTokens<'a> {
+    /// The encoder's tokenizer, or the language model's.
+    pub tokenizer: &'a TextTokenizer,
+    /// Whether it is a connector, whose language model gets no special tokens.
+    pub itself: bool,
+}
+
+impl OuterTokens<'_> {
+    fn of(self, input: &str, most: usize) -> Result<Cut> {
+        let ids = encoder_tokens(self.tokenizer, input, most, !self.itself)?;
+        Ok(Cut { types: vec![0; ids.len()], ids, left_out: 0 })
+    }
+}
+
 /// Samples to train on and to measure on.
 pub fn samples(
     set: &TaskSet,
     settings: &MixSettings,
     lm: &TextTokenizer,
-    encoder: &TextTokenizer,
+    outer: OuterTokens,
 ) -> Result<(Vec<TaskSample>, Vec<TaskSample>, Mix)> {
     let (mut train, mut dev, mut mix) = (Vec::new(), Vec::new(), Mix::default());
     for (number, (name, task)) in set.tasks.iter().enumerate() {
@@ -91,8 +108,7 @@ pub fn samples(
         let mut make = |example: &TaskExample| -> Result<TaskSample> {
             let (input, lost) = input_tokens(lm, &example.input, settings.tokens)?;
             mix.cut += usize::from(lost > 0);
-            let ids = encoder_tokens(encoder, &example.input, settings.encoder_tokens)?;
-            let outer = Cut { types: vec![0; ids.len()], ids, left_out: 0 };
+            let outer = outer.of(&example.input, settings.encoder_tokens)?;
             Ok(TaskSample { task: number, input, target: target_tokens(lm, &example.target)?, outer })
         };
         let (held, rest) = drawn.split_at(held);
@@ -113,7 +129,7 @@ pub fn window_samples(
     count: usize,
     settings: &MixSettings,
     lm: &TextTokenizer,
-    encoder: &TextTokenizer,
+    outer: OuterTokens,
     progress: &dyn Progress,
 ) -> Result<Vec<TaskSample>> {
     let mut order: Vec<usize> = (0..windows.len()).collect();
@@ -129,12 +145,50 @@ pub fn window_samples(
         let passages = lm.decode(&window.passages)?;
         for asked in window.asked.iter().take(count - samples.len()) {
             let told = reading_input(&lm.decode(&asked.tail)?, &passages);
-            let ids = encoder_tokens(encoder, &told, settings.encoder_tokens)?;
-            let outer = Cut { types: vec![0; ids.len()], ids, left_out: 0 };
+            let outer = outer.of(&told, settings.encoder_tokens)?;
             let input = [window.passages.as_slice(), &asked.tail].concat();
             samples.push(TaskSample { task: 0, input, target: asked.target.clone(), outer });
             progress.advance(1);
         }
+    }
+    progress.finish();
+    Ok(samples)
+}
+
+/// Tokens of a passage's continuation that are to be foretold.
+const CONTINUATION: usize = 48;
+/// Tokens that an input and a continuation have at least.
+const LEAST: usize = 16;
+
+/// Samples of language modelling: passages of an index, cut somewhere, and what follows. `count` of them, drawn by the seed.
+pub fn corpus_samples(
+    index: &Index,
+    count: usize,
+    settings: &MixSettings,
+    lm: &TextTokenizer,
+    outer: OuterTokens,
+    progress: &dyn Progress,
+) -> Result<Vec<TaskSample>> {
+    let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
+    let mut order: Vec<usize> = (0..index.len()).collect();
+    order.shuffle(&mut random);
+    let mut samples = Vec::new();
+    progress.start("cutting passages", Some(count as u64), "passages");
+    for row in order {
+        if samples.len() >= count {
+            break;
+        }
+        check_interrupt(|| "nothing was trained".to_owned())?;
+        let tokens = lm.encode(&index.passage(PassageId(row as u32))?.titled_text(), false)?;
+        if tokens.len() < 2 * LEAST {
+            continue;
+        }
+        let cut = random.random_range(LEAST..=(tokens.len() - LEAST).min(settings.tokens.max(LEAST)));
+        let (input, rest) = tokens.split_at(cut);
+        let outer = outer.of(&lm.decode(input)?, settings.encoder_tokens)?;
+        let target = rest[..rest.len().min(CONTINUATION)].to_vec();
+        samples.push(TaskSample { task: 0, input: input.to_vec(), target, outer });
+        progress.advance(1);
     }
     progress.finish();
     Ok(samples)
@@ -145,6 +199,8 @@ pub struct TaskModule<'a> {
     lm: &'a Decoder,
     /// States of a learned prompt that stands before what is written, layer by layer; none stands there without.
     behind: Vec<Tensor>,
+    /// Measure tokens, and not whole targets.
+    by_token: bool,
     writer: Writer,
     positions: usize,
     train: &'a [TaskSample],
@@ -160,7 +216,7 @@ impl<'a> TaskModule<'a> {
         (train, dev): (&'a [TaskSample], &'a [TaskSample]),
         tokens_per_pass: usize,
     ) -> Self {
-        Self { lm, behind: Vec::new(), writer, positions, train, dev, tokens_per_pass }
+        Self { lm, behind: Vec::new(), by_token: false, writer, positions, train, dev, tokens_per_pass }
     }
 
     /// Let every prompt go on from a learned one of states, which stays as it is.
@@ -179,6 +235,11 @@ impl<'a> TaskModule<'a> {
         Ok(self)
     }
 
+    /// Measure the share of tokens that are foretold.
+    pub fn by_token(self) -> Self {
+        Self { by_token: true, ..self }
+    }
+
     /// What writes the prompts.
     pub fn writer(&self) -> &Writer {
         &self.writer
@@ -193,7 +254,7 @@ impl<'a> TaskModule<'a> {
     fn logits(&self, samples: &[&TaskSample]) -> Result<(Tensor, Vec<u32>)> {
         let prompts = match &self.writer {
             Writer::Generated(generator) => {
-                Some(generator.prompts(&PackedTexts::new(samples.iter().map(|s| &s.outer)))?)
+                Some(generator.prompts(&samples.iter().map(|s| &s.outer).collect::<Vec<_>>(), self.lm)?)
             }
             Writer::Shared(_) => None,
         };
@@ -257,7 +318,8 @@ impl Trainable for TaskModule<'_> {
         }
     }
 
-    /// Share of held-out examples to which greedy decoding would write exactly the target, averaged over tasks.
+    /// Share of held-out examples to which greedy decoding would write exactly the target, averaged over tasks; for language
+    /// modelling the share of tokens.
     fn evaluate(&mut self) -> Result<f64> {
         let mut of_task: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
         let mut begin = 0;
@@ -276,8 +338,14 @@ impl Trainable for TaskModule<'_> {
             for sample in samples {
                 let end = at + sample.target.len();
                 let (right, all) = of_task.entry(sample.task).or_default();
-                *right += usize::from(best.get(at..end) == targets.get(at..end));
-                *all += 1;
+                if self.by_token {
+                    let pairs = best.iter().zip(&targets).take(end).skip(at);
+                    *right += pairs.filter(|(best, target)| best == target).count();
+                    *all += sample.target.len();
+                } else {
+                    *right += usize::from(best.get(at..end) == targets.get(at..end));
+                    *all += 1;
+                }
                 at = end;
             }
         }
@@ -286,6 +354,6 @@ impl Trainable for TaskModule<'_> {
     }
 
     fn metric(&self) -> &'static str {
-        "exact match"
+        if self.by_token { "token accuracy" } else { "exact match" }
     }
 }

@@ -21,12 +21,14 @@ use crate::read::template::{Template, TemplateKind};
 use crate::runtime::model_dir::{ModelDir, ModelKind, sha256_of};
 use crate::runtime::tokenizer::{TOKENIZER, TextTokenizer};
 use crate::train::bert::Bert;
-use crate::train::generator::Generator;
+use crate::train::generator::{Generator, Outer};
 use crate::train::llama::{Decoder, failed};
 use crate::train::prompt_run::PROMPT;
 use crate::train::record::{self, Frozen, RunRecord};
-use crate::train::task_prompt::{Mix, MixSettings, TaskModule, TaskSample, Writer, samples, window_samples};
-use crate::train::trainer::{RunLog, Trainer, TrainerSettings};
+use crate::train::task_prompt::{
+    Mix, MixSettings, OuterTokens, TaskModule, TaskSample, Writer, corpus_samples, samples, window_samples,
+};
+use crate::train::trainer::{RunLog, Trainable, Trainer, TrainerSettings};
 use crate::train::windows::{WindowSettings, Windows};
 
 /// Name of the generator inside a run's folder.
@@ -43,8 +45,8 @@ pub struct TaskPromptRun {
     pub positions: usize,
     /// Words that it begins as; without them some of ours.
     pub words: Option<String>,
-    /// Name of the encoder inside the generator.
-    pub encoder: String,
+    /// Name of the encoder inside the generator; none in a connector, which has the language model in its place.
+    pub encoder: Option<String>,
     /// Learned vectors before the encoder's input.
     pub encoder_positions: usize,
     /// Blocks of the cross-attention network.
@@ -64,7 +66,7 @@ pub struct TaskPromptRun {
 pub struct Reading {
     /// Where passages come from.
     pub index: PathBuf,
-    /// Questions with answers and gold passages.
+    /// Questions with answers and gold passages; without any, what is learned is to continue passages.
     pub questions: Vec<PathBuf>,
     /// Bad lines allowed in each.
     pub skip_bad: usize,
@@ -81,8 +83,8 @@ pub struct Reading {
 pub struct Places<'a> {
     /// Weights of the language model: a safetensors folder or a GGUF file.
     pub weights: &'a Path,
-    /// Folder of the encoder's weights.
-    pub encoder: &'a Path,
+    /// Folder of the encoder's weights, if there is one.
+    pub encoder: Option<&'a Path>,
     /// Where it computes.
     pub device: &'a Device,
     /// Folder for what is learned.
@@ -107,16 +109,17 @@ pub fn train(
     };
     std::fs::create_dir_all(places.out).map_err(Error::file("create", places.out))?;
     let tokenizer = Arc::new(TextTokenizer::open(model)?);
-    let encoder_tokenizer = TextTokenizer::from_file(&places.encoder.join(TOKENIZER), &run.encoder)?;
-    let tokenizers = (&tokenizer, &encoder_tokenizer);
+    let encoder = run.encoder.as_deref().zip(places.encoder);
+    let own = encoder.map(|(name, folder)| TextTokenizer::from_file(&folder.join(TOKENIZER), name)).transpose()?;
+    let outer = OuterTokens { tokenizer: own.as_ref().unwrap_or(&tokenizer), itself: encoder.is_none() };
     let (train, dev, mix, data) = match (&run.reading, set) {
         (Some(reading), _) => {
             let template = Arc::new(Template::new(TemplateKind::Plain, shape, &tokenizer, &model.name())?);
-            windows(run, reading, &template, tokenizers, progress)?
+            windows(run, reading, &template, (&tokenizer, outer), progress)?
         }
         (None, Some(set)) => {
             progress.start("tokenising", None, "");
-            let (train, dev, mix) = samples(set, &run.mix, &tokenizer, &encoder_tokenizer)?;
+            let (train, dev, mix) = samples(set, &run.mix, &tokenizer, outer)?;
             progress.finish();
             let names: Vec<&String> = set.tasks.keys().collect();
             let data = json!({"tasks": names, "sha256": set.sha256, "skipped": set.skipped, "mix": mix.train});
@@ -150,10 +153,14 @@ pub fn train(
         kv_width: lm.kv_width(),
         hidden: lm.hidden(),
     };
-    let encoder = EncoderTarget {
-        name: run.encoder.clone(),
-        sha256: sha256_of(&places.encoder.join("model.safetensors"))?,
+    let identity = EncoderTarget {
+        name: run.encoder.as_ref().unwrap_or(&target.name).clone(),
+        sha256: match encoder {
+            Some((_, folder)) => sha256_of(&folder.join("model.safetensors"))?,
+            None => String::new(),
+        },
         tokens: run.mix.encoder_tokens,
+        itself: encoder.is_none(),
     };
     let words = lm.embed(&words)?;
     let behind = run.reading.as_ref().and_then(|r| r.behind.as_deref()).map(prompts::find).transpose()?;
@@ -170,8 +177,18 @@ pub fn train(
         }
         (Writer::Shared(prompt), None)
     } else {
-        let bert = Bert::load(places.encoder, None, run.trainer.seed, places.device)?;
-        let width = bert.hidden();
+        let (outer, width) = match encoder {
+            None => (Outer::Itself, lm.hidden()),
+            Some((name, folder)) => {
+                let bert = Bert::load(folder, None, run.trainer.seed, places.device)?;
+                if run.mix.encoder_tokens > bert.longest() {
+                    let problem = format!("{name} reads no more than {} tokens", bert.longest());
+                    return Err(Error::request(problem, "lower --encoder-tokens"));
+                }
+                let width = bert.hidden();
+                (Outer::Encoder(Box::new(bert)), width)
+            }
+        };
         let heads = Some(width / 64).filter(|heads| *heads > 0 && width % heads == 0).unwrap_or(1);
         let shape = GeneratorShape {
             positions: run.positions,
@@ -181,17 +198,11 @@ pub fn train(
             blocks: run.blocks,
             heads,
         };
-        if run.mix.encoder_tokens > bert.longest() {
-            return Err(Error::request(
-                format!("{} reads no more than {} tokens", run.encoder, bert.longest()),
-                "lower --encoder-tokens",
-            ));
-        }
-        let mut generator = Generator::new(shape, bert, words, run.trainer.seed, places.device)?;
+        let mut generator = Generator::new(shape, outer, words, run.trainer.seed, places.device)?;
         if let Some(from) = &run.from {
             let from = GeneratorFile::load(from)?;
             let of = &from.description;
-            check_from(of.target == target && of.shape == shape && of.encoder.sha256 == encoder.sha256)?;
+            check_from(of.target == target && of.shape == shape && of.encoder == identity)?;
             generator.set_tensors(&from.tensors)?;
         }
         (Writer::Generated(Box::new(generator)), Some(shape))
@@ -199,6 +210,9 @@ pub fn train(
     let mut module = TaskModule::new(&lm, (writer, run.positions), (&train, &dev), run.trainer.tokens_per_pass);
     if let Some(behind) = &behind {
         module = module.behind(behind)?;
+    }
+    if run.reading.as_ref().is_some_and(|reading| reading.questions.is_empty()) {
+        module = module.by_token();
     }
     let parameters = module.parameters();
     progress.note(&format!(
@@ -208,14 +222,15 @@ pub fn train(
         target.name
     ));
     let inputs = json!({
-        "run": run, "data": data, "lm": before, "encoder": encoder, "behind": behind.as_ref().map(|b| b.hash()),
+        "run": run, "data": data, "lm": before, "encoder": identity, "behind": behind.as_ref().map(|b| b.hash()),
         "from": run.from.as_deref().map(sha256_of).transpose()?,
     });
     let log = Trainer::new(&run.trainer, &inputs, places.out)?.run(&mut module, resume, progress)?;
     let frozen = Frozen { model: target.name.clone(), parameters: lm.parameters(), before, after: lm.weights_hash()? };
     frozen.check()?;
-    let training = story(run, &data, &log);
-    let abstains = run.reading.as_ref().is_some_and(|r| r.windows.absent > 0.0);
+    let metric = module.metric();
+    let training = story(run, &data, metric, &log);
+    let abstains = run.reading.as_ref().is_some_and(|r| r.windows.absent > 0.0 && !r.questions.is_empty());
     match (module.writer(), shape) {
         (Writer::Generated(generator), Some(shape)) => {
             let format = GENERATOR_FORMAT;
@@ -223,7 +238,7 @@ pub fn train(
             let behind = name.zip(behind).map(|(name, prompt)| Behind { name, hash: prompt.hash().to_owned() });
             let sha256 = String::new();
             let description =
-                GeneratorDescription { format, target, encoder, shape, behind, abstains, sha256, training };
+                GeneratorDescription { format, target, encoder: identity, shape, behind, abstains, sha256, training };
             GeneratorFile::new(description, &generator.tensors()?)?.save(&places.out.join(GENERATOR))?;
         }
         (Writer::Shared(prompt), _) => {
@@ -244,12 +259,16 @@ pub fn train(
     let (examples_per_second, tokens_per_second) = record::speed(&log);
     let record = RunRecord {
         nunatak: env!("CARGO_PKG_VERSION"),
-        module: if run.shared { "shared prompt" } else { "prompt generator" },
+        module: match (run.shared, &run.encoder) {
+            (true, _) => "shared prompt",
+            (false, Some(_)) => "prompt generator",
+            (false, None) => "connector",
+        },
         settings: serde_json::to_value(run).map_err(Error::internal("recording settings"))?,
         data: json!({"sets": data, "cut": mix.cut, "held_out": dev.len()}),
         parameters,
         frozen: Some(frozen),
-        metric: "exact match",
+        metric,
         log,
         examples_per_second,
         tokens_per_second,
@@ -263,19 +282,26 @@ fn windows(
     run: &TaskPromptRun,
     reading: &Reading,
     template: &Arc<Template>,
-    (lm, encoder): (&Arc<TextTokenizer>, &TextTokenizer),
+    (lm, outer): (&Arc<TextTokenizer>, OuterTokens),
     progress: &dyn Progress,
 ) -> Result<(Vec<TaskSample>, Vec<TaskSample>, Mix, Value)> {
     let index = Arc::new(Index::open(&reading.index)?);
+    let wanted = usize::try_from(run.trainer.examples).unwrap_or(usize::MAX);
+    if reading.questions.is_empty() {
+        let mut train = corpus_samples(&index, wanted.saturating_add(reading.dev), &run.mix, lm, outer, progress)?;
+        let dev = train.split_off(train.len().saturating_sub(reading.dev));
+        let data = json!({"passages": train.len(), "index": index.manifest().checksum});
+        let mix = Mix { train: BTreeMap::from([("continuing passages".to_owned(), train.len())]), cut: 0 };
+        return Ok((train, dev, mix, data));
+    }
     let sets: Vec<Dataset> =
         reading.questions.iter().map(|path| dataset::read(path, reading.skip_bad)).collect::<Result<_>>()?;
     progress.start("finding answers in passages", None, "");
     let (windows, intake) = Windows::new(&sets, &index, lm, template, &reading.windows)?;
     progress.finish();
     let (train, dev) = windows.hold_out(reading.dev);
-    let wanted = usize::try_from(run.trainer.examples).unwrap_or(usize::MAX);
-    let train = window_samples(&train, wanted, &run.mix, lm, encoder, progress)?;
-    let dev = window_samples(&dev, reading.dev, &run.mix, lm, encoder, progress)?;
+    let train = window_samples(&train, wanted, &run.mix, lm, outer, progress)?;
+    let dev = window_samples(&dev, reading.dev, &run.mix, lm, outer, progress)?;
     let hashes: Vec<Value> = sets
         .iter()
         .map(|d| json!({"file": d.path.file_name().map(|n| n.to_string_lossy()), "sha256": d.sha256}))
@@ -294,13 +320,14 @@ fn check_from(fits: bool) -> Result<()> {
 }
 
 /// What a module's file says about how it came to be: no paths of the machine it was made on.
-fn story(run: &TaskPromptRun, data: &Value, log: &RunLog) -> Value {
+fn story(run: &TaskPromptRun, data: &Value, metric: &str, log: &RunLog) -> Value {
     json!({
         "data": data,
         "mix": run.mix,
         "trainer": run.trainer,
         "examples": log.seen,
         "seconds": log.seconds.round(),
-        "exact_match_on_held_out": log.best.map(|(_, value)| value),
+        "metric": metric,
+        "on_held_out": log.best.map(|(_, value)| value),
     })
 }

@@ -22,10 +22,10 @@ use nunatak::runtime::model_dir::sha256_of;
 use nunatak::runtime::session::RuntimeOptions;
 use nunatak::runtime::setup;
 use nunatak::runtime::tokenizer::{Cut, TextTokenizer};
-use nunatak::train::bert::{Bert, PackedTexts};
-use nunatak::train::generator::Generator;
+use nunatak::train::bert::Bert;
+use nunatak::train::generator::{Generator, Outer};
 use nunatak::train::llama::Decoder;
-use nunatak::train::task_prompt::{MixSettings, TaskModule, Writer, samples};
+use nunatak::train::task_prompt::{MixSettings, OuterTokens, TaskModule, Writer, samples};
 use nunatak::train::trainer::Trainable;
 use serde_json::{Value, json};
 
@@ -122,6 +122,34 @@ fn a_generator_from_tasks_to_scores() {
     );
     assert!(fs::read_to_string(&picture).unwrap().contains("one for all"));
 
+    // A connector is trained and used the same way; the language model is its encoder.
+    let connected = folder.path().join("connector");
+    let mut connector = nunatak();
+    connector.args(["train", "connector", "--tasks"]).arg(&tasks).arg("--out").arg(&connected).args(SMALL);
+    let record = json_of(&mut connector);
+    assert_eq!((record["module"].clone(), record["log"]["seen"].clone()), (json!("connector"), json!(8)));
+    let connector = connected.join("id-prompt.safetensors");
+    json_of(&mut eval(&["--prompt", connector.to_str().unwrap()], "f"));
+    assert_eq!(said("f").len(), 8);
+
+    // What the first pass said becomes the input of a second.
+    let second = folder.path().join("second.jsonl");
+    let mut candidates = nunatak();
+    candidates.args(["train", "candidates", "--samples", "3", "--only", "echo", "--tasks"]).arg(&tasks);
+    let made = json_of(candidates.args(["--prompt", generator, "--out"]).arg(&second));
+    assert_eq!(made["examples"], 10);
+    let text = fs::read_to_string(&second).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for line in &lines {
+        let input = line["input"].as_str().unwrap();
+        assert!(input.starts_with("Candidates: ") && input.contains("\nSay it again: "), "{input}");
+    }
+    assert_eq!(lines.iter().filter(|line| line["split"] == "train").count(), 6);
+    let mut read = nunatak();
+    read.args(["eval", "tasks", "--likelihood", "--tasks"]).arg(&second).arg("--out").arg(folder.path().join("g"));
+    let report = json_of(&mut read);
+    assert!(report["tasks"][0]["log_likelihood"].as_f64().unwrap() < 0.0);
+
     // What is missing or damaged is named.
     let fails = |prompt: &[&str], message: &str| {
         let error = eval(prompt, "e").assert().failure().get_output().stderr.clone();
@@ -146,13 +174,25 @@ fn a_generator_from_tasks_to_scores() {
     train(&out, &["--from", generator, "--positions", "5"]).assert().failure();
 }
 
-/// A generator with random numbers in place of those that begin as zero.
-fn random_generator(source: &Path) -> (GeneratorFile, Generator) {
-    let shape = GeneratorShape { positions: 3, hidden: 576, width: 384, encoder_positions: 4, blocks: 2, heads: 6 };
+const LM: &str = "SmolLM2-135M-Instruct";
+
+/// A starter model's folder or file, as it was published.
+fn source(name: &str) -> PathBuf {
+    let starter = setup::Manifest::get().unwrap().starter(name).unwrap();
+    setup::source(starter, &RuntimeOptions::default(), &Quiet).unwrap()
+}
+
+/// A generator with random numbers in place of those that begin as zero, over the encoder or, a connector, without one.
+fn random_generator(encoder: Option<&Path>) -> (GeneratorFile, Generator) {
+    let width = if encoder.is_some() { 384 } else { 576 };
+    let shape = GeneratorShape { positions: 3, hidden: 576, width, encoder_positions: 4, blocks: 2, heads: width / 64 };
     let device = Device::Cpu;
     let words = candle_core::Tensor::zeros((3, 576), candle_core::DType::F32, &device).unwrap();
-    let bert = Bert::load(source, None, 0, &device).unwrap();
-    let mut generator = Generator::new(shape, bert, words, 7, &device).unwrap();
+    let outer = match encoder {
+        Some(folder) => Outer::Encoder(Box::new(Bert::load(folder, None, 0, &device).unwrap())),
+        None => Outer::Itself,
+    };
+    let mut generator = Generator::new(shape, outer, words, 7, &device).unwrap();
     let mut tensors: BTreeMap<String, Vec<f32>> = generator.tensors().unwrap();
     for (name, numbers) in &mut tensors {
         if name.starts_with("project") || name.ends_with("bias") || name == "base" {
@@ -161,12 +201,13 @@ fn random_generator(source: &Path) -> (GeneratorFile, Generator) {
             }
         }
     }
-    let target = PromptTarget { name: "SmolLM2-135M-Instruct".into(), layers: 30, kv_width: 192, hidden: 576 };
-    let sha256 = sha256_of(&source.join("model.safetensors")).unwrap();
+    let target = PromptTarget { name: LM.into(), layers: 30, kv_width: 192, hidden: 576 };
+    let sha256 = encoder.map_or(String::new(), |folder| sha256_of(&folder.join("model.safetensors")).unwrap());
+    let name = if encoder.is_some() { ENCODER } else { LM }.to_owned();
     let description = GeneratorDescription {
         format: GENERATOR_FORMAT,
         target,
-        encoder: EncoderTarget { name: ENCODER.into(), sha256, tokens: 24 },
+        encoder: EncoderTarget { name, sha256, tokens: 24, itself: encoder.is_none() },
         shape,
         behind: None,
         abstains: false,
@@ -182,47 +223,55 @@ fn random_generator(source: &Path) -> (GeneratorFile, Generator) {
 fn the_graph_of_a_generator_computes_what_was_trained() {
     let options = RuntimeOptions::default();
     setup::model(ENCODER, &options, &Quiet).unwrap();
-    let starter = setup::Manifest::get().unwrap().starter(ENCODER).unwrap();
-    let source = setup::source(starter, &options, &Quiet).unwrap();
-    let (file, generator) = random_generator(&source);
-    assert_eq!(encoder_source(&file.description.encoder, &options, &Quiet).unwrap(), source);
-    let tokenizer = TextTokenizer::from_file(&source.join("tokenizer.json"), ENCODER).unwrap();
-    // The last is longer than the encoder reads: its beginning and end count.
-    let long = "one two three four five six seven eight nine ten ".repeat(5) + "the end";
-    let inputs = ["Is ice cold?", "Ja", long.as_str()];
-    let cuts: Vec<Cut> = inputs
-        .iter()
-        .map(|input| {
-            let ids = encoder_tokens(&tokenizer, input, 24).unwrap();
-            assert!(ids.len() <= 24 && ids[0] == 101 && ids.last() == Some(&102));
-            Cut { types: vec![0; ids.len()], ids, left_out: 0 }
-        })
-        .collect();
-    let trained: Vec<f32> =
-        generator.prompts(&PackedTexts::new(&cuts)).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    let mut exact = PromptGenerator::open(&file, Precision::Fp32, &options, &Quiet).unwrap();
-    let mut fast = PromptGenerator::open(&file, Precision::Int8, &options, &Quiet).unwrap();
-    let base = &file.tensors["base"];
-    let (mut differs, width) = (false, base.len());
-    for (input, trained) in inputs.iter().zip(trained.chunks_exact(width)) {
-        let prompt = exact.prompt(input).unwrap();
-        for (a, b) in prompt.values().iter().zip(trained) {
-            // Prompts are rounded to 16-bit floats.
-            assert!((a - b).abs() < 1e-3 * (1.0 + b.abs()), "{input}: {a} {b}");
+    let model = setup::model(&format!("{LM}@fp32"), &options, &Quiet).unwrap();
+    let mut served = FrozenLm::open(&model, &options).unwrap();
+    let lm = Decoder::open(&source(LM), &Device::Cpu).unwrap();
+    let folder = source(ENCODER);
+    for encoder in [Some(folder.as_path()), None] {
+        let (file, generator) = random_generator(encoder);
+        let own = encoder.map(|folder| TextTokenizer::from_file(&folder.join("tokenizer.json"), ENCODER).unwrap());
+        // The last is longer than the encoder reads: its beginning and end count.
+        let long = "one two three four five six seven eight nine ten ".repeat(5) + "the end";
+        let inputs = ["Is ice cold?", "Ja", long.as_str()];
+        let cuts: Vec<Cut> = inputs
+            .iter()
+            .map(|input| {
+                let tokenizer = own.as_ref().unwrap_or(served.tokenizer());
+                let ids = encoder_tokens(tokenizer, input, 24, encoder.is_some()).unwrap();
+                assert!(ids.len() <= 24 && (encoder.is_none() || (ids[0] == 101 && ids.last() == Some(&102))));
+                Cut { types: vec![0; ids.len()], ids, left_out: 0 }
+            })
+            .collect();
+        let trained = generator.prompts(&cuts.iter().collect::<Vec<_>>(), &lm).unwrap();
+        let trained: Vec<f32> = trained.flatten_all().unwrap().to_vec1().unwrap();
+        let mut exact = PromptGenerator::open(&file, Precision::Fp32, &options, &Quiet).unwrap();
+        let mut fast = PromptGenerator::open(&file, Precision::Int8, &options, &Quiet).unwrap();
+        let base = &file.tensors["base"];
+        let (mut differs, width) = (false, base.len());
+        for (input, trained) in inputs.iter().zip(trained.chunks_exact(width)) {
+            let prompt = exact.prompt(input, &mut served).unwrap();
+            for (a, b) in prompt.values().iter().zip(trained) {
+                // Prompts are rounded to 16-bit floats.
+                assert!((a - b).abs() < 2e-3 * (1.0 + b.abs()), "{input}: {a} {b}");
+            }
+            differs |= trained.iter().zip(base).any(|(a, b)| (a - b).abs() > 0.1);
+            let prompt = fast.prompt(input, &mut served).unwrap();
+            let of_input = |values: &[f32]| values.iter().zip(base).map(|(x, base)| x - base).collect::<Vec<f32>>();
+            let (a, b) = (of_input(prompt.values()), of_input(trained));
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+            let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+            assert!(cosine > 0.98, "{input}: {cosine}");
+            assert_eq!(fast.prompt(input, &mut served).unwrap().hash(), prompt.hash());
         }
-        differs |= trained.iter().zip(base).any(|(a, b)| (a - b).abs() > 0.1);
-        let prompt = fast.prompt(input).unwrap();
-        let of_input = |values: &[f32]| values.iter().zip(base).map(|(x, base)| x - base).collect::<Vec<f32>>();
-        let (a, b) = (of_input(prompt.values()), of_input(trained));
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
-        let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
-        assert!(cosine > 0.98, "{input}: {cosine}");
-        assert_eq!(fast.prompt(input).unwrap().hash(), prompt.hash());
+        assert!(differs);
+        if encoder.is_some() {
+            assert_eq!(encoder_source(&file.description.encoder, &options, &Quiet).unwrap(), folder);
+            // An encoder with other weights is refused.
+            let other = EncoderTarget { sha256: "0".into(), ..file.description.encoder };
+            let error = encoder_source(&other, &options, &Quiet).unwrap_err().to_string();
+            assert!(error.contains("another all-MiniLM-L6-v2"), "{error}");
+        }
     }
-    assert!(differs);
-    // An encoder with other weights is refused.
-    let other = EncoderTarget { sha256: "0".into(), ..file.description.encoder.clone() };
-    assert!(encoder_source(&other, &options, &Quiet).unwrap_err().to_string().contains("another all-MiniLM-L6-v2"));
 }
 
 #[test]
@@ -233,7 +282,7 @@ fn a_prompt_behind_a_prompt_reads_as_it_was_trained() {
         |name: &str| setup::source(setup::Manifest::get().unwrap().starter(name).unwrap(), &options, &Quiet).unwrap();
     setup::model(ENCODER, &options, &Quiet).unwrap();
     let encoder = source(ENCODER);
-    let (file, generator) = random_generator(&encoder);
+    let (file, generator) = random_generator(Some(&encoder));
     let reader = nunatak::read::prompts::find("reader").unwrap();
     // Examples that are all the same: whichever is drawn is this one.
     let folder = tempfile::tempdir().unwrap();
@@ -245,7 +294,8 @@ fn a_prompt_behind_a_prompt_reads_as_it_was_trained() {
     let mix = MixSettings { cap: 10, dev: 1, tokens: 64, encoder_tokens: 24, seed: 0 };
     let tokenizer = TextTokenizer::open(&model).unwrap();
     let outer = TextTokenizer::from_file(&encoder.join("tokenizer.json"), ENCODER).unwrap();
-    let (train, dev, _) = samples(&set, &mix, &tokenizer, &outer).unwrap();
+    let outer = OuterTokens { tokenizer: &outer, itself: false };
+    let (train, dev, _) = samples(&set, &mix, &tokenizer, outer).unwrap();
     let lm = Decoder::open(&source("SmolLM2-135M-Instruct"), &Device::Cpu).unwrap();
     let writer = Writer::Generated(Box::new(generator));
     let module = TaskModule::new(&lm, (writer, 3), (&train, &dev), 512).behind(&reader).unwrap();
@@ -253,7 +303,7 @@ fn a_prompt_behind_a_prompt_reads_as_it_was_trained() {
 
     let mut generator = PromptGenerator::open(&file, Precision::Fp32, &options, &Quiet).unwrap();
     let mut served = FrozenLm::open(&model, &options).unwrap();
-    let prefix = Prefix::Written { behind: Some(reader), prompt: generator.prompt(input).unwrap() };
+    let prefix = Prefix::Written { behind: Some(reader), prompt: generator.prompt(input, &mut served).unwrap() };
     assert_eq!(prefix.positions(), 3 + nunatak::read::prompts::find("reader").unwrap().positions());
     let prompt = Prompt { prefix, passages: Vec::new(), tail: tokenizer.encode(input, false).unwrap() };
     let wanted = target_tokens(&tokenizer, target).unwrap();
@@ -277,13 +327,26 @@ fn a_generator_for_readers_writes_for_every_question() {
     let generator = out.join("id-prompt.safetensors");
     let ask = |prompt: &str| {
         let mut command = nunatak();
-        command.args(["ask", "How high does the tallest geyser throw water?", "--prompt", prompt, "--index"]);
-        json_of(command.args(["--rerank", "none", "--passages", "2"]).arg(&index))
+        command.args(["ask", "How high does the tallest geyser throw water?", "--prompt", prompt]);
+        json_of(command.args(["--rerank", "none", "--passages", "2", "--index"]).arg(&index))
     };
     let (written, plain) = (ask(generator.to_str().unwrap()), ask("reader"));
     let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
     assert_eq!(tokens(&written), tokens(&plain) + 2 * 4);
     assert_eq!(ask(generator.to_str().unwrap())["answer"], written["answer"]);
+    // Continuing passages comes before, to begin from.
+    let (begun, behind) = (folder.path().join("begun"), folder.path().join("behind"));
+    let mut continuing = nunatak();
+    continuing.args(["train", "connector", "--examples", "4", "--batch", "2", "--dev", "1", "--positions", "4"]);
+    let record = json_of(continuing.arg("--index").arg(&index).arg("--out").arg(&begun));
+    assert_eq!(record["metric"], "token accuracy");
+    let mut from = nunatak();
+    from.args(["train", "connector", "--examples", "2", "--batch", "2", "--dev", "1", "--positions", "4", "--index"]);
+    from.arg(&index).args(["--questions", &demo("questions"), "--out"]).arg(&behind);
+    json_of(from.arg("--from").arg(begun.join("id-prompt.safetensors")));
+    let connected = ask(behind.join("id-prompt.safetensors").to_str().unwrap());
+    assert_eq!(tokens(&connected), tokens(&written));
+
     let mut warm = nunatak();
     warm.args(["index", "warm", "--all", "--prompt"]).arg(&generator).arg("--index").arg(&index);
     warm.assert().failure().stderr(predicates::str::contains("a prompt of its own"));

@@ -47,6 +47,9 @@ pub struct TasksArgs {
     /// Frozen language model: a name or folder
     #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]
     pub lm: String,
+    /// Measure how likely the target is, too: one more pass for each example, and the most sensitive measure
+    #[arg(long)]
+    pub likelihood: bool,
     /// Examples of each task, at most
     #[arg(long, default_value_t = 200, value_name = "N", value_parser = super::at_least_one)]
     pub per_task: usize,
@@ -86,11 +89,10 @@ pub fn run(args: &TasksArgs, globals: &Globals) -> Result<()> {
     let progress = progress.as_ref();
     let model = setup::model(&args.lm, &options, progress)?;
     let mut lm = FrozenLm::open(&model, &options)?;
-    let (mut prompts, hash) = match &args.prompt {
-        None if args.shots == 0 => (Prompts::Fixed(Prefix::Words(Vec::new())), None),
-        None => (Prompts::PerTask(shots(args, &set, &lm)?), None),
-        Some(path) if path.is_dir() => (Prompts::PerTask(of_folder(path, &set, &model, &lm)?), None),
-        Some(path) => of_file(path, args.encoder_precision, (&model, &lm), &options, progress)?,
+    let (mut prompts, hash) = if args.shots > 0 {
+        (Prompts::PerTask(shots(args, &set, &lm)?), None)
+    } else {
+        open_prompts(args.prompt.as_deref(), &set, args.encoder_precision, (&model, &lm), &options, progress)?
     };
     let settings = json!({
         "tasks": set.sha256,
@@ -103,12 +105,29 @@ pub fn run(args: &TasksArgs, globals: &Globals) -> Result<()> {
         "window": args.window,
         "seed": args.seed,
     });
-    let measured = TasksOptions { per_task: args.per_task, window: args.window, seed: args.seed };
+    let measured =
+        TasksOptions { per_task: args.per_task, window: args.window, likelihood: args.likelihood, seed: args.seed };
     let report = tasks::run(&set, &mut lm, &mut prompts, measured, settings, &args.out, progress)?;
     if globals.json {
         return output::json(&report);
     }
     output::line(report.table().trim_end())
+}
+
+/// What stands before inputs: what the file or the folder `path` holds, or nothing; and the hash of a file.
+pub(in crate::cli) fn open_prompts(
+    path: Option<&Path>,
+    set: &TaskSet,
+    precision: Precision,
+    (model, lm): (&ModelDir, &FrozenLm),
+    options: &RuntimeOptions,
+    progress: &dyn Progress,
+) -> Result<(Prompts, Option<String>)> {
+    match path {
+        None => Ok((Prompts::Fixed(Prefix::Words(Vec::new())), None)),
+        Some(path) if path.is_dir() => Ok((Prompts::PerTask(of_folder(path, set, model, lm)?), None)),
+        Some(path) => of_file(path, precision, (model, lm), options, progress),
+    }
 }
 
 /// A soft prompt or a generator, whichever the file holds, and its hash.

@@ -1,0 +1,121 @@
+//! Tasks whose inputs say what the language model answered before: what a second pass reads (textual recursion).
+//!
+//! Levine et al. 2022, arXiv:2204.10019: answers are sampled under one prompt and put before the same frozen model as text,
+//! under a second prompt that learned to make more of them. Examples to train on get candidates in the same way as those to
+//! measure on.
+
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::error::{Error, Result};
+use crate::eval::task_set::{TaskExample, TaskSet, draw, input_tokens};
+use crate::eval::tasks::Prompts;
+use crate::progress::{Progress, check_interrupt};
+use crate::read::decode::Decoding;
+use crate::read::lm::{FrozenLm, Prompt};
+
+/// How candidates are sampled.
+#[derive(Debug, Clone, Copy)]
+pub struct Sampling {
+    /// Answers to an input; equal ones are named once.
+    pub samples: usize,
+    /// Temperature; the first answer is the greedy one.
+    pub temperature: f32,
+    /// Examples of each task and kind of split, at most.
+    pub per_task: usize,
+    /// Longest input in tokens.
+    pub window: usize,
+    /// Longest answer in tokens.
+    pub longest: usize,
+    /// Decides which examples, and every sample.
+    pub seed: u64,
+}
+
+/// An input behind its candidates, as the second pass reads it.
+pub fn with_candidates(input: &str, candidates: &[String]) -> String {
+    format!("Candidates: {}\n{input}", candidates.join("; "))
+}
+
+/// Write the tasks with candidates to `path`, whole or not at all; how many examples there are.
+///
+/// # Errors
+/// What the language model and the file say.
+pub fn write(
+    set: &TaskSet,
+    lm: &mut FrozenLm,
+    prompts: &mut Prompts,
+    sampling: Sampling,
+    path: &Path,
+    progress: &dyn Progress,
+) -> Result<usize> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut part = tempfile::NamedTempFile::new_in(folder).map_err(Error::file("create a file in", folder))?;
+    let splits = |task: &str| set.tasks.get(task).map_or([&[][..], &[]], |t| [t.train.as_slice(), t.test.as_slice()]);
+    let size = |task: &String| splits(task).map(|split| split.len().min(sampling.per_task)).iter().sum::<usize>();
+    let total: usize = set.tasks.keys().map(size).sum();
+    progress.start("sampling", Some(total as u64), "examples");
+    for (name, task) in &set.tasks {
+        for (split, examples) in ["train", "test"].into_iter().zip(splits(name)) {
+            for example in draw(examples, sampling.per_task, sampling.seed) {
+                check_interrupt(|| "nothing was written".to_owned())?;
+                let candidates = sample(name, example, lm, prompts, sampling)?;
+                let TaskExample { input, target, choices, .. } = example;
+                let mut line = json!({"input": with_candidates(input, &candidates), "target": target, "task": name,
+                    "cluster": task.cluster, "split": split});
+                if !choices.is_empty() {
+                    line["choices"] = json!(choices);
+                }
+                writeln!(part, "{line}").map_err(Error::file("write", path))?;
+                progress.advance(1);
+            }
+        }
+    }
+    progress.finish();
+    part.persist(path).map_err(|e| Error::file("write", path)(e.error))?;
+    Ok(total)
+}
+
+/// The greedy answer to an input and further sampled ones, each once, the greedy one first.
+fn sample(
+    task: &str,
+    example: &TaskExample,
+    lm: &mut FrozenLm,
+    prompts: &mut Prompts,
+    sampling: Sampling,
+) -> Result<Vec<String>> {
+    let prefix = prompts.before(task, &example.input, lm)?;
+    let (tail, _) = input_tokens(lm.tokenizer(), &example.input, sampling.window)?;
+    let prompt = Prompt { prefix, passages: Vec::new(), tail };
+    let greedy = Decoding { max_new_tokens: sampling.longest, ..Decoding::default() };
+    // Each example draws from a seed of its own, or all would make the same choices.
+    let seed = sampling.seed.wrapping_mul(0x9e37_79b9).wrapping_add(example.line);
+    let sampled = Decoding { temperature: sampling.temperature, seed, ..greedy.clone() };
+    let mut answers = lm.generate(std::slice::from_ref(&prompt), &greedy, None, &mut |_, _| {})?.0;
+    let further = vec![prompt; sampling.samples.saturating_sub(1)];
+    answers.extend(lm.generate(&further, &sampled, None, &mut |_, _| {})?.0);
+    let mut candidates: Vec<String> = Vec::new();
+    for answer in answers {
+        // What separates candidates cannot be in one.
+        let text = answer.text.replace(';', ",").trim().to_owned();
+        if !text.is_empty() && !candidates.contains(&text) {
+            candidates.push(text);
+        }
+    }
+    Ok(candidates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn candidates_stand_before_the_input() {
+        let candidates = ["Paris".to_owned(), "Rome".to_owned()];
+        assert_eq!(
+            with_candidates("Question: where?\nAnswer:", &candidates),
+            "Candidates: Paris; Rome\nQuestion: where?\nAnswer:"
+        );
+    }
+}
