@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::eval::compare::compare;
 use crate::eval::dataset::{self, Question};
 use crate::eval::fit;
+use crate::eval::gate;
 use crate::eval::out_dir::Existing;
 use crate::eval::page;
 use crate::eval::patience;
@@ -80,6 +81,8 @@ pub enum EvalCommand {
     Sweep(AtRunArgs),
     /// Find how early re-ranking may stop, from a run that read every candidate
     Patience(PatienceArgs),
+    /// Find for which questions a second, dearer run is worth its cost: those that the first is least sure of
+    Gate(GateArgs),
     /// Make the page report.html of a run again
     Report(AtRunArgs),
     /// Measure a prompt over many tasks: accuracy, exact match or ROUGE-L of each
@@ -167,6 +170,26 @@ pub struct PatienceArgs {
     /// The most that may be lost of recall there, or of the reciprocal rank, on average over questions
     #[arg(long, value_name = "SHARE", default_value_t = 0.003)]
     pub loss: f64,
+}
+
+/// A second pass.
+#[derive(Debug, Clone, Args)]
+pub struct GateArgs {
+    /// The first pass: its --out folder or its predictions.jsonl
+    #[arg(value_name = "FIRST")]
+    pub first: PathBuf,
+    /// The second pass over the same questions
+    #[arg(value_name = "SECOND")]
+    pub second: PathBuf,
+    /// Test this threshold, which should come from other questions
+    #[arg(long, value_name = "SCORE", allow_hyphen_values = true)]
+    pub threshold: Option<f64>,
+    /// A picture of the metric against the cost
+    #[arg(long, value_name = "FILE.svg")]
+    pub curve: Option<PathBuf>,
+    /// Seed of resampling
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
 }
 
 /// A run that is there.
@@ -274,6 +297,13 @@ pub fn run_with(
         (Some(EvalCommand::Patience(args)), _) => {
             let rules = patience::patience(&args.run, args.keep, args.loss)?;
             if json { to_json(&rules)? } else { rules.table() }
+        }
+        (Some(EvalCommand::Gate(args)), _) => {
+            let gate = gate::gate(&args.first, &args.second, args.threshold, args.seed)?;
+            if let Some(path) = &args.curve {
+                std::fs::write(path, gate.curve()).map_err(Error::file("write", path))?;
+            }
+            if json { to_json(&gate)? } else { gate.table() }
         }
         (Some(EvalCommand::Report(args)), _) => {
             let page = page::remake(&args.run)?;

@@ -22,8 +22,8 @@ use crate::train::windows::WindowSettings;
 /// Options of `nunatak train id-prompt`.
 #[derive(Debug, Args)]
 pub struct IdPromptArgs {
-    /// Learn one soft prompt for all inputs instead of a generator, to compare with
-    #[arg(long)]
+    /// Learn one soft prompt for all inputs of the tasks instead of a generator, to compare with
+    #[arg(long, conflicts_with = "index")]
     shared: bool,
     /// Frozen encoder inside the generator: a starter encoder's name
     #[arg(long, default_value = "all-MiniLM-L6-v2", value_name = "MODEL")]
@@ -82,7 +82,7 @@ struct GeneratorArgs {
     /// A module of the same kind to go on from
     #[arg(long, value_name = "FILE", conflicts_with = "init_words")]
     from: Option<PathBuf>,
-    /// Largest learning rate [default: 0.001, or 0.01 with --shared]
+    /// Largest learning rate [default: 0.0005, or 0.01 with --shared]
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
     /// Share of the run over which the rate rises
@@ -137,7 +137,7 @@ impl GeneratorArgs {
     }
 
     fn run(&self, shared: bool, encoder: Option<&str>) -> Result<TaskPromptRun> {
-        let learning_rate = self.lr.unwrap_or(if shared { 1e-2 } else { 1e-3 });
+        let learning_rate = self.lr.unwrap_or(if shared { 1e-2 } else { 5e-4 });
         let optimiser = OptimiserSettings { learning_rate, warm_up: self.warm_up, weight_decay: 0.0, clip: 1.0 };
         let seed = self.training.seed;
         let reading = self.index.as_ref().map(|index| Reading {

@@ -13,6 +13,7 @@ mod characters;
 pub mod compare;
 pub mod dataset;
 pub mod fit;
+pub mod gate;
 pub mod has_answer;
 mod judgements;
 pub mod logistic;

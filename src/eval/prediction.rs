@@ -161,13 +161,20 @@ impl From<Latency> for Stages {
 }
 
 impl Prediction {
-    /// What was said to an example of a task: no passages, and metrics of the task's own.
-    pub fn of_task(id: String, input: &str, said: String, target: &str, metrics: Map<String, Value>, ms: f64) -> Self {
+    /// What was said to an example of a task, with its score: no passages, and metrics of the task's own.
+    pub fn of_task(
+        id: String,
+        input: &str,
+        (said, score): (String, f64),
+        target: &str,
+        metrics: Map<String, Value>,
+        ms: f64,
+    ) -> Self {
         Self {
             id,
             question: input.to_owned(),
             prediction: Some(said),
-            score: None,
+            score: Some(score),
             answers: Some(vec![target.to_owned()]),
             confidence: None,
             abstained: None,

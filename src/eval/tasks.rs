@@ -22,7 +22,7 @@ use crate::eval::rouge::rouge_l;
 use crate::eval::table::aligned;
 use crate::eval::task_set::{Task, TaskExample, TaskSet, draw, input_tokens, target_tokens};
 use crate::progress::{Progress, check_interrupt};
-use crate::read::decode::Decoding;
+use crate::read::decode::{Decoding, Generation};
 use crate::read::lm::{FrozenLm, Prompt};
 use crate::read::prefix::Prefix;
 use crate::read::prompt_generator::PromptGenerator;
@@ -184,7 +184,7 @@ pub fn run(
             let said = say(lm, &asked, batch, measure)?;
             let read = begin.elapsed().as_secs_f64() * 1000.0;
             (prompt_ms, lm_ms) = (prompt_ms + written, lm_ms + read);
-            for ((example, said), prompt) in batch.iter().zip(said).zip(&asked) {
+            for ((example, (said, sure)), prompt) in batch.iter().zip(said).zip(&asked) {
                 let score = match measure {
                     Measure::Accuracy => f64::from(u8::from(said == example.target)),
                     Measure::ExactMatch => exact_match_and_f1(&said, std::slice::from_ref(&example.target)).0,
@@ -202,7 +202,7 @@ pub fn run(
                     likelihoods.push(value);
                     metrics.insert("target_log_likelihood".into(), value.into());
                 }
-                let line = Prediction::of_task(id, &example.input, said, &example.target, metrics, ms);
+                let line = Prediction::of_task(id, &example.input, (said, sure), &example.target, metrics, ms);
                 let line = serde_json::to_string(&line).map_err(Error::internal("writing a prediction"))?;
                 writeln!(file, "{line}").map_err(Error::file("write", &path))?;
             }
@@ -246,20 +246,23 @@ pub fn run(
     Ok(report)
 }
 
-/// What the language model says to each example.
-fn say(lm: &mut FrozenLm, asked: &[Prompt], examples: &[&TaskExample], measure: Measure) -> Result<Vec<String>> {
+/// What the language model says to each example, and how sure it is: the mean log-probability of a token, or, among choices,
+/// the logarithm of the choice's share of their probabilities.
+fn say(lm: &mut FrozenLm, asked: &[Prompt], examples: &[&TaskExample], measure: Measure) -> Result<Vec<(String, f64)>> {
     if let (Measure::Accuracy, [prompt], [example]) = (measure, asked, examples) {
         let continuations =
             example.choices.iter().map(|c| target_tokens(lm.tokenizer(), c)).collect::<Result<Vec<_>>>()?;
         let scores = lm.score(prompt, &continuations)?;
         let best = scores.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
-        let choice = best.and_then(|(i, _)| example.choices.get(i)).cloned();
-        return Ok(vec![choice.unwrap_or_default()]);
+        let Some((choice, &score)) = best else { return Ok(vec![(String::new(), f64::from(f32::MIN))]) };
+        let all: f64 = scores.iter().map(|&other| f64::from(other - score).exp()).sum();
+        return Ok(vec![(example.choices.get(choice).cloned().unwrap_or_default(), -all.ln())]);
     }
     let longest = LONGEST[usize::from(measure == Measure::RougeL)];
     let decoding = Decoding { max_new_tokens: longest, ..Decoding::default() };
     let (written, _) = lm.generate(asked, &decoding, None, &mut |_, _| {})?;
-    Ok(written.into_iter().map(|answer| answer.text.trim().to_owned()).collect())
+    let said = |answer: Generation| (answer.text.trim().to_owned(), f64::from(answer.mean_logprob().max(f32::MIN)));
+    Ok(written.into_iter().map(said).collect())
 }
 
 impl Prompts {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{Device, Var};
+use candle_core::{Device, Tensor, Var};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -33,6 +33,8 @@ use crate::train::windows::{WindowSettings, Windows};
 
 /// Name of the generator inside a run's folder.
 pub const GENERATOR: &str = "id-prompt.safetensors";
+/// Width of an attention head of a generator, as most encoders have it.
+const HEAD: usize = 64;
 /// Words that every prompt begins as.
 const WORDS: &str = "Here is a text with a task in it. Do what it asks, and write the answer alone.\n\n";
 
@@ -142,11 +144,6 @@ pub fn train(
     let lm = Decoder::open(places.weights, places.device)?;
     let before = lm.weights_hash()?;
     progress.finish();
-    let words = tokenizer.encode(run.words.as_deref().unwrap_or(WORDS), false)?;
-    if words.is_empty() {
-        return Err(Error::request("there are no words to begin with", "leave --init-words out for the default"));
-    }
-    let words: Vec<u32> = words.iter().copied().cycle().take(run.positions).collect();
     let target = PromptTarget {
         name: model.stem().to_owned(),
         layers: lm.layers(),
@@ -162,51 +159,12 @@ pub fn train(
         tokens: run.mix.encoder_tokens,
         itself: encoder.is_none(),
     };
-    let words = lm.embed(&words)?;
     let behind = run.reading.as_ref().and_then(|r| r.behind.as_deref()).map(prompts::find).transpose()?;
     if let Some(behind) = &behind {
         check_from(behind.description.target == target)?;
     }
-    let (writer, shape) = if run.shared {
-        let prompt = Var::from_tensor(&words).map_err(failed)?;
-        if let Some(from) = &run.from {
-            let from = SoftPrompt::load(from)?;
-            check_from(from.description.target == target && from.positions() == run.positions)?;
-            let values = candle_core::Tensor::from_slice(from.values(), prompt.shape(), places.device);
-            values.and_then(|values| prompt.set(&values)).map_err(failed)?;
-        }
-        (Writer::Shared(prompt), None)
-    } else {
-        let (outer, width) = match encoder {
-            None => (Outer::Itself, lm.hidden()),
-            Some((name, folder)) => {
-                let bert = Bert::load(folder, None, run.trainer.seed, places.device)?;
-                if run.mix.encoder_tokens > bert.longest() {
-                    let problem = format!("{name} reads no more than {} tokens", bert.longest());
-                    return Err(Error::request(problem, "lower --encoder-tokens"));
-                }
-                let width = bert.hidden();
-                (Outer::Encoder(Box::new(bert)), width)
-            }
-        };
-        let heads = Some(width / 64).filter(|heads| *heads > 0 && width % heads == 0).unwrap_or(1);
-        let shape = GeneratorShape {
-            positions: run.positions,
-            hidden: lm.hidden(),
-            width,
-            encoder_positions: run.encoder_positions,
-            blocks: run.blocks,
-            heads,
-        };
-        let mut generator = Generator::new(shape, outer, words, run.trainer.seed, places.device)?;
-        if let Some(from) = &run.from {
-            let from = GeneratorFile::load(from)?;
-            let of = &from.description;
-            check_from(of.target == target && of.shape == shape && of.encoder == identity)?;
-            generator.set_tensors(&from.tensors)?;
-        }
-        (Writer::Generated(Box::new(generator)), Some(shape))
-    };
+    let learned = Learned { run, target: &target, encoder: &identity, behind: behind.as_deref() };
+    let (writer, shape) = learned.begin(&lm, &tokenizer, places)?;
     let mut module = TaskModule::new(&lm, (writer, run.positions), (&train, &dev), run.trainer.tokens_per_pass);
     if let Some(behind) = &behind {
         module = module.behind(behind)?;
@@ -229,33 +187,7 @@ pub fn train(
     let frozen = Frozen { model: target.name.clone(), parameters: lm.parameters(), before, after: lm.weights_hash()? };
     frozen.check()?;
     let metric = module.metric();
-    let training = story(run, &data, metric, &log);
-    let abstains = run.reading.as_ref().is_some_and(|r| r.windows.absent > 0.0 && !r.questions.is_empty());
-    match (module.writer(), shape) {
-        (Writer::Generated(generator), Some(shape)) => {
-            let format = GENERATOR_FORMAT;
-            let name = run.reading.as_ref().and_then(|r| r.behind.clone());
-            let behind = name.zip(behind).map(|(name, prompt)| Behind { name, hash: prompt.hash().to_owned() });
-            let sha256 = String::new();
-            let description =
-                GeneratorDescription { format, target, encoder: identity, shape, behind, abstains, sha256, training };
-            GeneratorFile::new(description, &generator.tensors()?)?.save(&places.out.join(GENERATOR))?;
-        }
-        (Writer::Shared(prompt), _) => {
-            let description = PromptDescription {
-                format: FORMAT,
-                kind: PromptKind::Embeddings,
-                positions: run.positions,
-                target,
-                template: TemplateKind::Plain,
-                abstains,
-                training,
-            };
-            let values: Vec<f32> = prompt.flatten_all().and_then(|t| t.to_vec1()).map_err(failed)?;
-            SoftPrompt::new(description, &values)?.save(&places.out.join(PROMPT))?;
-        }
-        (Writer::Generated(_), None) => {}
-    }
+    learned.save(module.writer(), shape, story(run, &data, metric, &log), places.out)?;
     let (examples_per_second, tokens_per_second) = record::speed(&log);
     let record = RunRecord {
         nunatak: env!("CARGO_PKG_VERSION"),
@@ -275,6 +207,110 @@ pub fn train(
     };
     record::write(&record, places.out)?;
     Ok(record)
+}
+
+/// What is learned, with all that its file says of it.
+struct Learned<'a> {
+    run: &'a TaskPromptRun,
+    target: &'a PromptTarget,
+    encoder: &'a EncoderTarget,
+    behind: Option<&'a SoftPrompt>,
+}
+
+impl Learned<'_> {
+    /// It as it is before the first step; the sizes of a generator.
+    fn begin(
+        &self,
+        lm: &Decoder,
+        tokenizer: &TextTokenizer,
+        places: Places,
+    ) -> Result<(Writer, Option<GeneratorShape>)> {
+        let run = self.run;
+        let words = tokenizer.encode(run.words.as_deref().unwrap_or(WORDS), false)?;
+        if words.is_empty() {
+            return Err(Error::request("there are no words to begin with", "leave --init-words out for the default"));
+        }
+        let words: Vec<u32> = words.iter().copied().cycle().take(run.positions).collect();
+        let words = lm.embed(&words)?;
+        if run.shared {
+            let prompt = Var::from_tensor(&words).map_err(failed)?;
+            if let Some(from) = &run.from {
+                let from = SoftPrompt::load(from)?;
+                check_from(from.description.target == *self.target && from.positions() == run.positions)?;
+                let values = Tensor::from_slice(from.values(), prompt.shape(), places.device);
+                values.and_then(|values| prompt.set(&values)).map_err(failed)?;
+            }
+            return Ok((Writer::Shared(prompt), None));
+        }
+        let (outer, width) = match places.encoder {
+            None => (Outer::Itself, lm.hidden()),
+            Some(folder) => {
+                let bert = Bert::load(folder, None, run.trainer.seed, places.device)?;
+                if run.mix.encoder_tokens > bert.longest() {
+                    let problem = format!("{} reads no more than {} tokens", self.encoder.name, bert.longest());
+                    return Err(Error::request(problem, "lower --encoder-tokens"));
+                }
+                let width = bert.hidden();
+                (Outer::Encoder(Box::new(bert)), width)
+            }
+        };
+        let heads = Some(width / HEAD).filter(|heads| *heads > 0 && width % heads == 0).unwrap_or(1);
+        let shape = GeneratorShape {
+            positions: run.positions,
+            hidden: lm.hidden(),
+            width,
+            encoder_positions: run.encoder_positions,
+            blocks: run.blocks,
+            heads,
+        };
+        let mut generator = Generator::new(shape, outer, words, run.trainer.seed, places.device)?;
+        if let Some(from) = &run.from {
+            let from = GeneratorFile::load(from)?;
+            let of = &from.description;
+            check_from(of.target == *self.target && of.shape == shape && of.encoder == *self.encoder)?;
+            generator.set_tensors(&from.tensors)?;
+        }
+        Ok((Writer::Generated(Box::new(generator)), Some(shape)))
+    }
+
+    /// Write its file into the folder `out`.
+    fn save(&self, writer: &Writer, shape: Option<GeneratorShape>, training: Value, out: &Path) -> Result<()> {
+        let reading = self.run.reading.as_ref();
+        let abstains = reading.is_some_and(|r| r.windows.absent > 0.0 && !r.questions.is_empty());
+        match (writer, shape) {
+            (Writer::Generated(generator), Some(shape)) => {
+                let name = reading.and_then(|r| r.behind.clone());
+                let behind = name.zip(self.behind).map(|(name, p)| Behind { name, hash: p.hash().to_owned() });
+                let description = GeneratorDescription {
+                    format: GENERATOR_FORMAT,
+                    target: self.target.clone(),
+                    encoder: self.encoder.clone(),
+                    shape,
+                    behind,
+                    abstains,
+                    sha256: String::new(),
+                    training,
+                };
+                GeneratorFile::new(description, &generator.tensors()?)?.save(&out.join(GENERATOR))
+            }
+            (Writer::Shared(prompt), _) => {
+                let description = PromptDescription {
+                    format: FORMAT,
+                    kind: PromptKind::Embeddings,
+                    positions: self.run.positions,
+                    target: self.target.clone(),
+                    template: TemplateKind::Plain,
+                    abstains,
+                    training,
+                };
+                let values: Vec<f32> = prompt.flatten_all().and_then(|t| t.to_vec1()).map_err(failed)?;
+                SoftPrompt::new(description, &values)?.save(&out.join(PROMPT))
+            }
+            (Writer::Generated(_), None) => {
+                Err(Error::Internal { doing: "saving a prompt generator", message: "its sizes are not known".into() })
+            }
+        }
+    }
 }
 
 /// Samples of `run.reading`, and what they were made of.

@@ -65,6 +65,33 @@ fn search_prints_what_other_tools_rely_on() {
 }
 
 #[test]
+fn what_each_part_gave_a_passage_is_shown() {
+    let of = |mode: &str, more: &[&str]| {
+        json_lines(&[&["search", QUESTION, "--explain", "--mode", mode, "-k", "3"], more].concat())
+    };
+    let number = |value: &Value| value.as_f64().unwrap();
+    let top = number(&of("bm25", &["--rerank", "none"])[0]["parts"]["bm25"]["score"]);
+    for line in of("hybrid", &["--rerank", "none"]) {
+        let parts = &line["parts"];
+        assert_eq!(parts["first_stage"], serde_json::json!({"rank": line["rank"], "score": line["score"]}));
+        assert!(parts["reranker"].is_null());
+        let words = if parts["bm25"].is_null() { 0.0 } else { number(&parts["bm25"]["score"]) / top };
+        let sum = 0.8 * number(&parts["cosine"]) + 0.2 * words;
+        assert!((sum - number(&line["score"])).abs() < 1e-4, "{line}");
+    }
+    let reranked = of("hybrid", &[]).remove(0);
+    assert_eq!(reranked["parts"]["reranker"], serde_json::json!({"rank": 1, "score": reranked["score"]}));
+    assert!(of("bm25", &["--rerank", "none"])[0]["parts"]["cosine"].is_null());
+    assert!(of("dense", &["--rerank", "none"])[0]["parts"]["bm25"].is_null());
+    let people = nunatak().args(["search", QUESTION, "--explain", "-k", "1", "--index"]).arg(index()).output().unwrap();
+    let people = String::from_utf8(people.stdout).unwrap();
+    let line = people.lines().nth(1).unwrap();
+    for part in ["words ", " · meaning 0.", " · first stage ", " · re-ranker "] {
+        assert!(line.contains(part), "{line}");
+    }
+}
+
+#[test]
 fn an_answer_carries_evidence_that_is_a_slice_of_the_stored_text() {
     for words in [&["ask", QUESTION, "--grounded"][..], &["ask", QUESTION], &["ask", QUESTION, "--together"]] {
         let answer = json_lines(words).remove(0);

@@ -111,6 +111,15 @@ fn a_generator_from_tasks_to_scores() {
         assert!(names.contains(&name), "{names:?}");
     }
 
+    let picture = folder.path().join("gate.svg");
+    let mut gate = nunatak();
+    gate.args(["eval", "gate", "--threshold", "-0.5", "--curve"]).arg(&picture);
+    let gate = json_of(gate.args(["a", "b"].map(|run| folder.path().join(run))));
+    let (rules, n) = (gate["rules"].as_array().unwrap(), gate["n"].as_u64().unwrap());
+    assert_eq!((n, rules[0]["share"].as_f64(), rules[rules.len() - 1]["share"].as_f64()), (8, Some(0.0), Some(1.0)));
+    assert!((rules[0]["value"].as_f64().unwrap() - mean).abs() < 1e-12, "both tasks have four examples");
+    assert!(gate["given"]["against_first"]["p"].as_f64().unwrap() <= 1.0);
+    assert!(fs::read_to_string(&picture).unwrap().starts_with("<svg"));
     let picture = folder.path().join("curves.svg");
     let mut curves = nunatak();
     curves.args(["train", "curves"]).arg(format!("one for all={}", shared.display())).arg(&out);
