@@ -234,7 +234,7 @@ impl Pipeline {
     pub fn pack(&self, question: &str, found: &Found) -> Result<(Packing, Vec<LeftOut>)> {
         let reader = self.reader.as_ref().ok_or_else(no_reader)?;
         let budget = Budget { window: reader.budget(question)?, total: self.depths.tokens };
-        let Offered { passages, repeated } = self.to_read(&found.ranking(), reader)?;
+        let Offered { passages, repeated } = self.to_read(&found.ranking(), reader, budget.window)?;
         let dealing = match self.depths.per_window {
             0 => Dealing::Together,
             count => Dealing::Apart(count),
@@ -246,11 +246,17 @@ impl Pipeline {
     /// The passages of what was found that the reader is offered, best first.
     pub fn read_of(&self, found: &Found) -> Result<Vec<PassageId>> {
         let reader = self.reader.as_ref().ok_or_else(no_reader)?;
-        Ok(self.to_read(&found.ranking(), reader)?.passages.into_iter().map(|(hit, _)| hit.passage).collect())
+        Ok(self
+            .to_read(&found.ranking(), reader, reader.budget("")?)?
+            .passages
+            .into_iter()
+            .map(|(hit, _)| hit.passage)
+            .collect())
     }
 
-    /// The best passages of a ranking, as many as are read, and those passed over for saying what a better one says.
-    fn to_read(&self, ranking: &[Hit], reader: &Reader) -> Result<Offered> {
+    /// The best passages of a ranking, as many as are read by windows of so many tokens, and those passed over for saying
+    /// what a better one says.
+    fn to_read(&self, ranking: &[Hit], reader: &Reader, window: usize) -> Result<Offered> {
         let (mut taken, mut repeated) = (Vec::<(Hit, Passage)>::new(), Vec::new());
         let mut runs = Vec::<Runs>::new();
         // One more than fits is offered, so that packing says where the budget ended; what is beyond is not compared.
@@ -271,7 +277,9 @@ impl Pipeline {
                 runs.push(own);
             }
             if self.depths.tokens.is_some() {
-                room = room.saturating_sub(reader.block(&passage.title, &passage.text)?.len());
+                // What is longer than a window is cut to less than one, and may leave room for one more yet.
+                let tokens = reader.block(&passage.title, &passage.text)?.len();
+                room = room.saturating_sub(if tokens > window { 1 } else { tokens });
             }
             taken.push((hit, passage));
         }

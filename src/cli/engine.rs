@@ -137,8 +137,8 @@ pub struct ReadingArgs {
     /// Hold the answer to a stretch of a passage
     #[arg(long)]
     pub grounded: bool,
-    /// Learned prompt: a name, a file that `nunatak train prompt` wrote, or none [default: reader, for the default
-    /// language model]
+    /// Learned prompt, or generator of prompts: a name, a file that `nunatak train` wrote, or none [default: reader, for
+    /// the default language model]
     #[arg(long, value_name = "NAME|FILE")]
     pub prompt: Option<String>,
     /// Prompt in words, without a learned one: few-shot, chat or plain
