@@ -163,6 +163,11 @@ impl Pipeline {
         Ok(self.only.as_ref().map_or(self.index.len(), |only| only.len()))
     }
 
+    /// The passages that [`Self::restrict`] left; all without it.
+    pub fn only(&self) -> Option<&Arc<Allowed>> {
+        self.only.as_ref()
+    }
+
     /// Hand so many passages from stage to stage from now on.
     pub fn set_depths(&mut self, depths: Depths) {
         self.depths = depths;

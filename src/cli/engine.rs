@@ -429,11 +429,7 @@ pub fn build(
         Some(args) => {
             let model = setup::model(&args.lm, &options, progress)?;
             let prompt = args.learned_prompt(&model)?;
-            let hash = |prompt: &prompts::Found| match prompt {
-                prompts::Found::Soft(prompt) => prompt.hash().to_owned(),
-                prompts::Found::Generator(file) => file.description.sha256.clone(),
-            };
-            models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), hash(p))));
+            models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), p.hash().to_owned())));
             Some((model, args.settings(retrieval, seed)?, prompt.map(|(_, prompt)| prompt)))
         }
         None => None,

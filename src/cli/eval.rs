@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::cli::Globals;
 use crate::cli::engine::{ReadingArgs, RetrievalArgs, merge, merge_reading};
+use crate::cli::output;
 use crate::error::{Error, Result};
 use crate::eval::compare::compare;
 use crate::eval::dataset::{self, Question};
@@ -340,10 +341,7 @@ fn note_calibration(setup: &Setup, questions_sha256: &str, progress: &dyn Progre
 
 /// Write a JSON file for people, whole or not at all.
 fn write_whole(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    // Renaming into place would put a file where a device or a folder was.
-    if path.exists() && !path.is_file() {
-        return Err(Error::bad_file(path, "it is no plain file, and is not replaced", "give the name of a new file"));
-    }
+    output::check_plain(path)?;
     let text = serde_json::to_string_pretty(value).map_err(Error::internal("writing JSON"))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut part = tempfile::NamedTempFile::new_in(folder).map_err(Error::file("create a file in", folder))?;

@@ -18,9 +18,9 @@ pub mod serve;
 pub mod setup;
 pub mod train;
 pub mod train_candidates;
-mod train_curves;
-mod train_id_prompt;
-mod train_reranker;
+pub mod train_curves;
+pub mod train_id_prompt;
+pub mod train_reranker;
 pub mod warm;
 
 use std::io::IsTerminal;

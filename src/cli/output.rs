@@ -1,6 +1,7 @@
 //! Writing for people: lines on stdout, errors and hints on stderr, colours only where a terminal shows them.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
@@ -88,6 +89,17 @@ pub fn seconds(s: f64) -> String {
         s if s < 5400.0 => format!("{:.0} min {:.0} s", (s / 60.0).floor(), s % 60.0),
         s => format!("{:.0} h {:.0} min", (s / 3600.0).floor(), (s % 3600.0) / 60.0),
     }
+}
+
+/// Fail where renaming a file into place would put it where a device or a folder was.
+///
+/// # Errors
+/// [`Error::BadFile`] when `path` is there and no plain file.
+pub fn check_plain(path: &Path) -> Result<()> {
+    if path.exists() && !path.is_file() {
+        return Err(Error::bad_file(path, "it is no plain file, and is not replaced", "give the name of a new file"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

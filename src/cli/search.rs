@@ -79,10 +79,10 @@ impl Explanation {
         let (mode, hits) = (engine.mode, found.ranking());
         let shown: Vec<PassageId> = hits.iter().take(args.k).map(|hit| hit.passage).collect();
         let index = engine.pipeline.index();
-        let only = args.retrieval.filter.as_deref().map(|f| index.allowed(&f.parse()?)).transpose()?;
+        let only = engine.pipeline.only();
         let bm25 = match mode {
             Mode::Dense => Vec::new(),
-            Mode::Bm25 | Mode::Hybrid => index.lexical().search(&args.question, depth, only.as_ref())?,
+            Mode::Bm25 | Mode::Hybrid => index.lexical().search(&args.question, depth, only)?,
         };
         let mut cosines = HashMap::new();
         if mode != Mode::Bm25 {

@@ -281,14 +281,7 @@ fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
     if globals.json {
         return output::json(&record);
     }
-    let first = record.log.evaluations.first().map_or(0.0, |(_, value)| *value);
-    let (at, best) = record.log.best.unwrap_or_default();
-    output::line(format!(
-        "exact match on held-out questions {:.1}% -> {:.1}% (after {at} examples; {:.2} examples/s)",
-        100.0 * first,
-        100.0 * best,
-        record.examples_per_second,
-    ))?;
+    output::line(record.summary("questions"))?;
     output::line(format!(
         "use it: nunatak ask \"...\" --index DIR --prompt {}",
         args.training.out.join(PROMPT).display()

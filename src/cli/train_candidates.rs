@@ -61,17 +61,8 @@ pub fn run(args: &CandidatesArgs, globals: &Globals) -> Result<()> {
     if !(args.temperature > 0.0 && args.temperature.is_finite()) {
         return Err(Error::request("--temperature must be above 0", "the default is 1"));
     }
-    if args.out.exists() && !args.out.is_file() {
-        return Err(Error::bad_file(
-            &args.out,
-            "it is no plain file, and is not replaced",
-            "give the name of a new file",
-        ));
-    }
-    let mut set = task_set::read(&args.tasks, args.skip_bad)?;
-    if !args.only.is_empty() {
-        set = set.keep(&args.only, false)?;
-    }
+    output::check_plain(&args.out)?;
+    let set = task_set::read(&args.tasks, args.skip_bad)?.select(&args.only, &[])?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let progress = progress.as_ref();
     let model = setup::model(&args.lm, &options, progress)?;

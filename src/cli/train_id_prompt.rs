@@ -128,12 +128,7 @@ impl GeneratorArgs {
     }
 
     fn set(&self) -> Result<TaskSet> {
-        let set = task_set::read(&self.tasks, self.training.skip_bad)?;
-        match (self.only.is_empty(), self.without.is_empty()) {
-            (false, _) => set.keep(&self.only, false),
-            (_, false) => set.keep(&self.without, true),
-            _ => Ok(set),
-        }
+        task_set::read(&self.tasks, self.training.skip_bad)?.select(&self.only, &self.without)
     }
 
     fn run(&self, shared: bool, encoder: Option<&str>) -> Result<TaskPromptRun> {
@@ -205,15 +200,7 @@ fn train(args: &GeneratorArgs, shared: bool, encoder: Option<&str>, globals: &Gl
     if globals.json {
         return output::json(&record);
     }
-    let first = record.log.evaluations.first().map_or(0.0, |(_, value)| *value);
-    let (at, best) = record.log.best.unwrap_or_default();
-    output::line(format!(
-        "{} on held-out examples {:.1}% -> {:.1}% (after {at} examples; {:.2} examples/s)",
-        record.metric,
-        100.0 * first,
-        100.0 * best,
-        record.examples_per_second,
-    ))?;
+    output::line(record.summary("examples"))?;
     let file = args.training.out.join(if shared { PROMPT } else { GENERATOR });
     let file = file.display();
     output::line(match (&args.index, args.questions.is_empty()) {

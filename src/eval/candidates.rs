@@ -4,12 +4,12 @@
 //! under a second prompt that learned to make more of them. Examples to train on get candidates in the same way as those to
 //! measure on.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
 
-use crate::error::{Error, Result};
+use crate::durable;
+use crate::error::Result;
 use crate::eval::task_set::{TaskExample, TaskSet, draw, input_tokens};
 use crate::eval::tasks::Prompts;
 use crate::progress::{Progress, check_interrupt};
@@ -50,8 +50,7 @@ pub fn write(
     path: &Path,
     progress: &dyn Progress,
 ) -> Result<usize> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut part = tempfile::NamedTempFile::new_in(folder).map_err(Error::file("create a file in", folder))?;
+    let mut lines = String::new();
     let splits = |task: &str| set.tasks.get(task).map_or([&[][..], &[]], |t| [t.train.as_slice(), t.test.as_slice()]);
     let size = |task: &String| splits(task).map(|split| split.len().min(sampling.per_task)).iter().sum::<usize>();
     let total: usize = set.tasks.keys().map(size).sum();
@@ -67,13 +66,13 @@ pub fn write(
                 if !choices.is_empty() {
                     line["choices"] = json!(choices);
                 }
-                writeln!(part, "{line}").map_err(Error::file("write", path))?;
+                lines += &format!("{line}\n");
                 progress.advance(1);
             }
         }
     }
     progress.finish();
-    part.persist(path).map_err(|e| Error::file("write", path)(e.error))?;
+    durable::replace(path, lines.as_bytes())?;
     Ok(total)
 }
 

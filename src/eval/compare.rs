@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::eval::bootstrap::{Paired, PairedTest, paired, paired_of};
-use crate::eval::out_dir::{PREDICTIONS, read_predictions};
+use crate::eval::out_dir::{predictions_of, read_predictions};
 use crate::eval::report::{CONFIDENCE, keep_telling, place};
 use crate::eval::selective::Ordered;
 use crate::eval::table::aligned;
@@ -112,14 +112,8 @@ fn different(problem: String) -> Error {
 
 /// The lines of a run, given as its folder or as its predictions.
 fn lines(run: &Path) -> Result<Vec<Line>> {
-    let path = if run.is_dir() { run.join(PREDICTIONS) } else { run.to_path_buf() };
-    if !path.is_file() {
-        let hint =
-            "give the --out folder of a complete run, or its predictions.jsonl; finish a stopped run with --resume";
-        return Err(Error::bad_file(run, "there is no complete run here", hint));
-    }
     let mut lines = Vec::new();
-    read_predictions(&path, |prediction| {
+    read_predictions(&predictions_of(run)?, |prediction| {
         let values = prediction.values().map(|(name, value)| (name.to_owned(), value)).collect();
         let scored = prediction.scored().map(|s| (s.confidence, s.exact_match));
         lines.push(Line { values, scored, id: prediction.id, question: prediction.question });

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::eval::bootstrap::{Paired, paired};
-use crate::eval::out_dir::{PREDICTIONS, read_predictions};
+use crate::eval::out_dir::{predictions_of, read_predictions};
 use crate::eval::table::aligned;
 use crate::plot::{Chart, Series, Stroke, lines};
 
@@ -147,13 +147,8 @@ impl Line {
 }
 
 fn read(run: &Path) -> Result<Vec<Line>> {
-    let path = if run.is_dir() { run.join(PREDICTIONS) } else { run.to_path_buf() };
-    if !path.is_file() {
-        let hint = "give the --out folder of a complete run, or its predictions.jsonl";
-        return Err(Error::bad_file(run, "there is no complete run here", hint));
-    }
     let mut lines = Vec::new();
-    read_predictions(&path, |prediction| {
+    read_predictions(&predictions_of(run)?, |prediction| {
         let values = prediction.values().map(|(name, value)| (name.to_owned(), value)).collect();
         // No answer is the least sure one.
         let score = prediction.score.unwrap_or(f64::NEG_INFINITY);

@@ -179,6 +179,19 @@ impl OutDir {
     }
 }
 
+/// The predictions of a complete run, given as its folder or as that file.
+///
+/// # Errors
+/// [`Error::BadFile`] when there are none.
+pub fn predictions_of(run: &Path) -> Result<PathBuf> {
+    let path = if run.is_dir() { run.join(PREDICTIONS) } else { run.to_path_buf() };
+    if path.is_file() {
+        return Ok(path);
+    }
+    let hint = "give the --out folder of a complete run, or its predictions.jsonl; finish a stopped run with --resume";
+    Err(Error::bad_file(run, "there is no complete run here", hint))
+}
+
 /// Go through a file of predictions.
 ///
 /// # Errors

@@ -93,11 +93,19 @@ pub fn read(paths: &[PathBuf], skip_bad: usize) -> Result<TaskSet> {
 }
 
 impl TaskSet {
-    /// Keep these tasks, or, with `without`, all but these (a name may be a task's or a cluster's).
+    /// Keep the tasks `only`, or all but `without`, or all where neither names any (a name may be a task's or a cluster's).
     ///
     /// # Errors
     /// [`Error::Request`] naming one that there is not.
-    pub fn keep(mut self, names: &[String], without: bool) -> Result<Self> {
+    pub fn select(self, only: &[String], without: &[String]) -> Result<Self> {
+        match (only.is_empty(), without.is_empty()) {
+            (false, _) => self.keep(only, false),
+            (true, false) => self.keep(without, true),
+            (true, true) => Ok(self),
+        }
+    }
+
+    fn keep(mut self, names: &[String], without: bool) -> Result<Self> {
         let is = |name: &String, task: &str, of: &Task| name == task || *name == of.cluster;
         if let Some(unknown) = names.iter().find(|name| !self.tasks.iter().any(|(task, of)| is(name, task, of))) {
             let all: Vec<&str> = self.tasks.keys().map(String::as_str).collect();
@@ -216,9 +224,9 @@ mod tests {
         assert_eq!((inputs(&t.train), inputs(&t.test), t.cluster.as_str()), (vec!["a".into()], vec!["d".into()], "c"));
         let u = &set.tasks["u"];
         assert_eq!((inputs(&u.train), inputs(&u.test), u.cluster.as_str()), (vec![], vec!["e".into()], "u"));
-        assert!(set.clone().keep(&["c".into()], true).unwrap().tasks.keys().eq(["u"]));
-        assert!(set.clone().keep(&["t".into()], false).unwrap().tasks.keys().eq(["t"]));
-        assert!(set.keep(&["nothing".into()], false).unwrap_err().to_string().contains("nothing"));
+        assert!(set.clone().select(&[], &["c".into()]).unwrap().tasks.keys().eq(["u"]));
+        assert!(set.clone().select(&["t".into()], &[]).unwrap().tasks.keys().eq(["t"]));
+        assert!(set.select(&["nothing".into()], &[]).unwrap_err().to_string().contains("nothing"));
     }
 
     #[test]

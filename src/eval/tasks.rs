@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::eval::bootstrap::{Interval, interval, interval_of, mean};
 use crate::eval::normalise::exact_match_and_f1;
-use crate::eval::out_dir::PREDICTIONS;
+use crate::eval::out_dir::{PREDICTIONS, REPORT};
 use crate::eval::prediction::Prediction;
 use crate::eval::rouge::rouge_l;
 use crate::eval::table::aligned;
@@ -27,8 +27,6 @@ use crate::read::lm::{FrozenLm, Prompt};
 use crate::read::prefix::Prefix;
 use crate::read::prompt_generator::PromptGenerator;
 
-/// Name of the report inside a run's folder.
-pub const REPORT: &str = "report.json";
 /// Words of a target, on average, from which on a task is one of writing sentences.
 const SENTENCES: f64 = 8.0;
 /// Longest answer in tokens where answers are short, and where they are sentences.

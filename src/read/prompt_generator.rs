@@ -218,18 +218,25 @@ pub fn reading_input(question: &str, passage: &str) -> String {
 /// The folder of a generator's encoder, as it was published.
 ///
 /// # Errors
-/// [`Error::Request`] when it is no starter model, or another one now; what fetching it says.
-pub fn encoder_source(encoder: &EncoderTarget, options: &RuntimeOptions, progress: &dyn Progress) -> Result<PathBuf> {
+/// [`Error::Request`] when it is no starter model; what fetching it says.
+fn encoder_folder(encoder: &EncoderTarget, options: &RuntimeOptions, progress: &dyn Progress) -> Result<PathBuf> {
     let starter = Manifest::get()?.starter(&encoder.name).ok_or_else(|| {
         let problem = format!("the prompt generator reads with {}, which is no starter model", encoder.name);
         Error::request(problem, "train one over a starter encoder with `nunatak train id-prompt`")
     })?;
-    let folder = setup::source(starter, options, progress)?;
-    if sha256_of(&folder.join(WEIGHTS))? != encoder.sha256 {
-        let problem = format!("the prompt generator was learned over another {} than the one here", encoder.name);
-        return Err(Error::request(problem, "use the version of nunatak that it was trained with, or train it again"));
+    setup::source(starter, options, progress)
+}
+
+/// Fail unless the encoder in `folder` is the one that a generator was learned over.
+///
+/// # Errors
+/// [`Error::Request`] naming the encoder.
+pub fn check_encoder(encoder: &EncoderTarget, folder: &Path) -> Result<()> {
+    if sha256_of(&folder.join(WEIGHTS))? == encoder.sha256 {
+        return Ok(());
     }
-    Ok(folder)
+    let problem = format!("the prompt generator was learned over another {} than the one here", encoder.name);
+    Err(Error::request(problem, "use the version of nunatak that it was trained with, or train it again"))
 }
 
 /// A generator, ready to write prompts.
@@ -247,7 +254,7 @@ impl PromptGenerator {
     /// Load a generator whose encoder is in `precision`; its graph is made on first use.
     ///
     /// # Errors
-    /// What [`encoder_source`] and loading a graph say.
+    /// What [`check_encoder`] and loading a graph say.
     pub fn open(
         file: &GeneratorFile,
         precision: Precision,
@@ -257,15 +264,21 @@ impl PromptGenerator {
         let description = file.description.clone();
         setup::fetch_runtime(options, progress)?;
         let shape = &description.shape;
-        let graph = |place: &str, outer: Outer| {
-            setup::derived("generators", place, progress, |out| export(outer, &out.join(GRAPH), shape, &file.tensors))
+        let encoder = &description.encoder;
+        let graph = |place: &str, make: &dyn Fn(&Path) -> Result<()>| {
+            setup::derived("generators", place, progress, |out| make(&out.join(GRAPH)))
         };
-        let (folder, tokenizer) = if description.encoder.itself {
-            (graph(&description.sha256, Outer::Given)?, None)
+        let (folder, tokenizer) = if encoder.itself {
+            (graph(&description.sha256, &|path| export(Outer::Given, path, shape, &file.tensors))?, None)
         } else {
-            let source = encoder_source(&description.encoder, options, progress)?;
-            let folder = graph(&format!("{}-{precision}", description.sha256), Outer::Encoder(&source, precision))?;
-            (folder, Some(TextTokenizer::from_file(&source.join(TOKENIZER), &description.encoder.name)?))
+            let source = encoder_folder(encoder, options, progress)?;
+            let weights = short_hex(&Sha256::digest(&encoder.sha256));
+            let folder = graph(&format!("{}-{weights}-{precision}", description.sha256), &|path| {
+                // Hashing the encoder takes longer than loading it, so it is done when its numbers are read, and once.
+                check_encoder(encoder, &source)?;
+                export(Outer::Encoder(&source, precision), path, shape, &file.tensors)
+            })?;
+            (folder, Some(TextTokenizer::from_file(&source.join(TOKENIZER), &encoder.name)?))
         };
         let before = file.tensors.get("encoder_prompt").cloned().unwrap_or_default();
         Ok(Self { session: Session::open(&folder.join(GRAPH), options)?, tokenizer, before, description })

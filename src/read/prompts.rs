@@ -21,18 +21,37 @@ pub enum Found {
     Generator(Box<GeneratorFile>),
 }
 
+impl Found {
+    /// Hash of what it does to a reader.
+    pub fn hash(&self) -> &str {
+        match self {
+            Self::Soft(prompt) => prompt.hash(),
+            Self::Generator(file) => &file.description.sha256,
+        }
+    }
+}
+
 /// The prompt, or the generator of prompts, of this name or in this file.
 ///
 /// # Errors
 /// As [`find`].
 pub fn find_any(name: &str) -> Result<Found> {
-    if let Some(path) = own_file(name)? {
-        let bytes = std::fs::read(&path).map_err(Error::file("read", &path))?;
-        if GeneratorFile::is_one(&bytes) {
-            return Ok(Found::Generator(Box::new(GeneratorFile::from_bytes(&bytes, &path)?)));
-        }
+    match own_file(name)? {
+        Some(path) => load(&path),
+        None => find(name).map(Found::Soft),
     }
-    find(name).map(Found::Soft)
+}
+
+/// The prompt, or the generator of prompts, in this file.
+///
+/// # Errors
+/// [`Error::File`]; [`Error::BadFile`] when it is neither, or damaged.
+pub fn load(path: &Path) -> Result<Found> {
+    let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
+    if GeneratorFile::is_one(&bytes) {
+        return Ok(Found::Generator(Box::new(GeneratorFile::from_bytes(&bytes, path)?)));
+    }
+    SoftPrompt::from_bytes(&bytes, path).map(Found::Soft)
 }
 
 /// The file that a name stands for, unless it comes with the program.

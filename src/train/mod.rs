@@ -18,6 +18,7 @@ pub mod prompt_run;
 pub mod record;
 pub mod reranker;
 pub mod reranker_run;
+mod targets;
 pub mod task_prompt;
 pub mod task_prompt_run;
 pub mod trainer;

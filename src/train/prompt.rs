@@ -4,13 +4,14 @@
 //! reparametrisation, in every layer (Liu et al., 2022), for [`PromptKind::States`]. Both begin as what the model
 //! makes of real words: a prompt that begins as noise needs many times the examples.
 
-use candle_core::{D, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 use crate::error::{Error, Result};
 use crate::progress::check_interrupt;
 use crate::read::soft_prompt::PromptKind;
 use crate::train::llama::{Decoder, failed};
 use crate::train::ops::Packed;
+use crate::train::targets::{cross_entropy, likeliest};
 use crate::train::trainer::Trainable;
 use crate::train::windows::{Sample, Windows};
 
@@ -143,14 +144,7 @@ impl Trainable for PromptModule<'_> {
             .flat_map(|s| s.asked.iter().map(move |a| (a.target.len(), s.asked.len())))
             .flat_map(|(tokens, asked)| std::iter::repeat_n(1.0 / (tokens * asked * samples.len()) as f32, tokens))
             .collect();
-        let loss = || {
-            let device = logits.device();
-            let log_probabilities = candle_nn::ops::log_softmax(&logits, D::Minus1)?;
-            let targets = Tensor::new(targets.as_slice(), device)?.unsqueeze(1)?;
-            let picked = log_probabilities.gather(&targets, 1)?.squeeze(1)?;
-            (picked * Tensor::new(weights.as_slice(), device)?)?.sum_all()?.neg()
-        };
-        loss().map_err(failed)
+        cross_entropy(&logits, &targets, &weights).map_err(failed)
     }
 
     fn variables(&self) -> Vec<(String, Var)> {
@@ -172,7 +166,7 @@ impl Trainable for PromptModule<'_> {
                 begin += 1;
             }
             let (logits, targets) = self.logits(&samples)?;
-            let best: Vec<u32> = logits.detach().argmax(D::Minus1).and_then(|t| t.to_vec1()).map_err(failed)?;
+            let best = likeliest(&logits).map_err(failed)?;
             let mut at = 0;
             for asked in samples.iter().flat_map(|s| &s.asked) {
                 let end = at + asked.target.len();

@@ -85,12 +85,7 @@ pub fn train(
     let from = run.from.as_deref().map(SoftPrompt::load).transpose()?;
     let words = words(run, from.as_deref(), &tokenizer)?;
     let mut module = PromptModule::new(&lm, run.kind, &words, (&train, &dev), run.dev, run.trainer.tokens_per_pass)?;
-    let target = PromptTarget {
-        name: model.stem().to_owned(),
-        layers: lm.layers(),
-        kv_width: lm.kv_width(),
-        hidden: lm.hidden(),
-    };
+    let target = target_of(model, &lm);
     if let Some(from) = &from {
         if from.description.kind != run.kind || from.description.target != target {
             let hint = "go on from a prompt of the same kind for the same model";
@@ -142,18 +137,27 @@ pub fn train(
     Ok(record)
 }
 
+/// So many tokens of words, which are said again when they are too few.
+pub(in crate::train) fn repeated(words: &str, positions: usize, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
+    let tokens = tokenizer.encode(words, false)?;
+    if tokens.is_empty() {
+        return Err(Error::request("there are no words to begin with", "leave --init-words out for the default"));
+    }
+    Ok(tokens.into_iter().cycle().take(positions).collect())
+}
+
+/// The language model that something is learned for.
+pub(in crate::train) fn target_of(model: &ModelDir, lm: &Decoder) -> PromptTarget {
+    PromptTarget { name: model.stem().to_owned(), layers: lm.layers(), kv_width: lm.kv_width(), hidden: lm.hidden() }
+}
+
 /// The tokens that the prompt begins as.
 fn words(run: &PromptRun, from: Option<&SoftPrompt>, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
     if let Some(from) = from {
         return Ok(vec![0; from.positions()]);
     }
     if let Some(words) = &run.words {
-        let tokens = tokenizer.encode(words, false)?;
-        if tokens.is_empty() {
-            return Err(Error::request("there are no words to begin with", "leave --init-words out for the default"));
-        }
-        // Words that are too few are said again.
-        return Ok(tokens.iter().copied().cycle().take(run.positions).collect());
+        return repeated(words, run.positions, tokenizer);
     }
     // As many whole examples as there is room for; the last lines of the text matter most, and end it.
     let mut best = tokenizer.encode(&few_shot(0), false)?;

@@ -35,6 +35,21 @@ pub struct RunRecord {
     pub tokens_per_second: f64,
 }
 
+impl RunRecord {
+    /// What the measure was before and is now, for people; `what` was held out.
+    pub fn summary(&self, what: &str) -> String {
+        let first = self.log.evaluations.first().map_or(0.0, |(_, value)| *value);
+        let (at, best) = self.log.best.unwrap_or_default();
+        format!(
+            "{} on held-out {what} {:.1}% -> {:.1}% (after {at} examples; {:.2} examples/s)",
+            self.metric,
+            100.0 * first,
+            100.0 * best,
+            self.examples_per_second,
+        )
+    }
+}
+
 /// The proof that a language model stayed as it was.
 #[derive(Debug, Clone, Serialize)]
 pub struct Frozen {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, Tensor, Var};
+use candle_core::{Tensor, Var};
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,8 +20,9 @@ use crate::runtime::tokenizer::{Cut, TextTokenizer};
 use crate::train::generator::Generator;
 use crate::train::llama::{Decoder, failed};
 use crate::train::ops::Packed;
+use crate::train::targets::{cross_entropy, likeliest};
 use crate::train::trainer::Trainable;
-use crate::train::windows::Windows;
+use crate::train::windows::{Asked, Windows};
 use crate::types::PassageId;
 
 /// What writes the prompts.
@@ -122,6 +123,30 @@ pub fn samples(
     Ok((train, dev, mix))
 }
 
+/// Up to `count` samples that `make` gives for places in an order, as many as it has for each.
+fn gather(
+    count: usize,
+    order: Vec<usize>,
+    (stage, unit): (&str, &'static str),
+    progress: &dyn Progress,
+    mut make: impl FnMut(usize) -> Result<Vec<TaskSample>>,
+) -> Result<Vec<TaskSample>> {
+    let mut samples = Vec::new();
+    progress.start(stage, Some(count as u64), unit);
+    for place in order {
+        if samples.len() >= count {
+            break;
+        }
+        check_interrupt(|| "nothing was trained".to_owned())?;
+        let before = samples.len();
+        samples.extend(make(place)?);
+        samples.truncate(count);
+        progress.advance((samples.len() - before) as u64);
+    }
+    progress.finish();
+    Ok(samples)
+}
+
 /// Samples of a reader: windows as [`Windows`] makes them, `count` of them in an order that the seed decides, each of their
 /// questions a sample of its own, because each gets a prompt of its own.
 pub fn window_samples(
@@ -134,25 +159,17 @@ pub fn window_samples(
 ) -> Result<Vec<TaskSample>> {
     let mut order: Vec<usize> = (0..windows.len()).collect();
     order.shuffle(&mut ChaCha8Rng::seed_from_u64(settings.seed));
-    let mut samples = Vec::new();
-    progress.start("making windows", Some(count as u64), "questions");
-    for i in order {
-        if samples.len() >= count {
-            break;
-        }
-        check_interrupt(|| "nothing was trained".to_owned())?;
+    gather(count, order, ("making windows", "questions"), progress, |i| {
         let window = windows.sample(i)?;
         let passages = lm.decode(&window.passages)?;
-        for asked in window.asked.iter().take(count - samples.len()) {
+        let sample = |asked: &Asked| {
             let told = reading_input(&lm.decode(&asked.tail)?, &passages);
             let outer = outer.of(&told, settings.encoder_tokens)?;
             let input = [window.passages.as_slice(), &asked.tail].concat();
-            samples.push(TaskSample { task: 0, input, target: asked.target.clone(), outer });
-            progress.advance(1);
-        }
-    }
-    progress.finish();
-    Ok(samples)
+            Ok(TaskSample { task: 0, input, target: asked.target.clone(), outer })
+        };
+        window.asked.iter().map(sample).collect()
+    })
 }
 
 /// Tokens of a passage's continuation that are to be foretold.
@@ -172,26 +189,17 @@ pub fn corpus_samples(
     let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
     let mut order: Vec<usize> = (0..index.len()).collect();
     order.shuffle(&mut random);
-    let mut samples = Vec::new();
-    progress.start("cutting passages", Some(count as u64), "passages");
-    for row in order {
-        if samples.len() >= count {
-            break;
-        }
-        check_interrupt(|| "nothing was trained".to_owned())?;
+    gather(count, order, ("cutting passages", "passages"), progress, |row| {
         let tokens = lm.encode(&index.passage(PassageId(row as u32))?.titled_text(), false)?;
         if tokens.len() < 2 * LEAST {
-            continue;
+            return Ok(Vec::new());
         }
         let cut = random.random_range(LEAST..=(tokens.len() - LEAST).min(settings.tokens.max(LEAST)));
         let (input, rest) = tokens.split_at(cut);
         let outer = outer.of(&lm.decode(input)?, settings.encoder_tokens)?;
         let target = rest[..rest.len().min(CONTINUATION)].to_vec();
-        samples.push(TaskSample { task: 0, input: input.to_vec(), target, outer });
-        progress.advance(1);
-    }
-    progress.finish();
-    Ok(samples)
+        Ok(vec![TaskSample { task: 0, input: input.to_vec(), target, outer }])
+    })
 }
 
 /// Prompts with the examples they learn from.
@@ -252,19 +260,17 @@ impl<'a> TaskModule<'a> {
 
     /// Logits `[targets, vocab]` of every sample's target tokens, one sample behind another, and these targets.
     fn logits(&self, samples: &[&TaskSample]) -> Result<(Tensor, Vec<u32>)> {
-        let prompts = match &self.writer {
+        let prompts: Vec<Tensor> = match &self.writer {
             Writer::Generated(generator) => {
-                Some(generator.prompts(&samples.iter().map(|s| &s.outer).collect::<Vec<_>>(), self.lm)?)
+                let all = generator.prompts(&samples.iter().map(|s| &s.outer).collect::<Vec<_>>(), self.lm)?;
+                let of = |i: usize| all.narrow(0, i * self.positions, self.positions);
+                (0..samples.len()).map(of).collect::<candle_core::Result<_>>().map_err(failed)?
             }
-            Writer::Shared(_) => None,
+            Writer::Shared(prompt) => vec![prompt.as_tensor().clone(); samples.len()],
         };
         let (mut parts, mut packed, mut rows, mut targets) = (Vec::new(), Packed::default(), Vec::new(), Vec::new());
-        for (i, sample) in samples.iter().enumerate() {
-            parts.push(match (&prompts, &self.writer) {
-                (Some(prompts), _) => prompts.narrow(0, i * self.positions, self.positions).map_err(failed)?,
-                (None, Writer::Shared(prompt)) => prompt.as_tensor().clone(),
-                (None, Writer::Generated(_)) => continue,
-            });
+        for (prompt, sample) in prompts.into_iter().zip(samples) {
+            parts.push(prompt);
             let shown = &sample.target[..sample.target.len().saturating_sub(1)];
             parts.push(self.lm.embed(&[&sample.input, shown].concat())?);
             let own = packed.push(self.positions + sample.len(), 0..0);
@@ -301,14 +307,7 @@ impl Trainable for TaskModule<'_> {
             .iter()
             .flat_map(|s| std::iter::repeat_n(1.0 / (s.target.len() * samples.len()) as f32, s.target.len()))
             .collect();
-        let loss = || {
-            let device = logits.device();
-            let log_probabilities = candle_nn::ops::log_softmax(&logits, D::Minus1)?;
-            let targets = Tensor::new(targets.as_slice(), device)?.unsqueeze(1)?;
-            let picked = log_probabilities.gather(&targets, 1)?.squeeze(1)?;
-            (picked * Tensor::new(weights.as_slice(), device)?)?.sum_all()?.neg()
-        };
-        loss().map_err(failed)
+        cross_entropy(&logits, &targets, &weights).map_err(failed)
     }
 
     fn variables(&self) -> Vec<(String, Var)> {
@@ -333,7 +332,7 @@ impl Trainable for TaskModule<'_> {
                 begin += 1;
             }
             let (logits, targets) = self.logits(&samples)?;
-            let best: Vec<u32> = logits.detach().argmax(D::Minus1).and_then(|t| t.to_vec1()).map_err(failed)?;
+            let best = likeliest(&logits).map_err(failed)?;
             let mut at = 0;
             for sample in samples {
                 let end = at + sample.target.len();

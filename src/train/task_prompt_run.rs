@@ -23,7 +23,7 @@ use crate::runtime::tokenizer::{TOKENIZER, TextTokenizer};
 use crate::train::bert::Bert;
 use crate::train::generator::{Generator, Outer};
 use crate::train::llama::{Decoder, failed};
-use crate::train::prompt_run::PROMPT;
+use crate::train::prompt_run::{PROMPT, repeated, target_of};
 use crate::train::record::{self, Frozen, RunRecord};
 use crate::train::task_prompt::{
     Mix, MixSettings, OuterTokens, TaskModule, TaskSample, Writer, corpus_samples, samples, window_samples,
@@ -144,12 +144,7 @@ pub fn train(
     let lm = Decoder::open(places.weights, places.device)?;
     let before = lm.weights_hash()?;
     progress.finish();
-    let target = PromptTarget {
-        name: model.stem().to_owned(),
-        layers: lm.layers(),
-        kv_width: lm.kv_width(),
-        hidden: lm.hidden(),
-    };
+    let target = target_of(model, &lm);
     let identity = EncoderTarget {
         name: run.encoder.as_ref().unwrap_or(&target.name).clone(),
         sha256: match encoder {
@@ -226,12 +221,7 @@ impl Learned<'_> {
         places: Places,
     ) -> Result<(Writer, Option<GeneratorShape>)> {
         let run = self.run;
-        let words = tokenizer.encode(run.words.as_deref().unwrap_or(WORDS), false)?;
-        if words.is_empty() {
-            return Err(Error::request("there are no words to begin with", "leave --init-words out for the default"));
-        }
-        let words: Vec<u32> = words.iter().copied().cycle().take(run.positions).collect();
-        let words = lm.embed(&words)?;
+        let words = lm.embed(&repeated(run.words.as_deref().unwrap_or(WORDS), run.positions, tokenizer)?)?;
         if run.shared {
             let prompt = Var::from_tensor(&words).map_err(failed)?;
             if let Some(from) = &run.from {

@@ -10,13 +10,15 @@ use crate::cli::Globals;
 use crate::cli::engine::DEFAULT_LM;
 use crate::cli::output;
 use crate::error::{Error, Result};
+use crate::eval::out_dir::REPORT;
 use crate::eval::task_set::{self, TaskSet, draw, input_tokens};
 use crate::eval::tasks::{self, Prompts, TasksOptions};
 use crate::export::Precision;
 use crate::progress::Progress;
 use crate::read::lm::FrozenLm;
 use crate::read::prefix::{Prefix, check_target};
-use crate::read::prompt_generator::{GeneratorFile, PromptGenerator};
+use crate::read::prompt_generator::PromptGenerator;
+use crate::read::prompts::{self, Found};
 use crate::read::soft_prompt::SoftPrompt;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
@@ -75,16 +77,11 @@ const SHOT_TOKENS: usize = 256;
 
 /// Run `nunatak eval tasks`.
 pub fn run(args: &TasksArgs, globals: &Globals) -> Result<()> {
-    if args.out.join(tasks::REPORT).exists() && !args.overwrite {
+    if args.out.join(REPORT).exists() && !args.overwrite {
         let hint = "give another --out, or replace it (--overwrite)";
         return Err(Error::bad_file(&args.out, "another run lies in this folder", hint));
     }
-    let mut set = task_set::read(&args.tasks, args.skip_bad)?;
-    if !args.only.is_empty() {
-        set = set.keep(&args.only, false)?;
-    } else if !args.without.is_empty() {
-        set = set.keep(&args.without, true)?;
-    }
+    let set = task_set::read(&args.tasks, args.skip_bad)?.select(&args.only, &args.without)?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let progress = progress.as_ref();
     let model = setup::model(&args.lm, &options, progress)?;
@@ -138,21 +135,22 @@ fn of_file(
     options: &RuntimeOptions,
     progress: &dyn Progress,
 ) -> Result<(Prompts, Option<String>)> {
-    let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
-    if !GeneratorFile::is_one(&bytes) {
-        let prompt = SoftPrompt::from_bytes(&bytes, path)?;
-        check_target(&prompt.description.target, model, lm.shape())?;
-        let hash = prompt.hash().to_owned();
-        return Ok((Prompts::Fixed(Prefix::Learned(prompt)), Some(hash)));
-    }
-    let file = GeneratorFile::from_bytes(&bytes, path)?;
+    let found = prompts::load(path)?;
+    let hash = Some(found.hash().to_owned());
+    let file = match found {
+        Found::Soft(prompt) => {
+            check_target(&prompt.description.target, model, lm.shape())?;
+            return Ok((Prompts::Fixed(Prefix::Learned(prompt)), hash));
+        }
+        Found::Generator(file) => file,
+    };
     check_target(&file.description.target, model, lm.shape())?;
     if let Some(behind) = &file.description.behind {
         let hint = "train one with `nunatak train id-prompt --tasks PATH`";
         return Err(Error::request(format!("this generator was learned behind {}, to read", behind.name), hint));
     }
     let generator = PromptGenerator::open(&file, precision, options, progress)?;
-    Ok((Prompts::Generated(Box::new(generator)), Some(file.description.sha256)))
+    Ok((Prompts::Generated(Box::new(generator)), hash))
 }
 
 /// A soft prompt for each task, from a folder.
