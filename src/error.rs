@@ -52,6 +52,12 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// Another process is changing the index, and one at a time can.
+    #[error("index {}: another process is writing it", path.display())]
+    Locked {
+        /// The index folder.
+        path: PathBuf,
+    },
     /// A model folder or file is missing a piece, damaged, or of a kind that is not asked for.
     #[error("model {name}: {problem}")]
     Model {
@@ -114,6 +120,7 @@ impl Error {
             | Self::Setup { hint, .. }
             | Self::Device { hint, .. }
             | Self::Request { hint, .. } => hint.as_deref(),
+            Self::Locked { .. } => Some("wait until it is done"),
             Self::BadLine { .. } => Some("mend the line, or allow N bad lines with --skip-bad N"),
             Self::File { .. } | Self::Interrupted { .. } | Self::Internal { .. } => None,
         }

@@ -173,6 +173,20 @@ impl Pipeline {
         self.depths = depths;
     }
 
+    /// Answer from this state of the index from now on, if that can be done with the models at hand; gives whether it is.
+    /// A filter that was set is set no longer.
+    ///
+    /// # Errors
+    /// What the first stage says.
+    pub fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {
+        let taken = self.retriever.take_up(index)?;
+        if taken {
+            self.index = Arc::clone(index);
+            self.only = None;
+        }
+        Ok(taken)
+    }
+
     /// The index it answers from.
     pub fn index(&self) -> &Index {
         &self.index

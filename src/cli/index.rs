@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::cli::Globals;
-use crate::cli::index_change::{self, AddArgs, DeleteArgs, MergeArgs};
+use crate::cli::index_change::{self, AddArgs, CompactArgs, DeleteArgs, ExportArgs, MergeArgs, UpdateArgs};
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
 use crate::cli::warm::{self, WarmArgs};
 use crate::corpus::{self, CorpusOptions};
@@ -37,12 +37,18 @@ pub struct IndexArgs {
 enum IndexCommand {
     /// Build an index from a corpus
     Build(BuildArgs),
-    /// Add documents to an index, or replace them
+    /// Add documents to an index
     Add(AddArgs),
+    /// Add documents to an index, replacing those of the same ids
+    Update(UpdateArgs),
     /// Take documents or passages out of an index
     Delete(DeleteArgs),
+    /// Write an index anew as one segment, without what was deleted
+    Compact(CompactArgs),
     /// Put indexes together in a new one
     Merge(MergeArgs),
+    /// Write the passages of an index as JSON lines
+    Export(ExportArgs),
     /// What an index holds
     Info(AtArgs),
     /// Check every byte of an index
@@ -100,6 +106,9 @@ pub fn run(args: &IndexArgs, globals: &Globals) -> Result<()> {
     match &args.command {
         IndexCommand::Build(args) => build(args, globals),
         IndexCommand::Add(args) => index_change::add(args, globals),
+        IndexCommand::Update(args) => index_change::update(args, globals),
+        IndexCommand::Compact(args) => index_change::compact(args, globals),
+        IndexCommand::Export(args) => index_change::export(args, globals),
         IndexCommand::Delete(args) => index_change::delete(args, globals),
         IndexCommand::Merge(args) => index_change::merge(args, globals),
         IndexCommand::Info(args) => info(args, globals),
@@ -287,7 +296,7 @@ struct Info<'a> {
 fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
     let index = Index::open(&args.index)?;
     let manifest = index.manifest();
-    let bytes = manifest.files.values().map(|f| f.bytes).sum();
+    let bytes = manifest.bytes();
     let fields = index.fields()?;
     if globals.json {
         let path = args.index.display().to_string();
@@ -296,6 +305,12 @@ fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
     let row = |word: &str, value: String| output::line(format_args!("{DIM}{word:<12}{DIM:#} {value}"));
     output::line(format_args!("{BOLD}{}{BOLD:#}", args.index.display()))?;
     row("passages", manifest.passages.to_string())?;
+    let deleted = manifest.rows() - manifest.passages;
+    if deleted > 0 || manifest.segments.len() > 1 {
+        let sizes: Vec<String> = manifest.segments.iter().map(|segment| segment.passages.to_string()).collect();
+        row("segments", format!("{} (rows {})", sizes.len(), sizes.join(" + ")))?;
+        row("deleted", format!("{deleted} rows, which `nunatak index compact` frees"))?;
+    }
     row(
         "split",
         match manifest.corpus.passage_words {
@@ -313,8 +328,8 @@ fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
     }
     row("size", format!("{} ({:.0} bytes a passage)", output::bytes(bytes), bytes as f64 / index.len().max(1) as f64))?;
     row("checksum", manifest.checksum.clone())?;
-    for (name, file) in &manifest.files {
-        output::line(format_args!("{DIM}  {:<28}{DIM:#} {:>10}", name, output::bytes(file.bytes)))?;
+    for (name, file) in manifest.files() {
+        output::line(format_args!("{DIM}  {name:<38}{DIM:#} {:>10}", output::bytes(file.bytes)))?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! `nunatak index add`, `delete` and `merge`.
+//! `nunatak index add`, `update`, `delete`, `compact`, `merge` and `export`.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -12,8 +13,12 @@ use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::index::change::{self, ChangeReport, Known};
+use crate::index::export;
+use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, Encode};
+use crate::progress::{Progress, Quiet};
 use crate::runtime::setup;
+use crate::serve::worker::Edit;
 
 /// Options of `nunatak index add`.
 #[derive(Debug, Args)]
@@ -30,6 +35,42 @@ pub struct AddArgs {
     /// Go on over up to N bad records
     #[arg(long, default_value_t = 0, value_name = "N")]
     skip_bad: u64,
+}
+
+/// Options of `nunatak index update`.
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Folder of the index
+    #[arg(long, value_name = "DIR")]
+    index: PathBuf,
+    /// Files and folders to read, as for `index build`; they are split as the index was
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    corpus: Vec<PathBuf>,
+    /// Go on over up to N bad records
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    skip_bad: u64,
+}
+
+/// Options of `nunatak index compact`.
+#[derive(Debug, Args)]
+pub struct CompactArgs {
+    /// Folder of the index
+    #[arg(long, value_name = "DIR")]
+    index: PathBuf,
+}
+
+/// Options of `nunatak index export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Folder of the index
+    #[arg(long, value_name = "DIR")]
+    index: PathBuf,
+    /// File to write; one that ends in .gz or .zst is compressed. Standard output if none is given
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Replace a file that is there
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Options of `nunatak index delete`.
@@ -60,37 +101,74 @@ pub struct MergeArgs {
     overwrite: bool,
 }
 
+/// Room that must be left on the disk for documents to be added: an index on a full disk answers, but cannot be changed.
+const LEAST_ROOM: u64 = 1_000_000_000;
+
 /// Run `nunatak index add`.
 pub fn add(args: &AddArgs, globals: &Globals) -> Result<()> {
-    let (progress, runtime) = (globals.progress(), globals.runtime());
-    let manifest = Index::open(&args.index)?.manifest().clone();
-    let corpus_options = CorpusOptions { passage_words: manifest.corpus.passage_words, skip_bad: args.skip_bad };
-    let mut encoder = match &manifest.encoder {
-        Some(identity) => {
-            let encoder = Encoder::open(&setup::model(&identity.name, &runtime, progress.as_ref())?, &runtime)?;
-            if encoder.fingerprint() != identity.fingerprint {
-                return Err(Error::index(
-                    &args.index,
-                    format!("its vectors were made by another version of {}", identity.name),
-                    "build the index again",
-                ));
-            }
-            Some(encoder)
-        }
-        None => None,
-    };
-    room(&args.index, [args.index.as_path()])?;
     let known = if args.update { Known::Replace } else { Known::Refuse };
+    add_or_replace(&args.index, &args.corpus, args.skip_bad, known, globals)
+}
+
+/// Run `nunatak index update`.
+pub fn update(args: &UpdateArgs, globals: &Globals) -> Result<()> {
+    add_or_replace(&args.index, &args.corpus, args.skip_bad, Known::Replace, globals)
+}
+
+fn add_or_replace(dir: &Path, files: &[PathBuf], skip_bad: u64, known: Known, globals: &Globals) -> Result<()> {
+    let progress = globals.progress();
+    let manifest = Index::open(dir)?.manifest().clone();
+    let corpus_options = CorpusOptions { passage_words: manifest.corpus.passage_words, skip_bad };
+    let identity = manifest.encoder.as_ref();
+    let mut encoder = identity.map(|identity| encoder(dir, identity, globals, progress.as_ref())).transpose()?;
+    disk::require(dir, LEAST_ROOM)?;
     let mut encode = encoder.as_mut().map(|encoder| |texts: &[String]| encoder.encode(texts));
     let report = change::add(
-        &args.index,
-        &mut |sink| corpus::read(&args.corpus, &corpus_options, sink).map(drop),
+        dir,
+        &mut |sink| corpus::read(files, &corpus_options, sink).map(drop),
         known,
         encode.as_mut().map(|encode| encode as &mut Encode),
         &options(globals),
         progress.as_ref(),
     )?;
-    print(&args.index, &report, globals)
+    print(dir, &report, globals)
+}
+
+/// The encoder that made the vectors of the index at `dir`.
+pub fn encoder(dir: &Path, identity: &EncoderIdentity, globals: &Globals, progress: &dyn Progress) -> Result<Encoder> {
+    let runtime = globals.runtime();
+    let encoder = Encoder::open(&setup::model(&identity.name, &runtime, progress)?, &runtime)?;
+    if encoder.fingerprint() == identity.fingerprint {
+        return Ok(encoder);
+    }
+    let problem = format!("its vectors were made by another version of {}", identity.name);
+    Err(Error::index(dir, problem, "build the index again"))
+}
+
+/// A change that came over HTTP. `encoder` is that of an index that has vectors.
+pub fn edit(
+    dir: &Path,
+    manifest: &Manifest,
+    edit: Edit,
+    encoder: Option<&mut Encoder>,
+    globals: &Globals,
+) -> Result<ChangeReport> {
+    match edit {
+        Edit::Put { lines, known } => {
+            disk::require(dir, LEAST_ROOM)?;
+            let corpus_options = CorpusOptions { passage_words: manifest.corpus.passage_words, skip_bad: 0 };
+            let mut encode = encoder.map(|encoder| |texts: &[String]| encoder.encode(texts));
+            change::add(
+                dir,
+                &mut |sink| corpus::read_records("passages", &lines, &corpus_options, sink).map(drop),
+                known,
+                encode.as_mut().map(|encode| encode as &mut Encode),
+                &options(globals),
+                &Quiet,
+            )
+        }
+        Edit::Delete { id } => change::delete(dir, &[id], &options(globals), &Quiet),
+    }
 }
 
 /// Run `nunatak index delete`.
@@ -100,9 +178,62 @@ pub fn delete(args: &DeleteArgs, globals: &Globals) -> Result<()> {
         let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
         ids.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
     }
-    room(&args.index, [args.index.as_path()])?;
     let report = change::delete(&args.index, &ids, &options(globals), globals.progress().as_ref())?;
     print(&args.index, &report, globals)
+}
+
+/// Run `nunatak index compact`.
+pub fn compact(args: &CompactArgs, globals: &Globals) -> Result<()> {
+    room(&args.index, [args.index.as_path()])?;
+    match change::compact(&args.index, &options(globals), globals.progress().as_ref())? {
+        Some(report) => print(&args.index, &report, globals),
+        None if globals.json => output::json(&serde_json::json!({"compact": true})),
+        None => output::line(format_args!("{} is one segment without deleted passages already", args.index.display())),
+    }
+}
+
+/// Run `nunatak index export`.
+pub fn export(args: &ExportArgs, globals: &Globals) -> Result<()> {
+    let (index, progress) = (Index::open(&args.index)?, globals.progress());
+    let Some(path) = &args.out else {
+        return export::export(&index, &mut std::io::stdout().lock(), progress.as_ref()).map(drop);
+    };
+    if path.exists() && !args.overwrite {
+        return Err(Error::request(
+            format!("{} is there already", path.display()),
+            "add --overwrite to replace it, or choose another name",
+        ));
+    }
+    // Whole or not at all: a file of the right name is never half of the passages.
+    let new = path.with_extension("part");
+    let file = std::fs::File::create(&new).map_err(Error::file("create", &new))?;
+    let file = std::io::BufWriter::with_capacity(1 << 18, file);
+    let written = Error::file("write", &new);
+    let count = match path.extension().and_then(|e| e.to_str()) {
+        Some("zst") => {
+            let mut out = zstd::Encoder::new(file, 3).map_err(Error::file("write", &new))?;
+            let count = export::export(&index, &mut out, progress.as_ref())?;
+            out.finish().and_then(|mut file| file.flush()).map_err(written)?;
+            count
+        }
+        Some("gz") => {
+            let mut out = flate2::write::GzEncoder::new(file, flate2::Compression::default());
+            let count = export::export(&index, &mut out, progress.as_ref())?;
+            out.finish().and_then(|mut file| file.flush()).map_err(written)?;
+            count
+        }
+        _ => {
+            let mut out = file;
+            let count = export::export(&index, &mut out, progress.as_ref())?;
+            out.flush().map_err(written)?;
+            count
+        }
+    };
+    std::fs::rename(&new, path).map_err(Error::file("rename", &new))?;
+    match globals.json {
+        true => output::json(&serde_json::json!({"passages": count, "file": path})),
+        false => output::line(format_args!("{GOOD}{count} passages{GOOD:#} in {}", path.display())),
+    }
 }
 
 /// Run `nunatak index merge`.
@@ -124,7 +255,7 @@ fn room<'a>(dir: &Path, from: impl IntoIterator<Item = &'a Path>) -> Result<()> 
     for path in from {
         let manifest = Index::open(path)?.manifest().clone();
         let vectors = manifest.encoder.as_ref().map_or(0, |e| manifest.vectors * 2 * e.dim as u64);
-        bytes += manifest.files.values().map(|file| file.bytes).sum::<u64>() + vectors;
+        bytes += manifest.bytes() + vectors;
     }
     disk::require(dir, bytes)
 }
@@ -144,11 +275,23 @@ fn print(dir: &Path, report: &ChangeReport, globals: &Globals) -> Result<()> {
         output::seconds(total),
     ))?;
     output::line(format_args!(
-        "{DIM}{} vectors taken over; store {}, encode {}, graph {}, commit {}{DIM:#}",
+        "{DIM}{} vectors taken over; {}; store {}, encode {}, graph {}, commit {}{DIM:#}",
         build.reused,
+        match build.segments {
+            1 => "1 segment".to_owned(),
+            more => format!("{more} segments"),
+        },
         output::seconds(seconds.store),
         output::seconds(seconds.encode),
         output::seconds(seconds.graph),
         output::seconds(seconds.commit)
-    ))
+    ))?;
+    if build.deleted * 3 > build.passages {
+        globals.progress().note(&format!(
+            "{} deleted passages still take room on the disk: `nunatak index compact --index {}` frees it",
+            build.deleted,
+            dir.display()
+        ));
+    }
+    Ok(())
 }

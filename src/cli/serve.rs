@@ -2,17 +2,20 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::cli::Globals;
 use crate::cli::engine::{self, RankingArgs, ReadingArgs, RetrievalArgs};
+use crate::cli::index_change;
 use crate::cli::output::{self, BOLD, DIM};
+use crate::encode::Encoder;
 use crate::error::{Error, Result};
+use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::progress::Quiet;
-use crate::serve::worker::Worker;
+use crate::serve::worker::{Editor, Worker};
 use crate::serve::{self, Keys, Limits};
 
 /// Environment variable with a key, for who has no file.
@@ -27,9 +30,13 @@ pub struct ServeArgs {
     /// Address and port to listen on; others than this machine's own need keys
     #[arg(long, default_value = "127.0.0.1:7001", value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
-    /// File with a key a line: requests then need one, as bearer token (the variable NUNATAK_API_KEY adds one)
+    /// File with a key a line, or a key and `read-only`: requests then need one, as bearer token (the variable
+    /// NUNATAK_API_KEY adds one)
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
+    /// Let POST and DELETE on /v1/passages change the indexes
+    #[arg(long)]
+    writable: bool,
     /// Requests that may wait for an index; more are turned away with 429
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     queue: u16,
@@ -66,8 +73,10 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         crate::index::Index::open(&dir)?;
         let retrieval = RetrievalArgs { ranking: args.ranking.clone(), ..RetrievalArgs::at(&dir) };
         let (reading, depth, globals) = (args.reading.clone(), args.depth, globals.clone());
-        let open = move || Ok(engine::build(&retrieval, Some(&reading), depth, 0, &globals, &Quiet)?.pipeline);
-        workers.push((name, Worker::start(dir, Arc::new(open), args.queue.into())?));
+        let with = globals.clone();
+        let open = move || Ok(engine::build(&retrieval, Some(&reading), depth, 0, &with, &Quiet)?.pipeline);
+        let worker = Worker::start(dir.clone(), Arc::new(open), args.queue.into())?;
+        workers.push((name, if args.writable { worker.with_editor(editor(dir, globals)) } else { worker }));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -87,6 +96,25 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         let _ = said;
     };
     runtime.block_on(serve::serve(args.listen, workers, limits, keys, bound, stopped()))
+}
+
+/// What changes the index at `dir`. Its encoder is opened when it is first needed, and kept.
+fn editor(dir: PathBuf, globals: Globals) -> Editor {
+    let kept = Mutex::<Option<(EncoderIdentity, Encoder)>>::default();
+    Arc::new(move |edit| {
+        let manifest = Manifest::read(&dir)?;
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let encoder = match (edit.needs_encoder(), &manifest.encoder) {
+            (true, Some(identity)) => {
+                if kept.as_ref().is_none_or(|(of, _)| of != identity) {
+                    *kept = Some((identity.clone(), index_change::encoder(&dir, identity, &globals, &Quiet)?));
+                }
+                kept.as_mut().map(|(_, encoder)| encoder)
+            }
+            _ => None,
+        };
+        index_change::edit(&dir, &manifest, edit, encoder, &globals)
+    })
 }
 
 /// Done when the process is asked to stop.

@@ -114,7 +114,7 @@ pub fn run(args: &WarmArgs, globals: &Globals) -> Result<()> {
 /// The passages that are asked for, each once.
 fn wanted(args: &WarmArgs, pipeline: &mut Pipeline, progress: &dyn Progress) -> Result<Vec<PassageId>> {
     if args.all {
-        return Ok((0..pipeline.index().len() as u32).map(PassageId).collect());
+        return Ok(pipeline.index().passages().collect());
     }
     let mut rows = BTreeSet::new();
     for id in &args.ids {

@@ -19,7 +19,7 @@ pub mod split;
 mod text;
 mod tsv;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::types::Passage;
@@ -74,11 +74,31 @@ pub fn read(
 ) -> Result<CorpusReport> {
     let mut emitter = intake::Emitter::new(paths, options, sink);
     files::read_all(paths, &mut emitter)?;
-    let report = emitter.into_report();
+    some(emitter.into_report(), paths.first().cloned().unwrap_or_default())
+}
+
+/// Read records from memory, given as JSON lines, as [`read`] reads a file of them; `name` is what messages and citations call
+/// it.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_records(
+    name: &str,
+    lines: &[u8],
+    options: &CorpusOptions,
+    sink: &mut dyn FnMut(Passage) -> Result<()>,
+) -> Result<CorpusReport> {
+    let mut emitter = intake::Emitter::new(&[], options, sink);
+    let (path, reader) = (Path::new(name), Box::new(std::io::Cursor::new(lines.to_vec())));
+    jsonl::read(path, name, reader, false, &mut emitter)?;
+    some(emitter.into_report(), path.to_path_buf())
+}
+
+/// Fail if nothing was read from `path`.
+fn some(report: CorpusReport, path: PathBuf) -> Result<CorpusReport> {
     if report.passages > 0 {
         return Ok(report);
     }
-    let path = paths.first().cloned().unwrap_or_default();
     Err(match report.first_skipped.first() {
         Some(first) => Error::bad_file(
             path,

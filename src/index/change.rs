@@ -1,10 +1,9 @@
 //! Changing an index that is there: documents added, replaced and taken out, and indexes put together.
 //!
-//! A change is a build whose passages come from the index itself: it writes a whole new generation and publishes it as a
-//! build does, so that readers keep their snapshot, a crash leaves the old state or the new one, and the result is the index
-//! that a build of the same passages in the same order would have made. What takes the time of a build, encoding, is done
-//! only for what is new; the rest, the graph above all, is done for everything and takes up to a minute a hundred thousand
-//! passages (benches/README.md).
+//! What is added becomes a segment of its own, beside those that are there; what is deleted is marked. Both are published as
+//! a build is, so that readers keep their snapshot and a crash leaves the old state or the new one. Small segments are taken
+//! into the new one, so that there are few ([`staying`]); [`compact`] makes one of all, and leaves the deleted out: the index
+//! that a build of the same passages in the same order would have made. Only what is new is encoded.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,11 +11,16 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Index;
-use super::manifest::Manifest;
+use super::allowed::Allowed;
+use super::manifest::{FORMAT, Manifest, SegmentEntry};
 use super::writer::{self, BuildOptions, BuildReport, Encode, Source};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::types::{Passage, PassageId, document_of};
+
+/// A segment is taken into a new one that has more than a quarter of its passages. So every passage is written anew once
+/// for each time its segment grows by a quarter, and an index of n passages has about log n / log 5 segments.
+const SMALL: u64 = 4;
 
 /// What a change did.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -25,7 +29,7 @@ pub struct ChangeReport {
     pub added: u64,
     /// Passages that went out, those of replaced documents included.
     pub removed: u64,
-    /// The new generation.
+    /// What was written.
     pub build: BuildReport,
 }
 
@@ -50,70 +54,195 @@ pub fn add(
     options: &BuildOptions,
     progress: &dyn Progress,
 ) -> Result<ChangeReport> {
-    let index = Index::open(dir)?;
-    let mut documents = BTreeSet::new();
-    let mut added = 0;
-    source(&mut |passage| {
-        let document = document_of(&passage.key);
-        if !documents.contains(document) {
-            if known == Known::Refuse && !index.pieces_of(document)?.is_empty() {
-                return Err(Error::request(
-                    format!("the index has a document {document:?} already"),
-                    "say --update to replace it, or give the new one another id",
-                ));
-            }
-            documents.insert(document.to_owned());
-        }
-        added += 1;
-        Ok(())
+    let options = of(&Manifest::read(dir)?, options);
+    let (mut added, mut removed) = (0, 0);
+    let build = writer::write(dir, &options, progress, |writer| {
+        let index = Index::open(dir)?;
+        let mut incoming = Incoming { index: &index, known, documents: BTreeSet::new(), replaced: BTreeSet::new() };
+        source(&mut |passage| {
+            added += 1;
+            incoming.look_at(&passage)
+        })?;
+        let replaced = incoming.replaced;
+        removed = replaced.len() as u64;
+        let stays = |row: PassageId| index.is_alive(row) && !replaced.contains(&row);
+        let segments = segments(&index, &stays);
+        let keep = if is_outdated(index.manifest()) { 0 } else { staying(&segments, added) };
+        let moved = segments.get(keep..).unwrap_or_default();
+        let segment = writer.segment(
+            &mut |sink| {
+                for row in moved.iter().flat_map(|segment| segment.rows.clone()).map(PassageId) {
+                    if stays(row) {
+                        sink(index.passage(row)?)?;
+                    }
+                }
+                source(sink)
+            },
+            encode,
+        )?;
+        publish(writer, &index, segments.get(..keep).unwrap_or_default(), Some(segment), &stays)
     })?;
-    let mut removed = 0;
-    let build = writer::build(
-        dir,
-        &mut |sink| {
-            removed = stay(&index, &|key| !documents.contains(document_of(key)), sink)?;
-            source(sink)
-        },
-        encode,
-        &BuildOptions { overwrite: true, ..of(index.manifest(), options) },
-        progress,
-    )?;
     Ok(ChangeReport { added, removed, build })
 }
 
-/// Take out the documents and passages of these ids.
+/// What is known about the passages that come.
+struct Incoming<'a> {
+    index: &'a Index,
+    known: Known,
+    documents: BTreeSet<String>,
+    replaced: BTreeSet<PassageId>,
+}
+
+impl Incoming<'_> {
+    /// Note what a passage that comes replaces, or refuse it.
+    fn look_at(&mut self, passage: &Passage) -> Result<()> {
+        let document = document_of(&passage.key);
+        if !self.documents.contains(document) {
+            self.replace(document, self.index.pieces_of(document)?)?;
+            self.documents.insert(document.to_owned());
+        }
+        // A record may have an id that looks like a piece of another.
+        let same = self.index.row_of(&passage.key)?;
+        self.replace(&passage.key, same.filter(|row| !self.replaced.contains(row)).into_iter().collect())
+    }
+
+    fn replace(&mut self, document: &str, rows: Vec<PassageId>) -> Result<()> {
+        if self.known == Known::Refuse && !rows.is_empty() {
+            return Err(Error::request(
+                format!("the index has a document {document:?} already"),
+                "say --update to replace it, or give the new one another id",
+            ));
+        }
+        self.replaced.extend(rows);
+        Ok(())
+    }
+}
+
+/// Take out the documents and passages of these ids. They are marked, which takes no longer for many passages than for few;
+/// [`compact`] removes them from the disk.
 ///
 /// # Errors
 /// As [`writer::build`]; [`Error::Request`] naming an id that the index does not have, or when nothing would be left.
 pub fn delete(dir: &Path, ids: &[String], options: &BuildOptions, progress: &dyn Progress) -> Result<ChangeReport> {
-    let index = Index::open(dir)?;
-    let mut rows = BTreeSet::new();
-    for id in ids {
-        let pieces = index.pieces_of(id)?;
-        if pieces.is_empty() {
-            return Err(Error::request(
-                format!("the index has no document or passage {id:?}; nothing was deleted"),
-                "`nunatak search` shows the ids of passages",
-            ));
+    let options = of(&Manifest::read(dir)?, options);
+    let mut removed = 0;
+    let build = writer::write(dir, &options, progress, |writer| {
+        let index = Index::open(dir)?;
+        let mut rows = BTreeSet::new();
+        for id in ids {
+            let pieces = index.pieces_of(id)?;
+            if pieces.is_empty() {
+                return Err(Error::request(
+                    format!("the index has no document or passage {id:?}; nothing was deleted"),
+                    "`nunatak search` shows the ids of passages",
+                ));
+            }
+            rows.extend(pieces);
         }
-        rows.extend(pieces);
+        if rows.is_empty() {
+            return Err(Error::request("there are no ids of what to take out", "give some"));
+        }
+        if rows.len() == index.len() {
+            return Err(Error::request("that would leave no passage in the index", "remove its folder instead"));
+        }
+        removed = rows.len() as u64;
+        let stays = |row: PassageId| index.is_alive(row) && !rows.contains(&row);
+        if is_outdated(index.manifest()) {
+            let mut encode = no_encoder(dir);
+            let encode = has_vectors(index.manifest()).then_some(&mut encode as &mut Encode);
+            let mut left = index.passages().filter(|&row| stays(row));
+            let segment = writer.segment(&mut |sink| left.try_for_each(|row| sink(index.passage(row)?)), encode)?;
+            return publish(writer, &index, &[], Some(segment), &stays);
+        }
+        publish(writer, &index, &segments(&index, &stays), None, &stays)
+    })?;
+    Ok(ChangeReport { added: 0, removed, build })
+}
+
+/// Write the passages of an index as one segment, without those that were deleted: the index that a build of the same
+/// passages would have made. `None` if it is that already.
+///
+/// # Errors
+/// As [`writer::build`].
+pub fn compact(dir: &Path, options: &BuildOptions, progress: &dyn Progress) -> Result<Option<ChangeReport>> {
+    let manifest = Manifest::read(dir)?;
+    if manifest.format == FORMAT && manifest.segments.len() == 1 && manifest.deleted.is_none() {
+        return Ok(None);
     }
-    if rows.is_empty() {
-        return Err(Error::request("there are no ids of what to take out", "give some"));
-    }
-    if rows.len() == index.len() {
-        return Err(Error::request("that would leave no passage in the index", "remove its folder instead"));
-    }
-    let gone = rows.iter().map(|&row| index.key(row)).collect::<Result<BTreeSet<&str>>>()?;
+    let options = of(&manifest, options);
     let mut encode = no_encoder(dir);
-    let build = writer::build(
-        dir,
-        &mut |sink| stay(&index, &|key| !gone.contains(key), sink).map(drop),
-        has_vectors(index.manifest()).then_some(&mut encode),
-        &BuildOptions { overwrite: true, ..of(index.manifest(), options) },
-        progress,
-    )?;
-    Ok(ChangeReport { added: 0, removed: rows.len() as u64, build })
+    let build = writer::write(dir, &options, progress, |writer| {
+        let index = Index::open(dir)?;
+        let encode = has_vectors(index.manifest()).then_some(&mut encode as &mut Encode);
+        let segment = writer.segment(&mut |sink| give(&index, sink), encode)?;
+        writer.publish(vec![segment], &Allowed::but(index.len(), &[]))
+    })?;
+    Ok(Some(ChangeReport { added: 0, removed: 0, build }))
+}
+
+/// Whether the segments are of a kind that does not go beside new ones; then a change writes all of them anew. Format 3
+/// changed nothing in a segment.
+fn is_outdated(manifest: &Manifest) -> bool {
+    manifest.format < 2
+}
+
+/// A segment that is there, and what stays of it.
+struct There {
+    entry: SegmentEntry,
+    rows: std::ops::Range<u32>,
+    staying: u64,
+}
+
+/// The segments of an index in the order of rows.
+fn segments(index: &Index, stays: &dyn Fn(PassageId) -> bool) -> Vec<There> {
+    let mut first = 0;
+    let there = |entry: &SegmentEntry| {
+        let rows = first..first + entry.passages as u32;
+        first = rows.end;
+        let staying = rows.clone().filter(|&row| stays(PassageId(row))).count() as u64;
+        There { entry: entry.clone(), rows, staying }
+    };
+    index.manifest().segments.iter().map(there).collect()
+}
+
+/// How many segments, from the first on, stay as they are when `added` passages come. The others go into the new segment:
+/// from the end those that are small beside it, and all from the first on of which less than half is left.
+fn staying(segments: &[There], added: u64) -> usize {
+    let mut keep = segments.iter().position(|s| 2 * s.staying < s.entry.passages).unwrap_or(segments.len());
+    let mut new = added + segments.get(keep..).unwrap_or_default().iter().map(|s| s.staying).sum::<u64>();
+    while let Some(last) = keep.checked_sub(1).and_then(|at| segments.get(at)).filter(|s| s.staying < SMALL * new) {
+        new += last.staying;
+        keep -= 1;
+    }
+    keep
+}
+
+/// Publish what stays of some segments and, behind it, a new one.
+fn publish(
+    writer: &mut writer::Writer,
+    index: &Index,
+    there: &[There],
+    new: Option<SegmentEntry>,
+    stays: &dyn Fn(PassageId) -> bool,
+) -> Result<Manifest> {
+    // A segment of which nothing is left is left out, which moves the rows behind it.
+    let there: Vec<&There> = there.iter().filter(|segment| segment.staying > 0).collect();
+    let mut parts: Vec<(usize, Allowed)> = there
+        .iter()
+        .map(|segment| {
+            let first = segment.rows.start;
+            (segment.rows.len(), Allowed::of(segment.rows.len(), |row| stays(PassageId(first + row.0))))
+        })
+        .collect();
+    if let Some(new) = &new {
+        let rows = new.passages as usize;
+        parts.push((rows, Allowed::but(rows, &[])));
+    }
+    if parts.is_empty() {
+        return Err(Error::index(index.path(), "nothing would be left", "remove its folder instead"));
+    }
+    let entries = there.iter().map(|segment| segment.entry.clone()).chain(new).collect();
+    writer.publish(entries, &Allowed::concat(&parts))
 }
 
 /// Put the indexes `from` together, in their order, in a new one at `dir`.
@@ -142,36 +271,28 @@ pub fn merge(dir: &Path, from: &[PathBuf], options: &BuildOptions, progress: &dy
     let mut encode = no_encoder(dir);
     let build = writer::build(
         dir,
-        &mut |sink| indexes.iter().try_for_each(|index| stay(index, &|_| true, sink).map(drop)),
+        &mut |sink| indexes.iter().try_for_each(|index| give(index, sink)),
         has_vectors(first.manifest()).then_some(&mut encode),
-        &BuildOptions { vectors_from: from.to_vec(), ..of(first.manifest(), options) },
+        &BuildOptions { vectors_from: from.to_vec(), overwrite: options.overwrite, ..of(first.manifest(), options) },
         progress,
     )?;
     Ok(ChangeReport { added: build.passages, removed: 0, build })
 }
 
-/// Give the passages whose keys `stays` wants to `sink`; how many it did not want.
-fn stay(index: &Index, stays: &dyn Fn(&str) -> bool, sink: &mut dyn FnMut(Passage) -> Result<()>) -> Result<u64> {
-    let mut removed = 0;
-    for row in 0..index.len() {
-        let row = PassageId(row as u32);
-        if stays(index.key(row)?) {
-            sink(index.passage(row)?)?;
-        } else {
-            removed += 1;
-        }
-    }
-    Ok(removed)
+/// Give the passages of an index to `sink`, in order.
+fn give(index: &Index, sink: &mut dyn FnMut(Passage) -> Result<()>) -> Result<()> {
+    index.passages().try_for_each(|row| sink(index.passage(row)?))
 }
 
-/// The options that an index was built with, for the rest as `options` say.
+/// The options that an index was built with, for the rest as `options` say; it is replaced by the change.
 fn of(manifest: &Manifest, options: &BuildOptions) -> BuildOptions {
     let mut options = BuildOptions {
         encoder: manifest.encoder.clone(),
         passage_words: manifest.corpus.passage_words,
+        overwrite: true,
         ..options.clone()
     };
-    if let Some(graph) = &manifest.graph {
+    if let Some(graph) = manifest.segments.first().and_then(|segment| segment.graph.as_ref()) {
         (options.m, options.ef_construction, options.seed) = (graph.m, graph.ef_construction, graph.seed);
     }
     options

@@ -1,12 +1,12 @@
-//! `manifest.json`: what an index is made of. It is the index's only commit point: the files lie in a
-//! generation folder that nothing refers to until the manifest that names it is renamed into place.
+//! `manifest.json`: what an index is made of. It is the index's only commit point: files lie in
+//! generation folders that nothing refers to until the manifest that names them is renamed into place.
 //!
 //! The last line but one of the file is the sha256 of everything before it; this envelope stays the same
 //! in every format version, so that a damaged manifest is told from one of another version.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,12 +15,15 @@ use crate::durable;
 use crate::error::{Error, Result};
 
 /// Version of the on-disk format that this crate writes. It reads those from [`OLDEST`] on.
-pub const FORMAT: u32 = 2;
-/// The oldest that it reads: passages had no metadata.
+pub const FORMAT: u32 = 3;
+/// The oldest that it reads. In format 1 passages had no metadata; in 1 and 2 an index was one segment.
 pub const OLDEST: u32 = 1;
 
 /// Name of the manifest in an index folder.
 pub const MANIFEST: &str = "manifest.json";
+
+/// Name of the file of [`Deleted`]: 64-bit words, little-endian, the first row in the lowest bit of the first.
+pub(super) const DELETED: &str = "deleted.bits";
 
 /// Length of the manifest's end: `,\n  "checksum": "<64 hex digits>"\n}\n`.
 const TAIL_START: &str = ",\n  \"checksum\": \"";
@@ -33,11 +36,11 @@ pub struct Manifest {
     pub format: u32,
     /// The program that wrote it.
     pub created_by: String,
-    /// Which generation folder holds the files.
+    /// Number of this commit; the files it brought lie in the folder of this number.
     pub generation: u64,
-    /// Passages in the store and in the inverted index.
+    /// Passages that can be found: the rows of all segments but the deleted ones.
     pub passages: u64,
-    /// Vectors; as many as passages, or 0 for an index without dense search.
+    /// Vectors that can be found; as many as passages, or 0 for an index without dense search.
     pub vectors: u64,
     /// How the corpus was cut.
     pub corpus: CorpusSettings,
@@ -45,13 +48,38 @@ pub struct Manifest {
     pub analyser: String,
     /// What made the vectors.
     pub encoder: Option<EncoderIdentity>,
-    /// The nearest-neighbour graph over them.
-    pub graph: Option<GraphSettings>,
-    /// Every file of the generation folder, by name.
-    pub files: BTreeMap<String, FileEntry>,
+    /// What it is made of, in the order of rows.
+    pub segments: Vec<SegmentEntry>,
+    /// Which rows no longer count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted: Option<Deleted>,
     /// sha256 of the manifest itself: the index's identity in reports. Not a field of the JSON object.
     #[serde(skip)]
     pub checksum: String,
+}
+
+/// One segment: passages that came in together, with a text store, an inverted index and a graph of their own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SegmentEntry {
+    /// Which generation folder holds its files.
+    pub generation: u64,
+    /// Its rows, deleted ones included.
+    pub passages: u64,
+    /// The nearest-neighbour graph over its vectors.
+    pub graph: Option<GraphSettings>,
+    /// Its files, by name.
+    pub files: BTreeMap<String, FileEntry>,
+}
+
+/// Rows that were deleted: a bit a row, set for those, in a file of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// Which generation folder holds the file.
+    pub generation: u64,
+    /// How many they are.
+    pub passages: u64,
+    /// The file.
+    pub file: FileEntry,
 }
 
 /// How the corpus was cut.
@@ -96,6 +124,40 @@ pub struct FileEntry {
     pub sha256: String,
 }
 
+/// A manifest of formats 1 and 2: one segment, nothing deleted.
+#[derive(Deserialize)]
+struct OneSegment {
+    format: u32,
+    created_by: String,
+    generation: u64,
+    passages: u64,
+    vectors: u64,
+    corpus: CorpusSettings,
+    analyser: String,
+    encoder: Option<EncoderIdentity>,
+    graph: Option<GraphSettings>,
+    files: BTreeMap<String, FileEntry>,
+}
+
+impl From<OneSegment> for Manifest {
+    fn from(old: OneSegment) -> Self {
+        let OneSegment { generation, passages, graph, files, .. } = old;
+        Self {
+            format: old.format,
+            created_by: old.created_by,
+            generation,
+            passages,
+            vectors: old.vectors,
+            corpus: old.corpus,
+            analyser: old.analyser,
+            encoder: old.encoder,
+            segments: vec![SegmentEntry { generation, passages, graph, files }],
+            deleted: None,
+            checksum: String::new(),
+        }
+    }
+}
+
 /// Only what must be readable in every version.
 #[derive(Deserialize)]
 struct Envelope {
@@ -137,13 +199,45 @@ impl Manifest {
                 "use the program that wrote it, or build the index again with this one",
             ));
         }
-        let manifest: Self = serde_json::from_slice(&bytes).map_err(|e| broken(&e.to_string()))?;
+        let manifest: Self = match envelope.format {
+            1 | 2 => serde_json::from_slice::<OneSegment>(&bytes).map(Self::from),
+            _ => serde_json::from_slice(&bytes),
+        }
+        .map_err(|e| broken(&e.to_string()))?;
+        let rows = manifest.rows();
+        let gone = manifest.deleted.as_ref().map_or(0, |deleted| deleted.passages);
+        if manifest.segments.is_empty()
+            || rows >= u64::from(u32::MAX)
+            || rows.checked_sub(gone) != Some(manifest.passages)
+        {
+            return Err(broken("its counts of passages disagree"));
+        }
         Ok(Self { checksum: checksum.to_owned(), ..manifest })
     }
 
-    /// The folder that holds the files of this generation.
-    pub fn folder(&self, dir: &Path) -> PathBuf {
-        dir.join(generation_name(self.generation))
+    /// Rows of all segments, deleted ones included.
+    pub fn rows(&self) -> u64 {
+        self.segments.iter().fold(0, |rows, segment| rows.saturating_add(segment.passages))
+    }
+
+    /// Every file it names, with the folder's name before its own, in the order of segments.
+    pub fn files(&self) -> impl Iterator<Item = (String, &FileEntry)> {
+        let named = |generation, name: &str| format!("{}/{name}", generation_name(generation));
+        let of_segments = self.segments.iter().flat_map(move |segment| {
+            segment.files.iter().map(move |(name, entry)| (named(segment.generation, name), entry))
+        });
+        of_segments.chain(self.deleted.iter().map(move |deleted| (named(deleted.generation, DELETED), &deleted.file)))
+    }
+
+    /// Bytes of all files it names.
+    pub fn bytes(&self) -> u64 {
+        self.files().map(|(_, entry)| entry.bytes).sum()
+    }
+
+    /// Whether it names anything in the folder of this number.
+    pub(super) fn uses(&self, generation: u64) -> bool {
+        self.segments.iter().any(|segment| segment.generation == generation)
+            || self.deleted.as_ref().is_some_and(|deleted| deleted.generation == generation)
     }
 
     /// Make this the manifest of `dir`, durably and at once. Returns it with its checksum filled in.
@@ -184,9 +278,36 @@ mod tests {
             corpus: CorpusSettings { passage_words: 100 },
             analyser: "en".into(),
             encoder: None,
-            graph: None,
-            files: BTreeMap::from([("a".into(), FileEntry { bytes: 1, sha256: "x".into() })]),
+            segments: vec![SegmentEntry {
+                generation: 2,
+                passages: 3,
+                graph: None,
+                files: BTreeMap::from([("a".into(), FileEntry { bytes: 1, sha256: "x".into() })]),
+            }],
+            deleted: Some(Deleted { generation: 3, passages: 1, file: FileEntry { bytes: 8, sha256: "y".into() } }),
             checksum: String::new(),
+        }
+    }
+
+    #[test]
+    fn files_are_named_with_their_folders() {
+        let names: Vec<String> = example().files().map(|(name, _)| name).collect();
+        assert_eq!(names, ["gen-000002/a", "gen-000003/deleted.bits"]);
+        assert_eq!((example().bytes(), example().rows()), (9, 3));
+        assert_eq!([1, 2, 3].map(|generation| example().uses(generation)), [false, true, true]);
+    }
+
+    #[test]
+    fn counts_that_disagree_are_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        for wrong in [
+            Manifest { passages: 3, ..example() },
+            Manifest { deleted: None, ..example() },
+            Manifest { segments: Vec::new(), passages: 0, deleted: None, ..example() },
+        ] {
+            wrong.publish(dir.path()).unwrap();
+            let error = Manifest::read(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("disagree"), "{error}");
         }
     }
 

@@ -1,28 +1,34 @@
 //! Passages on disk: text store, inverted index and vectors, published together by one manifest.
 //!
-//! [`Index::open`] gives a snapshot that stays valid while a writer replaces the index; [`writer::build`]
-//! makes an index, [`verify::verify`] checks one. What lies on disk is described in `index/README.md`.
+//! [`Index::open`] gives a snapshot that stays valid while a writer changes the index; [`writer::build`]
+//! makes an index, [`change`] changes one, [`verify::verify`] checks one. An index is made of segments: what a build or a
+//! change brought, with rows of its own behind those of the segments before it. What lies on disk is described in
+//! `index/README.md`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::allowed::Allowed;
-use self::checked::{BLOCK, CheckedFile, SUMS, block_count};
+use self::checked::{BLOCK, CheckedFile, SUMS, block_count, damaged};
 pub use self::dense::Dense;
 pub use self::lexical::Lexical;
-use self::manifest::Manifest;
+use self::manifest::{FileEntry, Manifest, SegmentEntry, generation_name};
 use self::store::Store;
+use self::vectors::Vectors;
 use crate::error::{Error, Result};
 use crate::filter::Filter;
-use crate::types::{Passage, PassageId};
+use crate::types::{Passage, PassageId, document_of};
 
 pub mod allowed;
 pub mod change;
 mod checked;
+mod deleted;
 pub mod dense;
 mod disk;
 pub(crate) mod encode_cache;
 pub mod estimate;
+pub mod export;
 mod hnsw;
 mod kernel;
 pub mod lexical;
@@ -30,18 +36,25 @@ pub mod manifest;
 mod previous;
 pub(crate) mod site;
 mod store;
+mod vectors;
 pub mod verify;
 mod walk;
 pub mod writer;
+
+/// Numbers of pieces that are looked for before a document counts as unknown.
+const FIRST_PIECES: usize = 4;
 
 /// An opened index.
 #[derive(Debug)]
 pub struct Index {
     path: PathBuf,
     manifest: Manifest,
-    store: Store,
+    /// The stores of its segments, in the order of rows.
+    stores: Vec<Store>,
     lexical: Lexical,
     dense: Option<Dense>,
+    /// The passages that were not deleted, if some were.
+    alive: Option<Arc<Allowed>>,
 }
 
 impl Index {
@@ -53,11 +66,11 @@ impl Index {
     pub fn open(dir: &Path) -> Result<Self> {
         let mut manifest = Manifest::read(dir)?;
         loop {
-            match Self::open_generation(dir, &manifest) {
+            match Self::open_as(dir, &manifest) {
                 Ok(index) => return Ok(index),
                 Err(error) => {
-                    // A writer may have replaced the generation between our reading of the manifest and
-                    // of its files; then, and only then, look again.
+                    // A writer may have replaced files between our reading of the manifest and of them;
+                    // then, and only then, look again.
                     let now = Manifest::read(dir)?;
                     if now.checksum == manifest.checksum {
                         return Err(error);
@@ -68,20 +81,7 @@ impl Index {
         }
     }
 
-    fn open_generation(dir: &Path, manifest: &Manifest) -> Result<Self> {
-        let folder = manifest.folder(dir);
-        let mut files = Files::open(&folder, manifest)?;
-        let store =
-            Store::open(files.take(store::PASSAGES)?, files.take(store::KEY_HASHES)?, files.take(store::KEY_ROWS)?)?;
-        let dense = match (&manifest.encoder, &manifest.graph) {
-            (Some(encoder), Some(graph)) => {
-                use dense::{CODES, HALVES, LINKS, SCALES, UPPER, UPPER_AT};
-                let mut take = |name| files.take(name);
-                let six = [take(CODES)?, take(SCALES)?, take(HALVES)?, take(LINKS)?, take(UPPER_AT)?, take(UPPER)?];
-                Some(Dense::open(six, manifest.vectors as usize, encoder.clone(), graph.clone())?)
-            }
-            _ => None,
-        };
+    fn open_as(dir: &Path, manifest: &Manifest) -> Result<Self> {
         if manifest.analyser != lexical::ANALYSER {
             return Err(Error::index(
                 dir,
@@ -89,24 +89,43 @@ impl Index {
                 "build the index again",
             ));
         }
-        let lexical = Lexical::open(&folder, files.rest())?;
-        let index = Self { path: dir.to_path_buf(), manifest: manifest.clone(), store, lexical, dense };
+        let alive = manifest.deleted.as_ref().map(|_| deleted::alive(dir, manifest).map(Arc::new)).transpose()?;
+        let (mut stores, mut words, mut vectors) = (Vec::new(), Vec::new(), Vec::new());
+        for segment in &manifest.segments {
+            let folder = dir.join(generation_name(segment.generation));
+            let mut files = Files::open(&folder, &segment.files)?;
+            let store = files.store()?;
+            if let Some(encoder) = &manifest.encoder {
+                vectors.push(files.vectors(segment, encoder.dim)?);
+            }
+            if store.len() as u64 != segment.passages {
+                return Err(damaged(
+                    &folder,
+                    format!("holds {} passages where the manifest says {}", store.len(), segment.passages),
+                ));
+            }
+            stores.push(store);
+            words.push((folder, files.rest()));
+        }
+        let dense = manifest.encoder.clone().map(|encoder| Dense::new(vectors, encoder, alive.clone()));
+        let lexical = Lexical::open(dir, words, alive.clone())?;
+        let index = Self { path: dir.to_path_buf(), manifest: manifest.clone(), stores, lexical, dense, alive };
         index.check_counts()?;
         Ok(index)
     }
 
     /// Fail if the parts disagree on how many passages there are.
     fn check_counts(&self) -> Result<()> {
-        let (stored, indexed) = (self.store.len() as u64, self.lexical.len() as u64);
-        let vectors = self.dense.as_ref().map_or(0, |dense| dense.len() as u64);
-        if stored == self.manifest.passages && indexed == stored && (self.dense.is_none() || vectors == stored) {
+        let (rows, indexed) = (self.rows(), self.lexical.rows());
+        let vectors = self.dense.as_ref().map(Dense::rows);
+        if indexed == rows && vectors.is_none_or(|vectors| vectors == rows) {
             return Ok(());
         }
         Err(Error::index(
             &self.path,
             format!(
-                "its parts disagree: {} passages in the manifest, {stored} stored, {indexed} indexed, {vectors} vectors",
-                self.manifest.passages
+                "its parts disagree: {rows} passages stored, {indexed} indexed, {} vectors",
+                vectors.map_or("no".into(), |vectors| vectors.to_string())
             ),
             "build the index again",
         ))
@@ -122,40 +141,107 @@ impl Index {
         &self.manifest
     }
 
-    /// Number of passages.
+    /// Number of passages that can be found.
     pub fn len(&self) -> usize {
-        self.store.len()
+        self.alive.as_deref().map_or(self.rows(), Allowed::len)
     }
 
-    /// Whether there are none; a build never makes such an index.
+    /// Whether there are none; neither a build nor a change makes such an index.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// Number of rows, those of deleted passages included.
+    pub fn rows(&self) -> usize {
+        self.stores.iter().map(Store::len).sum()
+    }
+
+    /// The rows of passages that were not deleted, in order.
+    pub fn passages(&self) -> impl Iterator<Item = PassageId> {
+        (0..self.rows() as u32).map(PassageId).filter(|&row| self.is_alive(row))
+    }
+
+    /// Whether the passage at a row was not deleted.
+    pub fn is_alive(&self, id: PassageId) -> bool {
+        self.alive.as_deref().is_none_or(|alive| alive.contains(id))
+    }
+
     /// The passage at a row.
     pub fn passage(&self, id: PassageId) -> Result<Passage> {
-        self.store.passage(id)
+        let (store, row, _) = self.store_of(id);
+        store.map_or_else(|| Err(self.no_row(id)), |store| store.passage(row))
     }
 
     /// The corpus id of the passage at a row.
     pub fn key(&self, id: PassageId) -> Result<&str> {
-        self.store.key(id)
+        let (store, row, _) = self.store_of(id);
+        store.map_or_else(|| Err(self.no_row(id)), |store| store.key(row))
     }
 
     /// The row of a corpus id, if the index has it.
     pub fn row_of(&self, key: &str) -> Result<Option<PassageId>> {
-        self.store.row_of(key)
+        let mut first = 0;
+        for store in &self.stores {
+            // A passage that was replaced is in an older segment, too, deleted.
+            let row = store.row_of(key)?.map(|row| PassageId(first + row.0));
+            if row.is_some_and(|row| self.is_alive(row)) {
+                return Ok(row);
+            }
+            first += store.len() as u32;
+        }
+        Ok(None)
+    }
+
+    /// The store that has a row, the row in it, and its first row.
+    fn store_of(&self, id: PassageId) -> (Option<&Store>, PassageId, u32) {
+        let mut first = 0;
+        for store in &self.stores {
+            let behind = first + store.len() as u32;
+            if id.0 < behind {
+                return (Some(store), PassageId(id.0 - first), first);
+            }
+            first = behind;
+        }
+        (None, id, first)
+    }
+
+    fn no_row(&self, id: PassageId) -> Error {
+        let message = format!("there is no passage {} among {}", id.0, self.rows());
+        Error::Internal { doing: "reading a passage", message }
     }
 
     /// The passages that a document became, in order; none if the index does not have it.
     pub fn pieces_of(&self, document: &str) -> Result<Vec<PassageId>> {
-        let mut pieces: Vec<PassageId> = self.row_of(document)?.into_iter().collect();
-        let mut number = 1;
-        while let Some(piece) = self.row_of(&format!("{document}#{number}"))? {
-            pieces.push(piece);
-            number += 1;
+        // Pieces that were deleted by themselves leave a gap in the numbers, or at their beginning; so look at some numbers
+        // for one that is there, and at its neighbours for the rest: the pieces of a document have rows side by side.
+        let mut known = self.row_of(document)?;
+        for number in 1..=FIRST_PIECES {
+            known = match known {
+                None => self.row_of(&format!("{document}#{number}"))?,
+                Some(_) => break,
+            };
         }
-        Ok(pieces)
+        let Some(known) = known else { return Ok(Vec::new()) };
+        let (store, _, first) = self.store_of(known);
+        let behind = first + store.map_or(0, Store::len) as u32;
+        let is_piece = |row: &u32| self.key(PassageId(*row)).map(|key| document_of(key) == document);
+        let mut rows = Vec::new();
+        for row in (first..known.0).rev() {
+            if !is_piece(&row)? {
+                break;
+            }
+            rows.push(PassageId(row));
+        }
+        rows.reverse();
+        rows.push(known);
+        for row in known.0 + 1..behind {
+            if !is_piece(&row)? {
+                break;
+            }
+            rows.push(PassageId(row));
+        }
+        rows.retain(|&row| self.is_alive(row));
+        Ok(rows)
     }
 
     /// The passages that meet a filter.
@@ -183,24 +269,24 @@ impl Index {
     }
 }
 
-/// The files of a generation, opened with their checksums, on their way to who reads them.
+/// The files of a segment, opened with their checksums, on their way to who reads them.
 struct Files {
     folder: PathBuf,
-    open: std::collections::BTreeMap<String, CheckedFile>,
+    open: BTreeMap<String, CheckedFile>,
 }
 
 impl Files {
-    fn open(folder: &Path, manifest: &Manifest) -> Result<Self> {
+    fn open(folder: &Path, files: &BTreeMap<String, FileEntry>) -> Result<Self> {
         let sums_path = folder.join(SUMS);
         let sums = std::fs::read(&sums_path).map_err(|e| missing_or("read", &sums_path, e))?;
-        let expected = manifest.files.get(SUMS);
+        let expected = files.get(SUMS);
         if expected.is_none_or(|entry| entry.bytes != sums.len() as u64 || entry.sha256 != disk::sha256(&sums)) {
-            return Err(checked::damaged(&sums_path, "is damaged: its checksum does not match".into()));
+            return Err(damaged(&sums_path, "is damaged: its checksum does not match".into()));
         }
         let (sums, _) = sums.as_chunks::<4>();
         let mut sums = sums.iter().map(|&bytes| u32::from_le_bytes(bytes));
-        let mut open = std::collections::BTreeMap::new();
-        for (name, entry) in manifest.files.iter().filter(|(name, _)| *name != SUMS) {
+        let mut open = BTreeMap::new();
+        for (name, entry) in files.iter().filter(|(name, _)| *name != SUMS) {
             let blocks = sums.by_ref().take(block_count(entry.bytes)).collect();
             let path = folder.join(name);
             let file = CheckedFile::open(&path, entry.bytes, blocks).map_err(|e| match e {
@@ -213,10 +299,23 @@ impl Files {
     }
 
     fn take(&mut self, name: &str) -> Result<CheckedFile> {
-        self.open.remove(name).ok_or_else(|| checked::damaged(&self.folder.join(name), "is missing".into()))
+        self.open.remove(name).ok_or_else(|| damaged(&self.folder.join(name), "is missing".into()))
     }
 
-    fn rest(self) -> std::collections::BTreeMap<String, CheckedFile> {
+    fn store(&mut self) -> Result<Store> {
+        Store::open(self.take(store::PASSAGES)?, self.take(store::KEY_HASHES)?, self.take(store::KEY_ROWS)?)
+    }
+
+    fn vectors(&mut self, segment: &SegmentEntry, dim: usize) -> Result<Vectors> {
+        use vectors::{CODES, HALVES, LINKS, SCALES, UPPER, UPPER_AT};
+        let mut take = |name| self.take(name);
+        let six = [take(CODES)?, take(SCALES)?, take(HALVES)?, take(LINKS)?, take(UPPER_AT)?, take(UPPER)?];
+        let graph = segment.graph.clone();
+        let graph = graph.ok_or_else(|| damaged(&self.folder, "has vectors and no graph".into()))?;
+        Vectors::open(six, segment.passages as usize, dim, graph)
+    }
+
+    fn rest(self) -> BTreeMap<String, CheckedFile> {
         self.open
     }
 }
@@ -224,7 +323,7 @@ impl Files {
 /// A file error, or what a missing file of an index means.
 fn missing_or(action: &'static str, path: &Path, source: std::io::Error) -> Error {
     if source.kind() == std::io::ErrorKind::NotFound {
-        return checked::damaged(path, "is missing".into());
+        return damaged(path, "is missing".into());
     }
     Error::file(action, path)(source)
 }

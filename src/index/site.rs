@@ -44,7 +44,7 @@ impl Site {
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => {
-                return Err(Error::index(dir, "another process is writing it", "wait until it is done"));
+                return Err(Error::Locked { path: dir.to_path_buf() });
             }
             Err(fs::TryLockError::Error(e)) => return Err(Error::file("lock", &lock_path)(e)),
         }
@@ -54,9 +54,9 @@ impl Site {
         // A manifest that cannot be read is no reason to keep what it names, but its number is unknown:
         // take one that no folder has.
         site.next = generations(dir)?.iter().map(|&(number, _)| number).max().unwrap_or(0) + 1;
-        let current = Manifest::read(dir).ok().map(|manifest| manifest.generation);
+        let current = Manifest::read(dir).ok();
         for (number, path) in generations(dir)? {
-            if there && current.is_none_or(|current| current == number) {
+            if there && current.as_ref().is_none_or(|current| current.uses(number)) {
                 continue;
             }
             disk::remove(&path)?;
@@ -71,11 +71,12 @@ impl Site {
         self.dir.join(generation_name(self.next))
     }
 
-    /// Remove what is no longer of use: the old generations after a commit, the new one after a failure.
-    pub fn leave(&mut self, committed: bool, keep_cache: bool) -> Result<()> {
-        if committed {
+    /// Remove what is no longer of use: after a commit the generations that `committed` does not name, after a failure the
+    /// new one.
+    pub fn leave(&mut self, committed: Option<&Manifest>, keep_cache: bool) -> Result<()> {
+        if let Some(manifest) = committed {
             for (number, path) in generations(&self.dir)? {
-                if number != self.next {
+                if !manifest.uses(number) {
                     disk::remove(&path)?;
                 }
             }

@@ -25,7 +25,7 @@ pub struct VerifyReport {
 /// A file that is not what it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Damage {
-    /// Its name in the generation folder.
+    /// Its name, with that of its generation folder.
     pub file: String,
     /// What is wrong with it.
     pub problem: String,
@@ -38,13 +38,14 @@ pub struct Damage {
 /// other file is not an error but in the report.
 pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
     let manifest = Manifest::read(dir)?;
-    let folder = manifest.folder(dir);
-    let bytes = manifest.files.values().map(|entry| entry.bytes).sum();
+    let bytes = manifest.bytes();
     let mut damage = Vec::new();
     progress.start("verifying", Some(bytes), "bytes");
-    for (name, expected) in &manifest.files {
+    let mut files = 0;
+    for (name, expected) in manifest.files() {
+        files += 1;
         check_interrupt(|| "nothing was changed".into())?;
-        let problem = match disk::digest(&folder.join(name)) {
+        let problem = match disk::digest(&dir.join(&name)) {
             Ok((found, _)) if found.bytes != expected.bytes => {
                 Some(format!("is {} bytes long where the manifest says {}", found.bytes, expected.bytes))
             }
@@ -53,13 +54,31 @@ pub fn verify(dir: &Path, progress: &dyn Progress) -> Result<VerifyReport> {
             Err(Error::File { source, .. }) => Some(source.to_string()),
             Err(other) => return Err(other),
         };
-        damage.extend(problem.map(|problem| Damage { file: name.clone(), problem }));
+        damage.extend(problem.map(|problem| Damage { file: name, problem }));
         progress.advance(expected.bytes);
     }
     progress.finish();
     if damage.is_empty() {
         // Every byte is as written; now whether what was written agrees: opening compares the counts.
-        Index::open(dir)?;
+        one_of_each(&Index::open(dir)?)?;
     }
-    Ok(VerifyReport { files: manifest.files.len(), bytes, passages: manifest.passages, damage })
+    Ok(VerifyReport { files, bytes, passages: manifest.passages, damage })
+}
+
+/// Fail if two passages of one id can be found: a segment cannot hold two, but two segments could.
+fn one_of_each(index: &Index) -> Result<()> {
+    if index.manifest().segments.len() < 2 {
+        return Ok(());
+    }
+    for row in index.passages() {
+        let key = index.key(row)?;
+        if index.row_of(key)? != Some(row) {
+            return Err(Error::index(
+                index.path(),
+                format!("two passages have the id {key:?}"),
+                "build the index again with --overwrite",
+            ));
+        }
+    }
+    Ok(())
 }

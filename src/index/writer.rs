@@ -1,10 +1,10 @@
-//! Building an index: passages in, one atomic commit out.
+//! Writing an index: passages in, one atomic commit out.
 //!
-//! First all passages go into the store and the inverted index; that takes seconds, finds every fault of
-//! the corpus, and makes the length of the rest known. Then the store is read back in chunks and encoded,
-//! each chunk being kept on disk so that a stopped build goes on where it was; then the graph is built;
-//! then every file is hashed and synced, and the manifest is renamed into place. Until that instant the
-//! old index, if there is one, is what everybody sees.
+//! What is written is a segment. First all its passages go into the store and the inverted index; that takes seconds, finds
+//! every fault of the corpus, and makes the length of the rest known. Then the store is read back in chunks and encoded,
+//! each chunk being kept on disk so that a stopped build goes on where it was; then the graph is built; then every file is
+//! hashed and synced. A build publishes that segment alone, a change ([`super::change`]) with others that are there, by
+//! renaming the manifest into place. Until that instant the old index, if there is one, is what everybody sees.
 //!
 //! Memory is bounded by what [`super::estimate`] states, whatever the texts are.
 
@@ -18,17 +18,20 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::Serialize;
 
+use super::allowed::Allowed;
 use super::checked::SUMS;
-use super::dense::{CODES, HALVES, LINKS, SCALES, UPPER, UPPER_AT};
 use super::encode_cache::EncodeCache;
 use super::hnsw::{self, Codes};
 use super::lexical::{ANALYSER, LexicalWriter};
-use super::manifest::{CorpusSettings, EncoderIdentity, FORMAT, GraphSettings, Manifest};
+use super::manifest::{
+    CorpusSettings, EncoderIdentity, FORMAT, FileEntry, GraphSettings, Manifest, SegmentEntry, generation_name,
+};
 use super::previous::Previous;
 use super::site::Site;
 pub use super::site::refuse_existing;
 use super::store::{Store, StoreWriter};
-use super::{disk, kernel};
+use super::vectors::{CODES, HALVES, LINKS, SCALES, UPPER, UPPER_AT};
+use super::{deleted, disk, kernel};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
@@ -81,13 +84,17 @@ impl Default for BuildOptions {
 pub struct BuildReport {
     /// Passages in the index.
     pub passages: u64,
+    /// Segments it is made of.
+    pub segments: usize,
+    /// Passages that were deleted and still take room.
+    pub deleted: u64,
     /// Passages whose vectors an earlier, stopped build had kept.
     pub resumed: u64,
     /// Passages whose vectors came from the index that was replaced.
     pub reused: u64,
     /// Size of the index on disk, in bytes.
     pub bytes: u64,
-    /// The same by file.
+    /// The same by the names of files, those of all segments together.
     pub files: BTreeMap<String, u64>,
     /// The index's identity: the checksum of its manifest.
     pub checksum: String,
@@ -137,28 +144,59 @@ pub fn build(
     if options.m < 2 || options.ef_construction == 0 {
         return Err(Error::request("a graph needs m of at least 2 and ef_construction of at least 1", "raise them"));
     }
+    write(dir, options, progress, |writer| {
+        let segment = writer.segment(source, encode)?;
+        let rows = segment.passages as usize;
+        writer.publish(vec![segment], &Allowed::but(rows, &[]))
+    })
+}
+
+/// Lock the index at `dir`, let `work` write into it and publish, and remove what is of no use afterwards: what was replaced,
+/// or what `work` left when it failed.
+pub(super) fn write(
+    dir: &Path,
+    options: &BuildOptions,
+    progress: &dyn Progress,
+    work: impl FnOnce(&mut Writer) -> Result<Manifest>,
+) -> Result<BuildReport> {
     let mut site = Site::prepare(dir, options.overwrite)?;
-    let result = Build { folder: site.generation(), dir, options, progress, report: BuildReport::default() }
-        .run(source, encode, site.next);
-    let left = site.leave(result.is_ok(), options.keep_encode_cache);
-    let report = result?;
+    let report = BuildReport::default();
+    let mut writer = Writer { dir, generation: site.next, options, progress, report };
+    let result = work(&mut writer);
+    let left = site.leave(result.as_ref().ok(), options.keep_encode_cache);
+    let (manifest, mut report) = (result?, writer.report);
     if let Err(e) = left {
         progress.note(&format!("the index is complete, but something old could not be removed: {e}"));
     }
+    for (name, entry) in manifest.files() {
+        let name = name.rsplit_once('/').map_or(name.clone(), |(_, name)| name.to_owned());
+        *report.files.entry(name).or_default() += entry.bytes;
+    }
+    report.bytes = manifest.bytes();
+    report.passages = manifest.passages;
+    report.segments = manifest.segments.len();
+    report.deleted = manifest.rows() - manifest.passages;
+    report.checksum = manifest.checksum;
     Ok(report)
 }
 
-/// A build under way.
-struct Build<'a> {
+/// A new state of an index under way: the folder is locked, and nothing is published yet.
+pub(super) struct Writer<'a> {
     dir: &'a Path,
-    folder: PathBuf,
+    /// The generation that is being written, whose folder is there.
+    generation: u64,
     options: &'a BuildOptions,
     progress: &'a dyn Progress,
     report: BuildReport,
 }
 
-impl Build<'_> {
-    fn run(mut self, source: &mut Source, encode: Option<&mut Encode>, generation: u64) -> Result<BuildReport> {
+impl Writer<'_> {
+    fn folder(&self) -> PathBuf {
+        self.dir.join(generation_name(self.generation))
+    }
+
+    /// Write the passages of `source` as a segment, with vectors if there is an `encode`. At most one a writer.
+    pub fn segment(&mut self, source: &mut Source, encode: Option<&mut Encode>) -> Result<SegmentEntry> {
         let start = Instant::now();
         let store = self.store(source)?;
         self.report.seconds.store = start.elapsed().as_secs_f64();
@@ -169,31 +207,51 @@ impl Build<'_> {
         let start = Instant::now();
         let passages = store.len() as u64;
         drop(store);
-        let manifest = self.commit(Manifest {
+        let files = self.seal()?;
+        self.report.seconds.commit = start.elapsed().as_secs_f64();
+        Ok(SegmentEntry { generation: self.generation, passages, graph, files })
+    }
+
+    /// Make these segments the index, of whose rows only `alive` count.
+    pub fn publish(&mut self, segments: Vec<SegmentEntry>, alive: &Allowed) -> Result<Manifest> {
+        let start = Instant::now();
+        let rows: u64 = segments.iter().map(|segment| segment.passages).sum();
+        if rows >= u64::from(u32::MAX) {
+            return Err(Error::request(
+                format!("the index would have more than {} passages", u32::MAX - 1),
+                "`nunatak index compact` frees the rows of deleted ones; else split the corpus over several indexes",
+            ));
+        }
+        let deleted = deleted::write(self.dir, self.generation, rows as usize, alive)?;
+        durable::sync(&self.folder())?;
+        durable::sync(self.dir)?;
+        if let Some(parent) = self.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            durable::sync(parent)?;
+        }
+        let passages = alive.len() as u64;
+        check_interrupt(|| kept(passages as usize))?;
+        let manifest = Manifest {
             format: FORMAT,
             created_by: concat!("nunatak ", env!("CARGO_PKG_VERSION")).into(),
-            generation,
+            generation: self.generation,
             passages,
-            vectors: if graph.is_some() { passages } else { 0 },
+            vectors: if self.options.encoder.is_some() { passages } else { 0 },
             corpus: CorpusSettings { passage_words: self.options.passage_words },
             analyser: ANALYSER.into(),
             encoder: self.options.encoder.clone(),
-            graph,
-            files: BTreeMap::new(),
+            segments,
+            deleted,
             checksum: String::new(),
-        })?;
-        self.report.seconds.commit = start.elapsed().as_secs_f64();
-        self.report.passages = passages;
-        self.report.files = manifest.files.into_iter().map(|(name, entry)| (name, entry.bytes)).collect();
-        self.report.bytes = self.report.files.values().sum();
-        self.report.checksum = manifest.checksum;
-        Ok(self.report)
+        };
+        let manifest = manifest.publish(self.dir)?;
+        self.report.seconds.commit += start.elapsed().as_secs_f64();
+        Ok(manifest)
     }
 
     /// Everything from the source into the store and the inverted index.
     fn store(&self, source: &mut Source) -> Result<Store> {
-        let mut store = StoreWriter::create(&self.folder)?;
-        let mut lexical = LexicalWriter::create(&self.folder)?;
+        let mut store = StoreWriter::create(&self.folder())?;
+        let mut lexical = LexicalWriter::create(&self.folder())?;
         self.progress.start("indexing words", None, "passages");
         let mut count = 0_u64;
         source(&mut |passage| {
@@ -245,7 +303,7 @@ impl Build<'_> {
         let (total, dim) = (store.len(), encoder.dim);
         let cache = EncodeCache::open(self.dir, &encoder.fingerprint, dim)?;
         let previous = Previous::open(self.dir, &self.options.vectors_from, encoder);
-        let path = self.folder.join(HALVES);
+        let path = self.folder().join(HALVES);
         let mut halves = BufWriter::with_capacity(1 << 18, File::create(&path).map_err(Error::file("create", &path))?);
         let mut codes = Codes { dim, codes: Vec::with_capacity(total * dim), scales: Vec::with_capacity(total) };
         let mut wide = vec![0.0; dim];
@@ -287,41 +345,35 @@ impl Build<'_> {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.folder.join(name);
+        let path = self.folder().join(name);
         fs::write(&path, bytes).map_err(Error::file("write", &path))
     }
 
-    /// Hash and sync every file, then publish.
-    fn commit(&self, mut manifest: Manifest) -> Result<Manifest> {
+    /// Hash and sync every file of the segment.
+    fn seal(&self) -> Result<BTreeMap<String, FileEntry>> {
+        let folder = self.folder();
         self.progress.start("committing", None, "files");
         let mut names = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(Error::file("list", &self.folder))? {
-            let entry = entry.map_err(Error::file("list", &self.folder))?;
+        for entry in fs::read_dir(&folder).map_err(Error::file("list", &folder))? {
+            let entry = entry.map_err(Error::file("list", &folder))?;
             names.push(entry.file_name().to_string_lossy().into_owned());
         }
         names.sort_unstable();
-        let mut sums = Vec::new();
+        let (mut files, mut sums) = (BTreeMap::new(), Vec::new());
         for name in names {
-            let path = self.folder.join(&name);
+            let path = folder.join(&name);
             durable::sync(&path)?;
             let (entry, blocks) = disk::digest(&path)?;
             sums.extend_from_slice(&blocks);
-            manifest.files.insert(name, entry);
+            files.insert(name, entry);
             self.progress.advance(1);
         }
         self.write(SUMS, bytemuck::cast_slice(&sums))?;
-        let path = self.folder.join(SUMS);
+        let path = folder.join(SUMS);
         durable::sync(&path)?;
-        manifest.files.insert(SUMS.into(), disk::digest(&path)?.0);
-        durable::sync(&self.folder)?;
-        durable::sync(self.dir)?;
-        if let Some(parent) = self.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            durable::sync(parent)?;
-        }
-        check_interrupt(|| kept(manifest.vectors as usize))?;
-        let manifest = manifest.publish(self.dir)?;
+        files.insert(SUMS.into(), disk::digest(&path)?.0);
         self.progress.finish();
-        Ok(manifest)
+        Ok(files)
     }
 }
 

@@ -25,4 +25,13 @@ impl Retriever for Bm25Retriever {
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
         self.index.lexical().search(question, depth, only)
     }
+
+    fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {
+        // An index that has vectors now may be wanted for them.
+        let same = index.dense().is_some() == self.index.dense().is_some();
+        if same {
+            self.index = Arc::clone(index);
+        }
+        Ok(same)
+    }
 }

@@ -67,4 +67,13 @@ impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for DenseRetriever<E> 
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
         Ok(self.search(question, depth, only.map(Arc::as_ref))?.1)
     }
+
+    fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {
+        // Vectors of another encoder want questions of another.
+        let same = index.dense().map(Dense::encoder) == self.index.dense().map(Dense::encoder);
+        if same {
+            self.index = Arc::clone(index);
+        }
+        Ok(same)
+    }
 }

@@ -59,4 +59,12 @@ impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for HybridRetriever<E>
             }
         })
     }
+
+    fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {
+        let same = self.dense.take_up(index)?;
+        if same {
+            self.index = Arc::clone(index);
+        }
+        Ok(same)
+    }
 }

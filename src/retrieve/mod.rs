@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::index::Index;
 use crate::index::allowed::Allowed;
 use crate::types::Hit;
 
@@ -23,6 +24,11 @@ pub trait Retriever: Send {
     /// The best `depth` passages for `question`, best first, ties by passage id, of those in `only` if it is given.
     /// Questions are plain text.
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>>;
+
+    /// Search this state of the index from now on, if that can be done with the models at hand; gives whether it is.
+    fn take_up(&mut self, _index: &Arc<Index>) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// Which first stage.

@@ -107,6 +107,8 @@ pub struct IndexEntry {
     pub facts: Option<Facts>,
     /// Why it will never be ready.
     pub problem: Option<String>,
+    /// Whether passages can be put into it and deleted.
+    pub writable: bool,
     /// Requests in line.
     pub waiting: usize,
 }
@@ -246,7 +248,8 @@ pub fn entries(server: &Shared) -> Vec<IndexEntry> {
             WorkerState::Ready(facts) => (true, Some(facts), None),
             WorkerState::Failed(problem) => (false, None, Some(problem)),
         };
-        IndexEntry { name: name.clone(), ready, facts, problem, waiting: worker.waiting() }
+        let (writable, waiting) = (worker.is_writable(), worker.waiting());
+        IndexEntry { name: name.clone(), ready, facts, problem, writable, waiting }
     };
     server.indexes.iter().map(entry).collect()
 }

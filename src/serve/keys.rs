@@ -1,4 +1,4 @@
-//! Who may ask: API keys, compared in constant time.
+//! Who may ask, and who may change an index: API keys, compared in constant time.
 
 use std::path::Path;
 
@@ -12,9 +12,19 @@ use crate::error::{Error, Result};
 /// Fewest characters of a key: shorter ones are guessed.
 const SHORTEST: usize = 16;
 
-/// The keys that are good, as hashes: neither their text nor their length can be told from how long a comparison takes.
+/// What stands behind a key that may not change anything.
+const READ_ONLY: &str = "read-only";
+
+/// The keys that are good.
 #[derive(Clone, Default)]
-pub struct Keys(Vec<[u8; 32]>);
+pub struct Keys(Vec<Key>);
+
+#[derive(Clone)]
+struct Key {
+    /// As a hash: neither its text nor its length can be told from how long a comparison takes.
+    hash: [u8; 32],
+    writes: bool,
+}
 
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -23,22 +33,26 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Keys from lines of text; empty ones and those that begin with `#` are left out. `from` is what messages call it.
+    /// Keys from lines of text: a key, and perhaps `read-only` behind it. Empty ones and those that begin with `#` are left out.
+    /// `from` is what messages call it.
     ///
     /// # Errors
-    /// [`Error::BadFile`] for a key that is too short.
+    /// [`Error::BadLine`] for a key that is too short, or for other words behind it.
     pub fn parse(text: &str, from: &Path) -> Result<Self> {
         let lines = text.lines().map(str::trim).enumerate().filter(|(_, l)| !l.is_empty() && !l.starts_with('#'));
         let mut keys = Vec::new();
-        for (number, key) in lines {
+        for (number, line) in lines {
+            let bad = |problem: String| Error::BadLine { path: from.to_path_buf(), line: number as u64 + 1, problem };
+            let (key, behind) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
             if key.len() < SHORTEST {
-                return Err(Error::BadLine {
-                    path: from.to_path_buf(),
-                    line: number as u64 + 1,
-                    problem: format!("a key has at least {SHORTEST} characters"),
-                });
+                return Err(bad(format!("a key has at least {SHORTEST} characters")));
             }
-            keys.push(Sha256::digest(key.as_bytes()).into());
+            let writes = match behind.trim() {
+                "" => true,
+                READ_ONLY => false,
+                _ => return Err(bad(format!("behind a key there may stand {READ_ONLY}, and nothing else"))),
+            };
+            keys.push(Key { hash: Sha256::digest(key.as_bytes()).into(), writes });
         }
         Ok(Self(keys))
     }
@@ -56,6 +70,15 @@ impl Keys {
 
     /// Whether a request with these headers may pass: it has a good key as bearer token, or no key is needed.
     pub fn admit(&self, headers: &HeaderMap) -> bool {
+        self.fits(headers, |_| true)
+    }
+
+    /// The same for a request that changes something.
+    pub fn may_write(&self, headers: &HeaderMap) -> bool {
+        self.fits(headers, |key| key.writes)
+    }
+
+    fn fits(&self, headers: &HeaderMap, counts: impl Fn(&Key) -> bool) -> bool {
         if self.is_empty() {
             return true;
         }
@@ -63,7 +86,8 @@ impl Keys {
         let Some(token) = given.and_then(|value| value.strip_prefix("Bearer ")) else { return false };
         let hash: [u8; 32] = Sha256::digest(token.trim().as_bytes()).into();
         // All are compared, whichever fits.
-        let fits = self.0.iter().fold(0, |fits, key| fits | key.ct_eq(&hash).unwrap_u8());
+        let fits =
+            self.0.iter().fold(0, |fits, key| fits | (key.hash.ct_eq(&hash).unwrap_u8() & u8::from(counts(key))));
         fits == 1
     }
 }
@@ -93,6 +117,17 @@ mod tests {
         assert!(!keys.admit(&HeaderMap::new()));
         assert!(Keys::default().admit(&HeaderMap::new()));
         assert_eq!(format!("{keys:?}"), "2 keys");
+    }
+
+    #[test]
+    fn a_key_may_be_for_reading_only() {
+        let keys = Keys::parse("sixteen-letters!  read-only\nanother-good-key-of-ours\n", Path::new("k")).unwrap();
+        let (reads, writes) = (headers("Bearer sixteen-letters!"), headers("Bearer another-good-key-of-ours"));
+        assert!(keys.admit(&reads) && !keys.may_write(&reads));
+        assert!(keys.admit(&writes) && keys.may_write(&writes));
+        assert!(!keys.may_write(&HeaderMap::new()) && Keys::default().may_write(&HeaderMap::new()));
+        let error = Keys::parse("sixteen-letters! readonly\n", Path::new("k")).unwrap_err().to_string();
+        assert!(error.starts_with("k:1: behind a key there may stand read-only"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The pipeline over HTTP.
 //!
-//! `worker.rs` owns the models, `api.rs` has the routes, and this file binds them to a port: limits, keys, metrics, and a
+//! `worker.rs` owns the models, `api.rs`, `passages.rs` and `openai.rs` have the routes, and this file binds them to a port: limits, keys, metrics, and a
 //! stop that lets what is under way end.
 
 mod api;
@@ -8,6 +8,7 @@ mod keys;
 mod metrics;
 mod openai;
 mod page;
+mod passages;
 mod problem;
 pub mod worker;
 
@@ -84,7 +85,18 @@ type Server = Arc<Shared>;
 #[derive(OpenApi)]
 #[openapi(
     info(title = "nunatak", description = "Answers from your own documents, with the evidence they rest on."),
-    paths(api::answer, api::search, api::indexes, openai::chat, openai::embeddings, openai::models, openai::rerank)
+    paths(
+        api::answer,
+        api::search,
+        api::indexes,
+        passages::put,
+        passages::get,
+        passages::delete,
+        openai::chat,
+        openai::embeddings,
+        openai::models,
+        openai::rerank
+    )
 )]
 struct Description;
 
@@ -157,6 +169,8 @@ fn router(server: Server) -> Router {
         .route("/v1/answer", post(api::answer))
         .route("/v1/search", post(api::search))
         .route("/v1/indexes", get(api::indexes))
+        .route("/v1/passages", post(passages::put))
+        .route("/v1/passages/{*id}", get(passages::get).delete(passages::delete))
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/models", get(openai::models))

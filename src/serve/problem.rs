@@ -23,7 +23,7 @@ pub struct Problem {
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ProblemBody {
-    /// In a word: `bad_request`, `unauthorized`, `not_found`, `too_long`, `busy`, `late`, `not_ready`, `failed`.
+    /// In a word: `bad_request`, `conflict`, `unauthorized`, `not_found`, `too_long`, `busy`, `late`, `not_ready`, `failed`.
     pub code: &'static str,
     /// In a sentence.
     pub message: String,
@@ -40,6 +40,7 @@ impl Problem {
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => "not_found",
             StatusCode::PAYLOAD_TOO_LARGE => "too_long",
             StatusCode::TOO_MANY_REQUESTS => "busy",
+            StatusCode::CONFLICT => "conflict",
             StatusCode::GATEWAY_TIMEOUT => "late",
             StatusCode::SERVICE_UNAVAILABLE => "not_ready",
             status if status.is_client_error() => "bad_request",
@@ -72,7 +73,10 @@ impl From<Refusal> for Problem {
             Refusal::Down => Self::new(StatusCode::SERVICE_UNAVAILABLE, "the index is not ready", None),
             Refusal::Failed(error) => {
                 let status = match &error {
-                    Error::Request { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+                    Error::Request { .. } | Error::BadLine { .. } | Error::BadFile { .. } => {
+                        StatusCode::UNPROCESSABLE_ENTITY
+                    }
+                    Error::Locked { .. } => StatusCode::CONFLICT,
                     Error::Interrupted { .. } => StatusCode::SERVICE_UNAVAILABLE,
                     _ => StatusCode::INTERNAL_SERVER_ERROR,
                 };

@@ -2,8 +2,8 @@
 //!
 //! ONNX Runtime's `run` needs a session for itself, and uses every core; so requests wait in line, and one that comes when
 //! the line is full is turned away at once. A job whose client is gone, or whose time is over, is dropped when its turn
-//! comes. When the index on disk is replaced, another thread opens it with models of its own, and the worker goes on with
-//! that from one job to the next.
+//! comes. When the index on disk changes, the worker takes the new state up between two jobs; only if that needs other models
+//! does another thread open them, and the worker goes on with those when they are there.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +15,8 @@ use tokio::sync::{mpsc as stream, oneshot};
 
 use crate::error::{Error, Result};
 use crate::filter::Filter;
+use crate::index::Index;
+use crate::index::change::{ChangeReport, Known};
 use crate::index::manifest::Manifest;
 use crate::pipeline::{Answer, Found, Pipeline};
 use crate::types::Passage;
@@ -26,6 +28,33 @@ const PROOF: &str = "does it run";
 
 /// Opens the pipeline of an index, as it is on disk now.
 pub type Open = Arc<dyn Fn() -> Result<Pipeline> + Send + Sync>;
+
+/// A change of an index.
+#[derive(Debug)]
+pub enum Edit {
+    /// Put records in.
+    Put {
+        /// As JSON lines.
+        lines: Vec<u8>,
+        /// What becomes of documents that are there already.
+        known: Known,
+    },
+    /// Take a document or a passage out.
+    Delete {
+        /// Its id.
+        id: String,
+    },
+}
+
+impl Edit {
+    /// Whether it brings texts, which an index with vectors wants encoded.
+    pub fn needs_encoder(&self) -> bool {
+        matches!(self, Self::Put { .. })
+    }
+}
+
+/// Changes the index on disk.
+pub type Editor = Arc<dyn Fn(Edit) -> Result<ChangeReport> + Send + Sync>;
 
 /// What is wanted.
 #[derive(Debug)]
@@ -50,6 +79,13 @@ pub enum Work {
         /// How many.
         k: usize,
     },
+    /// The passages of a document, or one passage.
+    Look {
+        /// Its id.
+        id: String,
+    },
+    /// Nothing but the state of the index that is on disk now.
+    Renew,
     /// Vectors of texts.
     Embed {
         /// The texts.
@@ -71,6 +107,10 @@ pub enum Done {
     Answer(Box<Answer>),
     /// Passages with their scores, best first.
     Search(Vec<(Passage, f32)>),
+    /// Passages in order; none if the id is unknown.
+    Looked(Vec<Passage>),
+    /// What is served now.
+    Renewed(Facts),
     /// Vectors.
     Embedded {
         /// `[texts, dim]`.
@@ -134,12 +174,20 @@ pub struct Facts {
 }
 
 /// A queue with the thread behind it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Worker {
     jobs: SyncSender<Job>,
     queue: usize,
     waiting: Arc<AtomicUsize>,
     state: Arc<RwLock<State>>,
+    /// Changes the index, one change at a time; none for an index that is only read.
+    editor: Option<Arc<tokio::sync::Mutex<Editor>>>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("state", &self.state()).field("waiting", &self.waiting()).finish_non_exhaustive()
+    }
 }
 
 impl Worker {
@@ -153,7 +201,25 @@ impl Worker {
             .name(name)
             .spawn(move || thread.run(&line))
             .map_err(Error::internal("starting the thread of a pipeline"))?;
-        Ok(Self { jobs, queue, waiting, state })
+        Ok(Self { jobs, queue, waiting, state, editor: None })
+    }
+
+    /// Let the index be changed by `editor`.
+    pub fn with_editor(self, editor: Editor) -> Self {
+        Self { editor: Some(Arc::new(tokio::sync::Mutex::new(editor))), ..self }
+    }
+
+    /// Whether the index can be changed.
+    pub fn is_writable(&self) -> bool {
+        self.editor.is_some()
+    }
+
+    /// Change the index on disk, after the changes that came before. [`Work::Renew`] has it served.
+    pub async fn change(&self, edit: Edit) -> std::result::Result<ChangeReport, Refusal> {
+        let editor = self.editor.as_ref().ok_or(Refusal::Down)?.clone().lock_owned().await;
+        // It encodes and writes files: not on the threads that serve connections.
+        let done = tokio::task::spawn_blocking(move || editor(edit)).await;
+        done.map_err(|_| Refusal::Down)?.map_err(Refusal::Failed)
     }
 
     /// Have a job done by `deadline`.
@@ -226,11 +292,13 @@ impl Thread {
                     Err(error) => tracing::error!("the index was replaced, and the new one cannot be opened: {error}"),
                 }
             }
-            if opening.is_none() && looked.elapsed() >= LOOK_EVERY {
+            let asked = job.as_ref().is_some_and(|job| matches!(job.work, Work::Renew));
+            if opening.is_none() && (asked || looked.elapsed() >= LOOK_EVERY) {
                 looked = Instant::now();
-                let now = Manifest::read(&self.dir).map(|m| m.checksum);
-                if now.is_ok_and(|now| now != pipeline.index().manifest().checksum) {
-                    opening = self.reopen();
+                match self.renew(&mut pipeline) {
+                    Ok(true) => {}
+                    Ok(false) => opening = self.reopen(),
+                    Err(error) => tracing::error!("the index changed, and cannot be opened: {error}"),
                 }
             }
             if let Some(job) = job {
@@ -238,6 +306,20 @@ impl Thread {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Take up the index on disk if it is another than the one at work. False if that needs other models.
+    fn renew(&self, pipeline: &mut Pipeline) -> Result<bool> {
+        let now = Manifest::read(&self.dir)?;
+        if now.checksum == pipeline.index().manifest().checksum {
+            return Ok(true);
+        }
+        let taken = pipeline.take_up(&Arc::new(Index::open(&self.dir)?))?;
+        if taken {
+            tracing::info!("the index changed: now {} passages", pipeline.index().len());
+            self.is(State::Ready(facts(pipeline)));
+        }
+        Ok(taken)
     }
 
     /// Open the pipeline anew beside the one at work.
@@ -275,6 +357,8 @@ impl Thread {
             Work::Search { question, filter, k } => {
                 pipeline.restrict(filter.as_ref()).and_then(|_| search(pipeline, &question, k)).map(Done::Search)
             }
+            Work::Look { id } => look(pipeline, &id).map(Done::Looked),
+            Work::Renew => Ok(Done::Renewed(facts(pipeline))),
             Work::Embed { texts } => embed(pipeline, &texts),
             Work::Score { question, texts } => pipeline
                 .score(&question, &texts)
@@ -299,6 +383,11 @@ fn search(pipeline: &mut Pipeline, question: &str, k: usize) -> Result<Vec<(Pass
     let found: Found = pipeline.find(question)?;
     let hits = found.ranking().into_iter().take(k);
     hits.map(|hit| Ok((pipeline.index().passage(hit.passage)?, hit.score))).collect()
+}
+
+fn look(pipeline: &Pipeline, id: &str) -> Result<Vec<Passage>> {
+    let index = pipeline.index();
+    index.pieces_of(id)?.into_iter().map(|row| index.passage(row)).collect()
 }
 
 fn embed(pipeline: &Pipeline, texts: &[String]) -> Result<Done> {

@@ -94,11 +94,15 @@ impl Groups {
         keyed.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         group.extend(keyed.iter().take(self.settings.negatives).map(|(_, row)| *row));
         // A question that finds too little gets passages at random beside it.
-        let rows = self.index.len();
+        let rows = self.index.rows();
         let mut tries = 0;
         while group.len() <= self.settings.negatives && tries < 4 * self.settings.negatives {
             let row = PassageId(random.random_range(0..rows) as u32);
-            if !group.contains(&row) && !mined.positives.contains(&row) && !mined.candidates.contains(&row) {
+            if self.index.is_alive(row)
+                && !group.contains(&row)
+                && !mined.positives.contains(&row)
+                && !mined.candidates.contains(&row)
+            {
                 group.push(row);
             }
             tries += 1;

@@ -187,7 +187,7 @@ pub fn corpus_samples(
     progress: &dyn Progress,
 ) -> Result<Vec<TaskSample>> {
     let mut random = ChaCha8Rng::seed_from_u64(settings.seed);
-    let mut order: Vec<usize> = (0..index.len()).collect();
+    let mut order: Vec<usize> = index.passages().map(PassageId::row).collect();
     order.shuffle(&mut random);
     gather(count, order, ("cutting passages", "passages"), progress, |row| {
         let tokens = lm.encode(&index.passage(PassageId(row as u32))?.titled_text(), false)?;

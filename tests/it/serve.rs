@@ -170,7 +170,17 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
     assert!(metrics.contains("nunatak_requests_total{route=\"/v1/search\",status=\"200\"} 1\n"), "{metrics}");
     let described = server.get("/openapi.json").json();
     let paths: Vec<&String> = described["paths"].as_object().unwrap().keys().collect();
-    let routes = ["answer", "chat/completions", "embeddings", "indexes", "models", "rerank", "search"];
+    let routes = [
+        "answer",
+        "chat/completions",
+        "embeddings",
+        "indexes",
+        "models",
+        "passages",
+        "passages/{id}",
+        "rerank",
+        "search",
+    ];
     assert_eq!(paths, routes.map(|route| format!("/v1/{route}")).iter().collect::<Vec<_>>());
     let page = server.get("/");
     assert!(page.headers.contains("content-security-policy: default-src 'none'"));
@@ -425,6 +435,73 @@ fn an_index_that_is_replaced_is_taken_up_without_a_pause() {
         assert_eq!(reply.status, 200);
         reply.json()["hits"][0]["passage_id"] == "new"
     });
+}
+
+#[test]
+fn passages_come_and_go_while_it_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = dense_index(folder.path());
+    let server = Server::ready(&[&index], &["--writable"]);
+    let found =
+        |question: &str| server.post("/v1/search", json!({"question": question, "k": 1})).json()["hits"][0].clone();
+    let change = |reply: Reply| {
+        let body = reply.json();
+        assert_eq!(reply.status, 200, "{body}");
+        (body["added"].as_u64().unwrap(), body["removed"].as_u64().unwrap(), body["passages"].as_u64().unwrap())
+    };
+    let put = |passages: Value| server.post("/v1/passages", json!({"passages": passages}));
+    let text = "A bergschrund is a crevasse at the head of a glacier.";
+    let new =
+        json!([{"id": "a/b c", "title": "Bergschrund", "text": text, "year": 1843}, {"id": "p9", "text": "Snow."}]);
+    assert_eq!(change(put(new.clone())), (2, 0, 5));
+    let hit = found("what is a bergschrund");
+    assert_eq!((&hit["passage_id"], &hit["metadata"]), (&"a/b c".into(), &json!({"year": 1843})));
+    let stored = server.get("/v1/passages/a/b%20c").json();
+    assert_eq!(stored["passages"][0]["text"], text);
+    // A second time it replaces, unless told not to.
+    assert_eq!(change(put(new.clone())), (2, 2, 5));
+    let refused = server.post("/v1/passages", json!({"passages": new, "replace": false}));
+    assert_eq!((refused.status, refused.body.contains("has a document")), (422, true), "{}", refused.body);
+    assert_eq!(change(server.send("DELETE", "/v1/passages/a/b%20c", "", "")), (0, 1, 4));
+    assert_ne!(found("what is a bergschrund")["passage_id"], "a/b c");
+    for (reply, status, part) in [
+        (server.send("DELETE", "/v1/passages/a/b%20c", "", ""), 404, "no document or passage"),
+        (server.get("/v1/passages/nobody"), 404, "nobody"),
+        (server.get("/v1/passages/p0?index=fire"), 404, "fire"),
+        (put(json!([])), 422, "no passages"),
+        (put(json!([{"id": "x"}])), 422, "passages:1: there is no text"),
+        (put(json!([{"id": "x", "text": "y"}, {"id": "x", "text": "z"}])), 422, "\\\"x\\\""),
+        (put(json!(["x"])), 400, "invalid type"),
+    ] {
+        assert_eq!(reply.status, status, "{}", reply.body);
+        assert!(reply.body.contains(part), "{}", reply.body);
+    }
+    assert_eq!(server.get("/v1/indexes").json()["indexes"][0]["facts"]["passages"], 4);
+    // What the server did is on the disk, whole.
+    let verified = nunatak().args(["index", "verify", "--index"]).arg(&index).output().unwrap();
+    assert!(verified.status.success());
+}
+
+#[test]
+fn only_a_writable_server_and_a_key_for_it_change_an_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let keys = folder.path().join("keys.txt");
+    fs::write(&keys, "a-key-of-mine-0123\na-key-for-others read-only\n").unwrap();
+    let body = json!({"passages": [{"id": "x", "text": "Ice."}]}).to_string();
+    let put = |server: &Server, key: &str| {
+        let reply = server.send("POST", "/v1/passages", &format!("authorization: Bearer {key}\r\n"), &body);
+        (reply.status, reply.body)
+    };
+    let server = Server::ready(&[&index], &["--writable", "--keys", keys.to_str().unwrap()]);
+    let (status, said) = put(&server, "a-key-for-others");
+    assert!(status == 403 && said.contains("may read only"), "{said}");
+    assert_eq!(put(&server, "a-key-of-mine-0124").0, 401);
+    assert_eq!(put(&server, "a-key-of-mine-0123").0, 200);
+    drop(server);
+    let server = Server::ready(&[&index], &[]);
+    let (status, said) = put(&server, "");
+    assert!(status == 403 && said.contains("--writable"), "{said}");
 }
 
 #[cfg(unix)]

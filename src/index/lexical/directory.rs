@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde_json::Value;
 use tantivy::HasLen;
 use tantivy::directory::error::{DeleteError, LockError, OpenReadError, OpenWriteError};
 use tantivy::directory::{
@@ -16,15 +17,14 @@ use tantivy::directory::{
 };
 use tantivy::index::SegmentId;
 
-use super::Files;
 use crate::error::{Error, Result};
-use crate::index::checked::CheckedFile;
+use crate::index::checked::{CheckedFile, damaged};
 use crate::index::disk;
 
 /// tantivy's list of segments.
 const META: &str = "meta.json";
 
-/// Every inverted index is one segment of this name, so that the same corpus gives the same bytes.
+/// On disk every inverted index is one segment of this name, so that the same corpus gives the same bytes.
 const SEGMENT: &str = "00000000000000000000000000000001";
 
 /// Rename the files of the only segment in `folder` to [`SEGMENT`] and remove what only a writer needs.
@@ -32,7 +32,7 @@ pub(super) fn settle_names(folder: &Path) -> Result<()> {
     let meta = folder.join(META);
     let text = std::fs::read_to_string(&meta).map_err(Error::file("read", &meta))?;
     let internal = |message: String| Error::Internal { doing: "finishing the inverted index", message };
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| internal(e.to_string()))?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| internal(e.to_string()))?;
     let id = value.pointer("/segments/0/segment_id").and_then(|id| id.as_str());
     let id = id.ok_or_else(|| internal("it has no segment".into()))?;
     let simple = SegmentId::from_uuid_string(id).map_err(|e| internal(e.to_string()))?.uuid_string();
@@ -54,31 +54,86 @@ pub(super) fn settle_names(folder: &Path) -> Result<()> {
     std::fs::write(&meta, text).map_err(Error::file("write", &meta))
 }
 
-/// The files of a committed inverted index.
+/// The inverted indexes of some segments, seen as one of several segments.
 #[derive(Debug, Clone)]
-pub(super) struct ReadOnly {
+pub(super) struct ReadOnly(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    parts: Vec<Part>,
+    /// The list of segments that tantivy reads, made of those of the parts.
+    meta: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Part {
     /// Maps the files a second time: its buffers are the only ones tantivy takes without unsafe code.
     maps: MmapDirectory,
-    files: Files,
+    files: BTreeMap<String, Arc<CheckedFile>>,
+}
+
+/// The name of the segment of the part at `at`, where [`SEGMENT`] is the first's.
+fn segment_name(at: usize) -> String {
+    format!("{:032x}", at + 1)
+}
+
+/// Which part a segment is of.
+pub(super) fn part_of(segment: SegmentId) -> Option<usize> {
+    usize::from_str_radix(&segment.uuid_string(), 16).ok()?.checked_sub(1)
 }
 
 impl ReadOnly {
-    pub fn new(folder: &Path, files: BTreeMap<String, CheckedFile>) -> Result<Self> {
-        let maps = MmapDirectory::open(folder)
-            .map_err(|e| Error::index(folder, e.to_string(), "build the index again with `nunatak index build`"))?;
-        Ok(Self { maps, files: Arc::new(files) })
+    /// Over the folders of segments and their checked files, in the order of rows.
+    pub fn new(folders: Vec<(PathBuf, BTreeMap<String, CheckedFile>)>) -> Result<Self> {
+        let mut metas = Vec::new();
+        let mut parts = Vec::new();
+        for (folder, files) in folders {
+            let broken = |problem: String| damaged(&folder.join(META), problem);
+            let meta = files.get(META).ok_or_else(|| broken("is missing".into()))?;
+            let meta: Value = serde_json::from_slice(meta.slice(0..meta.len())?)
+                .map_err(|e| broken(format!("is no list of segments: {e}")))?;
+            metas.push(meta);
+            let maps = MmapDirectory::open(&folder).map_err(|e| {
+                Error::index(&folder, e.to_string(), "build the index again with `nunatak index build`")
+            })?;
+            parts.push(Part { maps, files: files.into_iter().map(|(name, file)| (name, Arc::new(file))).collect() });
+        }
+        let meta = joined(metas).ok_or_else(|| Error::Internal {
+            doing: "opening the inverted index",
+            message: "a list of segments has none".into(),
+        })?;
+        Ok(Self(Arc::new(Parts { parts, meta: meta.to_string().into_bytes() })))
     }
 
-    fn name(path: &Path) -> String {
-        path.to_string_lossy().into_owned()
+    /// The part that has the file of this name, and the file's name there.
+    fn find(&self, path: &Path) -> Option<(&Part, String)> {
+        let name = path.to_str()?;
+        let (segment, extension) = name.split_once('.')?;
+        let at = usize::from_str_radix(segment, 16).ok()?.checked_sub(1)?;
+        let part = self.0.parts.get(at)?;
+        let name = format!("{SEGMENT}.{extension}");
+        part.files.contains_key(&name).then_some((part, name))
     }
+}
+
+/// One list of segments out of several that have one each.
+fn joined(metas: Vec<Value>) -> Option<Value> {
+    let mut segments = Vec::new();
+    for (at, meta) in metas.iter().enumerate() {
+        let mut segment = meta.pointer("/segments/0")?.clone();
+        let name = SegmentId::from_uuid_string(&segment_name(at)).ok()?;
+        *segment.get_mut("segment_id")? = serde_json::to_value(name).ok()?;
+        segments.push(segment);
+    }
+    let mut first = metas.into_iter().next()?;
+    *first.get_mut("segments")? = Value::Array(segments);
+    Some(first)
 }
 
 /// A file whose blocks are checked before tantivy reads them.
 #[derive(Debug)]
 struct Guarded {
-    name: String,
-    files: Files,
+    file: Arc<CheckedFile>,
     bytes: Arc<dyn FileHandle>,
 }
 
@@ -90,8 +145,7 @@ impl HasLen for Guarded {
 
 impl FileHandle for Guarded {
     fn read_bytes(&self, range: Range<usize>) -> io::Result<OwnedBytes> {
-        let file = self.files.get(&self.name).ok_or(io::ErrorKind::NotFound)?;
-        file.slice(range.clone()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        self.file.slice(range.clone()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         self.bytes.read_bytes(range)
     }
 }
@@ -102,12 +156,11 @@ fn read_only() -> io::Error {
 
 impl Directory for ReadOnly {
     fn get_file_handle(&self, path: &Path) -> Result<Arc<dyn FileHandle>, OpenReadError> {
-        let name = Self::name(path);
-        if !self.files.contains_key(&name) {
-            return Err(OpenReadError::FileDoesNotExist(path.to_path_buf()));
-        }
-        let bytes = self.maps.get_file_handle(path)?;
-        Ok(Arc::new(Guarded { name, files: Arc::clone(&self.files), bytes }))
+        let missing = || OpenReadError::FileDoesNotExist(path.to_path_buf());
+        let (part, name) = self.find(path).ok_or_else(missing)?;
+        let bytes = part.maps.get_file_handle(Path::new(&name))?;
+        let file = Arc::clone(part.files.get(&name).ok_or_else(missing)?);
+        Ok(Arc::new(Guarded { file, bytes }))
     }
 
     fn delete(&self, path: &Path) -> Result<(), DeleteError> {
@@ -115,7 +168,7 @@ impl Directory for ReadOnly {
     }
 
     fn exists(&self, path: &Path) -> Result<bool, OpenReadError> {
-        Ok(self.files.contains_key(&Self::name(path)))
+        Ok(path == Path::new(META) || self.find(path).is_some())
     }
 
     fn open_write(&self, path: &Path) -> Result<WritePtr, OpenWriteError> {
@@ -123,13 +176,11 @@ impl Directory for ReadOnly {
     }
 
     fn atomic_read(&self, path: &Path) -> Result<Vec<u8>, OpenReadError> {
-        let missing = || OpenReadError::FileDoesNotExist(path.to_path_buf());
-        let file = self.files.get(&Self::name(path)).ok_or_else(missing)?;
-        let bytes = file.slice(0..file.len()).map_err(|e| OpenReadError::IoError {
-            io_error: Arc::new(io::Error::new(io::ErrorKind::InvalidData, e)),
-            filepath: PathBuf::from(path),
-        })?;
-        Ok(bytes.to_vec())
+        // tantivy reads its list of segments so, and nothing else.
+        if path == Path::new(META) {
+            return Ok(self.0.meta.clone());
+        }
+        Err(OpenReadError::FileDoesNotExist(path.to_path_buf()))
     }
 
     fn atomic_write(&self, _: &Path, _: &[u8]) -> io::Result<()> {

@@ -67,14 +67,9 @@ pub(super) fn fields(segment: &SegmentReader) -> tantivy::Result<Vec<String>> {
         .collect())
 }
 
-/// The first condition whose field no passage of the segment has.
-pub(super) fn unknown<'a>(segment: &SegmentReader, filter: &'a Filter) -> tantivy::Result<Option<&'a str>> {
-    for condition in &filter.conditions {
-        if segment.fast_fields().dynamic_column_handles(&column_name(&condition.field))?.is_empty() {
-            return Ok(Some(&condition.field));
-        }
-    }
-    Ok(None)
+/// Whether a passage of the segment has this field.
+pub(super) fn has(segment: &SegmentReader, field: &str) -> tantivy::Result<bool> {
+    Ok(!segment.fast_fields().dynamic_column_handles(&column_name(field))?.is_empty())
 }
 
 /// The passages of the segment that meet the filter.

@@ -2,15 +2,16 @@
 //! English words.
 //!
 //! A question is a bag of words, put through the analyser that the passages went through: no character
-//! of it is syntax. The index is one segment whose document numbers are the passages' rows, so scores do
-//! not depend on how the work was cut up, and tantivy's own tie rule (the smaller document) is ours.
+//! of it is syntax. Each segment of the index is one of tantivy's, whose document numbers are its passages' rows, so
+//! tantivy's own tie rule (the smaller document) is ours. How often words are, and how long passages are, is counted over all
+//! segments together, so scores do not depend on how the passages came in. Deleted passages are counted until `index compact`.
 //!
 //! One field holds title and text together. A field of its own for the title, added with a weight of 0.2,
 //! gave gold recall@1/20 of .498/.860 instead of .469/.833 on nq-dev but .609/.902 instead of .625/.905 on
 //! squad-dev (1,500 questions) and .127/.348 instead of .131/.350 on ottqa-dev, at 0.6 of the speed; title
 //! and text apart lost on all three.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -26,7 +27,9 @@ use tantivy::tokenizer::{
     AsciiFoldingFilter, Language, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer, StopWordFilter, TextAnalyzer,
     TokenizerManager,
 };
-use tantivy::{DocId, IndexReader, ReloadPolicy, Searcher, SegmentReader, TantivyDocument, TantivyError, Term};
+use tantivy::{
+    DocAddress, DocId, IndexReader, ReloadPolicy, Searcher, SegmentReader, TantivyDocument, TantivyError, Term,
+};
 
 use super::checked::{CheckedFile, damaged};
 use crate::error::{Error, Result};
@@ -220,12 +223,23 @@ fn from_io(folder: PathBuf, source: &io::Error) -> Error {
 
 /// The inverted index, mapped.
 pub struct Lexical {
-    reader: IndexReader,
+    searcher: Searcher,
     body: Field,
     folder: PathBuf,
     analyser: TextAnalyzer,
+    /// Of each of tantivy's segments, in its order: the first row and the number of rows.
+    segments: Vec<Rows>,
+    /// The passages that were not deleted, if some were.
+    alive: Option<Arc<Allowed>>,
     /// The last filters that were applied, and what they gave.
     filters: Mutex<VecDeque<(Filter, Arc<Allowed>)>>,
+}
+
+/// A run of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rows {
+    first: u32,
+    count: u32,
 }
 
 impl std::fmt::Debug for Lexical {
@@ -235,25 +249,35 @@ impl std::fmt::Debug for Lexical {
 }
 
 impl Lexical {
-    /// Open the inverted index over its checked files.
-    pub(super) fn open(folder: &Path, files: BTreeMap<String, CheckedFile>) -> Result<Self> {
-        let files = directory::ReadOnly::new(folder, files)?;
-        let mut index = tantivy::Index::open(files).map_err(failed(folder))?;
+    /// Open the inverted indexes of segments, given by their folders and checked files in the order of rows, as one.
+    /// `folder` is the index's, `alive` what was not deleted, if something was.
+    pub(super) fn open(
+        folder: &Path,
+        segments: Vec<(PathBuf, BTreeMap<String, CheckedFile>)>,
+        alive: Option<Arc<Allowed>>,
+    ) -> Result<Self> {
+        let mut index = tantivy::Index::open(directory::ReadOnly::new(segments)?).map_err(failed(folder))?;
         index.set_tokenizers(tokenizers());
         let body = field(&index.schema(), BODY)?;
-        let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into().map_err(failed(folder))?;
+        let searcher = searcher(&index).map_err(failed(folder))?;
+        let segments = rows_of(&searcher)?;
         let (folder, analyser) = (folder.to_path_buf(), question_analyser());
-        Ok(Self { reader, body, folder, analyser, filters: Mutex::default() })
+        Ok(Self { searcher, body, folder, analyser, segments, alive, filters: Mutex::default() })
     }
 
-    /// Number of passages.
+    /// Number of passages that can be found.
     pub fn len(&self) -> usize {
-        self.reader.searcher().num_docs() as usize
+        self.alive.as_deref().map_or(self.rows(), Allowed::len)
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Number of passages, deleted ones included.
+    pub(super) fn rows(&self) -> usize {
+        self.segments.iter().map(|rows| rows.count as usize).sum()
     }
 
     /// The passages that meet a filter; see [`crate::index::Index::allowed`].
@@ -263,23 +287,33 @@ impl Lexical {
         {
             return Ok(Arc::clone(allowed));
         }
-        let searcher = self.reader.searcher();
-        let Some(segment) = searcher.segment_readers().first() else {
-            return Ok(Arc::new(Allowed::of(0, |_| true)));
-        };
-        if segment.schema().get_field(metadata::META).is_err() {
+        let mut segments: Vec<(Rows, &SegmentReader)> =
+            self.segments.iter().copied().zip(self.searcher.segment_readers()).collect();
+        segments.sort_by_key(|(rows, _)| rows.first);
+        if self.searcher.schema().get_field(metadata::META).is_err() {
             return Err(Error::request(
                 "the index is of the first format, which kept no metadata to filter by",
                 "build it again with --overwrite, or leave the filter out",
             ));
         }
-        if let Some(field) = metadata::unknown(segment, filter).map_err(failed(&self.folder))? {
-            return Err(Error::request(
-                format!("no passage has a field {field:?} to filter by"),
-                format!("the index has the fields {}", self.fields()?.join(", ")),
-            ));
+        for condition in &filter.conditions {
+            let has = |(_, segment): &(Rows, &SegmentReader)| metadata::has(segment, &condition.field);
+            let known =
+                segments.iter().map(has).collect::<tantivy::Result<Vec<bool>>>().map_err(failed(&self.folder))?;
+            if !known.contains(&true) {
+                return Err(Error::request(
+                    format!("no passage has a field {:?} to filter by", condition.field),
+                    format!("the index has the fields {}", self.fields()?.join(", ")),
+                ));
+            }
         }
-        let allowed = Arc::new(metadata::allowed(segment, filter).map_err(failed(&self.folder))?);
+        let parts = segments
+            .iter()
+            .map(|(rows, segment)| Ok((rows.count as usize, metadata::allowed(segment, filter)?)))
+            .collect::<tantivy::Result<Vec<_>>>()
+            .map_err(failed(&self.folder))?;
+        let allowed = Allowed::concat(&parts);
+        let allowed = Arc::new(self.alive.as_ref().map_or_else(|| allowed.clone(), |alive| allowed.and(alive)));
         if let Ok(mut known) = self.filters.lock() {
             known.truncate(KNOWN_FILTERS - 1);
             known.push_front((filter.clone(), Arc::clone(&allowed)));
@@ -289,19 +323,18 @@ impl Lexical {
 
     /// Names of the fields that a filter can name, in order.
     pub fn fields(&self) -> Result<Vec<String>> {
-        let searcher = self.reader.searcher();
-        let fields = searcher.segment_readers().first().map(metadata::fields);
-        let mut fields = fields.unwrap_or_else(|| Ok(Vec::new())).map_err(failed(&self.folder))?;
-        fields.sort();
-        Ok(fields)
+        let mut fields = BTreeSet::new();
+        for segment in self.searcher.segment_readers() {
+            fields.extend(metadata::fields(segment).map_err(failed(&self.folder))?);
+        }
+        Ok(fields.into_iter().collect())
     }
 
     /// The best `depth` passages for a question in plain text, by BM25, best first, ties by passage id.
     /// Passages without a word of the question are not among them, nor those outside of `only`.
     pub fn search(&self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
-        let searcher = self.reader.searcher();
-        let depth = depth.min(only.map_or(searcher.num_docs() as usize, |only| only.len()));
-        let terms = self.terms(&searcher, question)?;
+        let depth = depth.min(only.map_or(self.len(), |only| only.len()));
+        let terms = self.terms(question)?;
         if depth == 0 || terms.is_empty() {
             return Ok(Vec::new());
         }
@@ -315,27 +348,62 @@ impl Lexical {
             })
             .collect();
         let words = BooleanQuery::new(clauses);
-        let query = match only {
-            Some(only) => BooleanQuery::new(vec![(Occur::Must, among(only)), (Occur::Must, Box::new(words))]),
-            None => words,
-        };
-        let found =
-            searcher.search(&query, &TopDocs::with_limit(depth).order_by_score()).map_err(failed(&self.folder))?;
+        match (only, &self.alive) {
+            (Some(only), _) => {
+                let first_rows = self.segments_by_id();
+                self.best(
+                    &BooleanQuery::new(vec![(Occur::Must, among(only, first_rows)), (Occur::Must, Box::new(words))]),
+                    depth,
+                )
+            }
+            (None, None) => self.best(&words, depth),
+            (None, Some(alive)) => self.best_alive(&words, depth, alive),
+        }
+    }
+
+    /// The best `depth` that were not deleted. Asking tantivy for some more and dropping the deleted keeps its pruning, which
+    /// a condition on every document would not.
+    fn best_alive(&self, query: &dyn Query, depth: usize, alive: &Allowed) -> Result<Vec<Hit>> {
+        let rows = self.rows();
+        let mut limit = (depth.saturating_mul(rows) / alive.len().max(1)).saturating_add(16);
+        loop {
+            limit = limit.min(rows);
+            let mut hits = self.best(query, limit)?;
+            let all = hits.len() < limit || limit == rows;
+            hits.retain(|hit| alive.contains(hit.passage));
+            if all || hits.len() >= depth {
+                hits.truncate(depth);
+                return Ok(hits);
+            }
+            limit = limit.saturating_mul(2);
+        }
+    }
+
+    fn best(&self, query: &dyn Query, depth: usize) -> Result<Vec<Hit>> {
+        let top = TopDocs::with_limit(depth).order_by_score();
+        let found = self.searcher.search(query, &top).map_err(failed(&self.folder))?;
+        let row = |at: DocAddress| self.segments.get(at.segment_ord as usize).map_or(0, |rows| rows.first) + at.doc_id;
         let mut hits: Vec<Hit> =
-            found.into_iter().map(|(score, at)| Hit { passage: PassageId(at.doc_id), score }).collect();
+            found.into_iter().map(|(score, at)| Hit { passage: PassageId(row(at)), score }).collect();
         crate::types::sort_hits(&mut hits);
         Ok(hits)
     }
 
+    /// The first row of each of tantivy's segments.
+    fn segments_by_id(&self) -> BTreeMap<SegmentId, u32> {
+        let ids = self.searcher.segment_readers().iter().map(SegmentReader::segment_id);
+        ids.zip(self.segments.iter().map(|rows| rows.first)).collect()
+    }
+
     /// The words of a question with how often each is there, the rarest in the index first.
-    fn terms(&self, searcher: &Searcher, question: &str) -> Result<Vec<(Term, usize)>> {
+    fn terms(&self, question: &str) -> Result<Vec<(Term, usize)>> {
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
         let mut analyser = self.analyser.clone();
         analyser.token_stream(question).process(&mut |token| *counts.entry(token.text.clone()).or_default() += 1);
         let mut terms = Vec::with_capacity(counts.len());
         for (word, count) in counts {
             let term = Term::from_field_text(self.body, &word);
-            let frequency = searcher.doc_freq(&term).map_err(failed(&self.folder))?;
+            let frequency = self.searcher.doc_freq(&term).map_err(failed(&self.folder))?;
             if frequency > 0 {
                 terms.push((frequency, term, count));
             }
@@ -346,15 +414,35 @@ impl Lexical {
     }
 }
 
-/// A query that accepts these passages and adds nothing to their scores.
-fn among(only: &Arc<Allowed>) -> Box<dyn Query> {
-    let only = Arc::clone(only);
-    let predicate = FunctionPredicate::from(move |_: &SegmentReader| {
+/// The rows of tantivy's segments, in its order.
+fn rows_of(searcher: &Searcher) -> Result<Vec<Rows>> {
+    let mut places = Vec::new();
+    for (ord, segment) in searcher.segment_readers().iter().enumerate() {
+        let part = directory::part_of(segment.segment_id()).ok_or_else(|| Error::Internal {
+            doing: "opening the inverted index",
+            message: "a segment has an unknown name".into(),
+        })?;
+        places.push((part, ord, segment.max_doc()));
+    }
+    places.sort_unstable();
+    let mut rows = vec![Rows { first: 0, count: 0 }; places.len()];
+    let mut first = 0;
+    for (_, ord, count) in places {
+        if let Some(rows) = rows.get_mut(ord) {
+            *rows = Rows { first, count };
+        }
+        first += count;
+    }
+    Ok(rows)
+}
+
+/// A query that accepts these passages and adds nothing to their scores, given the first rows of segments.
+fn among(only: &Arc<Allowed>, first_rows: BTreeMap<SegmentId, u32>) -> Box<dyn Query> {
+    let (only, first_rows) = (Arc::clone(only), Arc::new(first_rows));
+    let predicate = FunctionPredicate::from(move |segment: &SegmentReader| {
         let only = Arc::clone(&only);
-        Ok(move |document: DocId| only.contains(PassageId(document)))
+        let first = first_rows.get(&segment.segment_id()).copied().unwrap_or(0);
+        Ok(move |document: DocId| only.contains(PassageId(first + document)))
     });
     Box::new(BoostQuery::new(Box::new(DocPredicateQuery::from(predicate)), 0.0))
 }
-
-/// Keeps the type of `Arc` files short in the directory module.
-type Files = Arc<BTreeMap<String, CheckedFile>>;

@@ -1,8 +1,11 @@
-//! Documents that come, change and go, and indexes put together: the result is what a build of the same passages gives.
+//! Documents that come, change and go, and indexes put together: what is found is what a build of the same passages would
+//! find, and compacted it is that build.
 
 use std::collections::BTreeMap;
 
-use nunatak::index::change::{Known, add, delete, merge};
+use nunatak::index::allowed::Allowed;
+use nunatak::index::change::{compact, merge};
+use nunatak::index::export::export;
 use nunatak::index::manifest::FileEntry;
 
 use super::*;
@@ -13,12 +16,19 @@ fn source(passages: Vec<Passage>) -> impl FnMut(&mut dyn FnMut(Passage) -> Resul
 }
 
 /// The files of an index, but for its manifest: equal when the indexes are.
-fn files(dir: &Path) -> BTreeMap<String, FileEntry> {
-    Index::open(dir).unwrap().manifest().files.clone()
+fn files(dir: &Path) -> Vec<BTreeMap<String, FileEntry>> {
+    let manifest = Index::open(dir).unwrap().manifest().clone();
+    let deleted = manifest.deleted.map(|deleted| BTreeMap::from([("deleted".to_owned(), deleted.file)]));
+    manifest.segments.into_iter().map(|segment| segment.files).chain(deleted).collect()
+}
+
+/// The rows of its segments.
+fn sizes(dir: &Path) -> Vec<u64> {
+    Index::open(dir).unwrap().manifest().segments.iter().map(|segment| segment.passages).collect()
 }
 
 /// The files of an index built of these passages.
-fn files_of(passages: Vec<Passage>) -> BTreeMap<String, FileEntry> {
+fn files_of(passages: Vec<Passage>) -> Vec<BTreeMap<String, FileEntry>> {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("index");
     build(&dir, &mut source(passages), Some(&mut encode), &options(), &Quiet).unwrap();
@@ -47,10 +57,14 @@ fn what_is_added_is_found_and_what_was_there_keeps_its_vectors() {
     let new: Vec<Passage> = (600..700).map(passage).collect();
     let report = add(&dir, &mut source(new), Known::Refuse, Some(&mut encode_new), &options(), &Quiet).unwrap();
     assert_eq!((report.added, report.removed, report.build.passages), (100, 0, 700));
-    assert_eq!((report.build.reused, asked), (600, 100));
+    assert_eq!((report.build.reused, asked, report.build.segments), (0, 100, 2));
     let index = Index::open(&dir).unwrap();
     assert_eq!(ids(&index.lexical().search("unique650", 3, None).unwrap()), [650]);
     assert_eq!(index.dense().unwrap().search(&vector_of(650), 1, 0, None).unwrap()[0].passage, PassageId(650));
+    assert_eq!(index.row_of("p650").unwrap(), Some(PassageId(650)));
+    let report = compact(&dir, &options(), &Quiet).unwrap().unwrap();
+    assert_eq!((report.build.reused, report.build.segments), (700, 1));
+    assert_eq!(compact(&dir, &options(), &Quiet).unwrap(), None);
     assert_eq!(files(&dir), files_of((0..700).map(passage).collect()));
     assert!(verify::verify(&dir, &Quiet).unwrap().damage.is_empty());
     assert_eq!(
@@ -91,7 +105,25 @@ fn documents_and_single_passages_go() {
     assert!(go(&["d1", "d2", "p5"]).unwrap_err().to_string().contains("no passage"));
     assert!(go(&[]).unwrap_err().to_string().contains("no ids"));
     assert_eq!(files(&dir), files_of(all.clone()));
-    assert_eq!(go(&["d1", "d2#2", "d1#1"]).unwrap().removed, 3);
+    let report = go(&["d1", "d2#2", "d1#1"]).unwrap();
+    assert_eq!((report.removed, report.build.passages, report.build.deleted), (3, 2, 3));
+    let index = Index::open(&dir).unwrap();
+    assert_eq!((index.len(), index.rows()), (2, 5));
+    assert_eq!(
+        index.passages().map(|row| index.passage(row).unwrap()).collect::<Vec<_>>(),
+        [&all[2], &all[4]].map(Clone::clone)
+    );
+    let (words, vectors) = (index.lexical(), index.dense().unwrap());
+    for gone in [&all[0], &all[1], &all[3]] {
+        let n = number_of(&gone.text);
+        assert_eq!(ids(&words.search(&format!("unique{n}"), 5, None).unwrap()), [0; 0]);
+        assert_eq!(vectors.search(&vector_of(n), 5, 0, None).unwrap().len(), 2);
+        assert_eq!(vectors.search_exact(&vector_of(n), 5, None).unwrap().len(), 2);
+        assert_eq!(index.row_of(&gone.key).unwrap(), None);
+    }
+    assert!(go(&["d1"]).unwrap_err().to_string().contains("\"d1\"; nothing was deleted"));
+    assert_eq!(index.pieces_of("d2").unwrap(), [PassageId(2)], "what is left of a document is still found by its name");
+    compact(&dir, &options(), &Quiet).unwrap();
     assert_eq!(files(&dir), files_of(vec![all[2].clone(), all[4].clone()]));
 }
 
@@ -161,6 +193,7 @@ fn any_run_of_changes_ends_as_the_plain_model_says() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("index");
     let mut model = Model::default();
+    let (mut most_segments, mut deleted) = (0, false);
     let mut next = 0;
     let mut fresh = |name: String, pieces: u64| {
         let text = |i: u64| passage(next + i);
@@ -178,7 +211,7 @@ fn any_run_of_changes_ends_as_the_plain_model_says() {
         let draw = |what: u64, below: usize| (mix(seed, operation * 8 + what) % below.max(1) as u64) as usize;
         let document = format!("d{}", draw(0, 60));
         let known = model.0.iter().any(|(name, _)| *name == document);
-        match draw(1, 40) {
+        match draw(1, 42) {
             // A document comes, or comes again.
             0 => {
                 let (name, made) = fresh(document, 1 + draw(2, 3) as u64);
@@ -197,11 +230,17 @@ fn any_run_of_changes_ends_as_the_plain_model_says() {
             }
             // A restart, which every change is followed by, too.
             2 => {}
+            3 if draw(2, 4) == 0 => {
+                let whole = sizes(&dir).len() == 1 && index.rows() == index.len();
+                assert_eq!(compact(&dir, &options(), &Quiet).unwrap().is_none(), whole, "operation {operation}");
+            }
             // A question about one passage, by its own word and by its vector, and a look at one that may be gone.
             _ => {
                 let now = model.passages();
                 let wanted = &now[draw(4, now.len())];
-                let row = PassageId(now.iter().position(|p| p == wanted).unwrap() as u32);
+                let row = index.passages().nth(now.iter().position(|p| p == wanted).unwrap()).unwrap();
+                most_segments = most_segments.max(index.manifest().segments.len());
+                deleted |= index.rows() > index.len();
                 let n = number_of(&wanted.text);
                 assert_eq!(index.len(), now.len(), "operation {operation}");
                 assert_eq!(index.passage(row).unwrap(), *wanted, "operation {operation}");
@@ -215,5 +254,126 @@ fn any_run_of_changes_ends_as_the_plain_model_says() {
         index = Index::open(&dir).unwrap();
     }
     assert!(verify::verify(&dir, &Quiet).unwrap().damage.is_empty());
+    // The run met what it is for.
+    assert!(operations < 1000 || most_segments > 1 && deleted, "{most_segments} segments");
+    compact(&dir, &options(), &Quiet).unwrap();
     assert_eq!(files(&dir), files_of(model.passages()));
+}
+
+/// Segments and deleted passages in all combinations give what one index of the same passages gives.
+#[test]
+fn what_is_found_does_not_depend_on_how_it_came_in() {
+    let (_parent, dir) = built(2000);
+    let more = |numbers: std::ops::Range<u64>| {
+        let mut new = source(numbers.map(passage).collect());
+        add(&dir, &mut new, Known::Refuse, Some(&mut encode), &options(), &Quiet).unwrap();
+    };
+    more(2000..2400);
+    more(2400..2480);
+    more(2480..2496);
+    assert_eq!(sizes(&dir), [2000, 400, 80, 16]);
+    let (_parent, one) = built(2496);
+    let (index, whole) = (Index::open(&dir).unwrap(), Index::open(&one).unwrap());
+    let only = |index: &Index| std::sync::Arc::new(Allowed::of(index.rows(), |row| row.0 % 3 == 0));
+    for n in 0..200 {
+        let question = format!("{} {} unique{}", word(mix(n, 1)), word(mix(n, 2)), n * 12);
+        for allowed in [None, Some(only(&index))] {
+            let found = index.lexical().search(&question, 30, allowed.as_ref()).unwrap();
+            let expected = whole.lexical().search(&question, 30, allowed.as_ref()).unwrap();
+            assert_eq!(ids(&found), ids(&expected), "{question}");
+            assert!(found.iter().zip(&expected).all(|(a, b)| (a.score - b.score).abs() < 1e-4), "{question}");
+            let vector = vector_of(1_000_000 + n);
+            let exact = |index: &Index| index.dense().unwrap().search_exact(&vector, 10, allowed.as_deref()).unwrap();
+            assert_eq!(exact(&index), exact(&whole));
+        }
+    }
+    // With every fifth passage deleted: what a deleted one would have been given for is given to the next.
+    let gone: Vec<String> = (0..2496).step_by(5).map(|n| format!("p{n}")).collect();
+    delete(&dir, &gone, &options(), &Quiet).unwrap();
+    let index = Index::open(&dir).unwrap();
+    assert_eq!(index.len(), 2496 - gone.len());
+    let is_gone = |hit: &Hit| hit.passage.0.is_multiple_of(5);
+    for n in 0..100 {
+        let question = format!("{} {}", word(mix(n, 1)), word(mix(n, 2)));
+        let mut expected = whole.lexical().search(&question, 2496, None).unwrap();
+        expected.retain(|hit| !is_gone(hit));
+        for depth in [1, 10, 100, 2496] {
+            let found = index.lexical().search(&question, depth, None).unwrap();
+            assert_eq!(ids(&found), ids(&expected[..depth.min(expected.len())]), "{question}, {depth}");
+        }
+        assert!(!index.dense().unwrap().search(&vector_of(n), 50, 0, None).unwrap().iter().any(is_gone));
+    }
+}
+
+#[test]
+fn graphs_find_as_much_after_many_deletions_and_additions() {
+    let (_parent, dir) = built(6000);
+    let more = |numbers: std::ops::Range<u64>| {
+        let mut new = source(numbers.map(passage).collect());
+        add(&dir, &mut new, Known::Refuse, Some(&mut encode), &options(), &Quiet).unwrap();
+    };
+    more(6000..7400);
+    let gone: Vec<String> = (0..7400).filter(|n| mix(9, *n) % 10 < 3).map(|n| format!("p{n}")).collect();
+    delete(&dir, &gone, &options(), &Quiet).unwrap();
+    more(7400..7550);
+    assert_eq!(sizes(&dir), [6000, 1400, 150]);
+    let index = Index::open(&dir).unwrap();
+    assert_eq!(index.len(), 7550 - gone.len());
+    let dense = index.dense().unwrap();
+    let (mut found, mut wanted) = (0, 0);
+    for n in 0..200 {
+        let question = vector_of(1_000_000 + n);
+        let exact = ids(&dense.search_exact(&question, 10, None).unwrap());
+        let hits = ids(&dense.search(&question, 10, 0, None).unwrap());
+        found += exact.iter().filter(|id| hits.contains(id)).count();
+        wanted += exact.len();
+    }
+    assert!(found * 100 >= wanted * 97, "recall@10 is {found} of {wanted}");
+}
+
+#[test]
+fn an_index_of_an_older_format_is_changed_and_is_of_the_new_one_then() {
+    for (version, deleted) in [(1, 0), (2, 1)] {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("index");
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/compat/index_v{version}")), &dir);
+        delete(&dir, &["p7".to_owned()], &options(), &Quiet).unwrap();
+        add(&dir, &mut source(vec![passage(90)]), Known::Refuse, Some(&mut encode), &options(), &Quiet).unwrap();
+        let index = Index::open(&dir).unwrap();
+        assert_eq!((index.manifest().format, index.len()), (3, 60));
+        // A segment of format 1 does not go beside a new one, so it was written anew.
+        assert_eq!((index.manifest().segments.len(), index.rows()), (2, 60 + deleted), "format {version}");
+        assert_eq!(index.row_of("p7").unwrap(), None);
+        for n in [6, 8, 90] {
+            let row = index.row_of(&format!("p{n}")).unwrap().unwrap();
+            assert_eq!(ids(&index.lexical().search(&format!("unique{n}"), 3, None).unwrap()), [row.0]);
+            assert_eq!(index.dense().unwrap().search(&vector_of(n), 1, 0, None).unwrap()[0].passage, row);
+        }
+        assert_eq!(verify::verify(&dir, &Quiet).unwrap().damage, []);
+    }
+}
+
+#[test]
+fn an_exported_index_is_a_corpus_of_the_same_passages() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
+    build(&dir, &mut source((0..40).map(filter::with_metadata).collect()), Some(&mut encode), &options(), &Quiet)
+        .unwrap();
+    delete(&dir, &["p3".to_owned()], &options(), &Quiet).unwrap();
+    let path = parent.path().join("corpus.jsonl");
+    let index = Index::open(&dir).unwrap();
+    let count = export(&index, &mut std::fs::File::create(&path).unwrap(), &Quiet).unwrap();
+    assert_eq!(count, 39);
+    let whole = nunatak::corpus::CorpusOptions { passage_words: 0, skip_bad: 0 };
+    let mut again = Vec::new();
+    nunatak::corpus::read(&[path], &whole, &mut |passage| {
+        again.push(passage);
+        Ok(())
+    })
+    .unwrap();
+    let expected: Vec<Passage> = index.passages().map(|row| index.passage(row).unwrap()).collect();
+    assert_eq!(again.len(), expected.len());
+    for (again, expected) in again.into_iter().zip(expected) {
+        assert_eq!(Passage { source: expected.source.clone(), ..again }, expected);
+    }
 }

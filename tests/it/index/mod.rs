@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use nunatak::error::{Error, Result};
+use nunatak::index::change::{Known, add, delete};
 use nunatak::index::manifest::EncoderIdentity;
 use nunatak::index::writer::{BuildOptions, BuildReport, build};
 use nunatak::index::{Index, verify};
@@ -14,6 +15,7 @@ use nunatak::types::{Hit, Passage, PassageId, SourceSpan};
 
 mod change;
 mod damage;
+mod faults;
 mod filter;
 
 const DIM: usize = 32;
@@ -105,6 +107,18 @@ fn built(count: u64) -> (tempfile::TempDir, std::path::PathBuf) {
     let dir = parent.path().join("index");
     build_with(&dir, count, &options()).unwrap();
     (parent, dir)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, target) = entry.map(|e| (e.path(), to.join(e.file_name()))).unwrap();
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
 }
 
 fn ids(hits: &[Hit]) -> Vec<u32> {
@@ -253,19 +267,32 @@ fn the_kept_fixture_of_format_1_is_read_but_for_filters() {
     assert!(index.fields().unwrap().is_empty());
 }
 
-/// As version 0.1.0 writes it: `NUNATAK_TEST_WRITE_FIXTURE=1 cargo test --test it fixture`.
 #[test]
 fn the_kept_fixture_of_format_2_is_read() {
-    if std::env::var_os("NUNATAK_TEST_WRITE_FIXTURE").is_some() {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/index_v2");
-        let mut source =
-            |sink: &mut dyn FnMut(Passage) -> Result<()>| (0..60).try_for_each(|n| sink(filter::with_metadata(n)));
-        let options = BuildOptions { overwrite: true, ..options() };
-        build(&dir, &mut source, Some(&mut encode), &options, &Quiet).unwrap();
-        std::fs::remove_file(dir.join("writer.lock")).unwrap();
-    }
     let index = read_fixture(2, filter::with_metadata);
     assert_eq!(index.allowed(&"n=3 colour!=pink".parse().unwrap()).unwrap().len(), 1);
+}
+
+/// As version 0.1.0 writes it: `NUNATAK_TEST_WRITE_FIXTURE=1 cargo test --test it fixture`. It has two segments, and a
+/// passage was deleted.
+#[test]
+fn the_kept_fixture_of_format_3_is_read() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/index_v3");
+    if std::env::var_os("NUNATAK_TEST_WRITE_FIXTURE").is_some() {
+        let some = |numbers: std::ops::Range<u64>| {
+            move |sink: &mut dyn FnMut(Passage) -> Result<()>| {
+                numbers.clone().try_for_each(|n| sink(filter::with_metadata(n)))
+            }
+        };
+        let overwrite = BuildOptions { overwrite: true, ..options() };
+        build(&dir, &mut some(0..55), Some(&mut encode), &overwrite, &Quiet).unwrap();
+        add(&dir, &mut some(55..61), Known::Refuse, Some(&mut encode), &options(), &Quiet).unwrap();
+        delete(&dir, &["p60".to_owned()], &options(), &Quiet).unwrap();
+        std::fs::remove_file(dir.join("writer.lock")).unwrap();
+    }
+    let index = read_fixture(3, filter::with_metadata);
+    assert_eq!((index.manifest().segments.len(), index.len(), index.row_of("p60").unwrap()), (2, 60, None));
+    assert_eq!(index.allowed(&"n>=50".parse().unwrap()).unwrap().len(), 10);
 }
 
 #[test]

@@ -1,0 +1,189 @@
+//! The routes under `/v1/passages`: look at passages, and change an index while it answers.
+//!
+//! A change is made beside the worker, by the same code as `nunatak index add` and `delete`, and the reply comes when the
+//! worker answers from the new state: who has it can ask about what was sent.
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::index::change::{ChangeReport, Known};
+use crate::serve::Server;
+use crate::serve::api::{Body, index_named, unprocessable};
+use crate::serve::problem::Problem;
+use crate::serve::worker::{Done, Edit, Refusal, Work, Worker};
+
+/// Records to put into an index.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PutRequest {
+    /// Which index; the first without it.
+    pub index: Option<String>,
+    /// Objects with `id`, `text`, perhaps `title`, and further fields, which are kept for filters. Long texts are split as
+    /// those of the index were.
+    #[schema(value_type = Vec<Object>)]
+    pub passages: Vec<Map<String, Value>>,
+    /// Whether documents that are there already are replaced; if not, one such is an error and nothing is changed.
+    #[serde(default = "yes")]
+    pub replace: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What a change did.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ChangeResponse {
+    /// Passages that came in.
+    pub added: u64,
+    /// Passages that went out, those of replaced documents included.
+    pub removed: u64,
+    /// Passages in the index now.
+    pub passages: u64,
+    /// The index's identity now.
+    pub checksum: String,
+}
+
+/// A stored passage.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct StoredPassage {
+    /// Its corpus id.
+    pub passage_id: String,
+    /// Its title; may be empty.
+    pub title: String,
+    /// Its text.
+    pub text: String,
+    /// Its further fields; absent without any.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub metadata: Map<String, Value>,
+}
+
+/// The passages of a document, or one.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Passages {
+    /// In order.
+    pub passages: Vec<StoredPassage>,
+}
+
+/// Which index is meant.
+#[derive(Debug, Clone, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct Which {
+    /// Its name; the first without it.
+    pub index: Option<String>,
+}
+
+/// `POST /v1/passages`.
+#[utoipa::path(post, path = "/v1/passages", request_body = PutRequest, responses(
+    (status = 200, description = "They can be found now", body = ChangeResponse),
+    (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
+    (status = 404, body = Problem), (status = 409, body = Problem), (status = 413, body = Problem),
+    (status = 422, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
+    (status = 504, body = Problem),
+))]
+pub async fn put(
+    State(server): State<Server>,
+    headers: HeaderMap,
+    Body(request): Body<PutRequest>,
+) -> Result<Json<ChangeResponse>, Problem> {
+    let worker = writable(&server, &headers, request.index.as_deref())?;
+    if request.passages.is_empty() {
+        return Err(unprocessable("there are no passages"));
+    }
+    let lines: Vec<u8> =
+        request.passages.into_iter().flat_map(|record| format!("{}\n", Value::Object(record)).into_bytes()).collect();
+    let known = if request.replace { Known::Replace } else { Known::Refuse };
+    change(&server, worker, Edit::Put { lines, known }).await
+}
+
+/// `DELETE /v1/passages/{id}`.
+#[utoipa::path(delete, path = "/v1/passages/{id}", params(("id" = String, Path, description = "Of a document, all of \
+    whose passages go, or of a passage"), Which), responses(
+    (status = 200, description = "It is found no longer", body = ChangeResponse),
+    (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
+    (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem),
+    (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
+))]
+pub async fn delete(
+    State(server): State<Server>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+    Query(which): Query<Which>,
+) -> Result<Json<ChangeResponse>, Problem> {
+    let worker = writable(&server, &headers, which.index.as_deref())?;
+    look(&server, worker, &id).await?;
+    change(&server, worker, Edit::Delete { id }).await
+}
+
+/// `GET /v1/passages/{id}`.
+#[utoipa::path(get, path = "/v1/passages/{id}", params(("id" = String, Path, description = "Of a document or of a \
+    passage"), Which), responses(
+    (status = 200, description = "As they are stored", body = Passages),
+    (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
+    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
+    (status = 504, body = Problem),
+))]
+pub async fn get(
+    State(server): State<Server>,
+    Path(id): Path<String>,
+    Query(which): Query<Which>,
+) -> Result<Json<Passages>, Problem> {
+    look(&server, index_named(&server, which.index.as_deref())?, &id).await.map(Json)
+}
+
+async fn look(server: &Server, worker: &Worker, id: &str) -> Result<Passages, Problem> {
+    let work = Work::Look { id: id.to_owned() };
+    let Done::Looked(found) = worker.ask(work, Instant::now() + server.limits.deadline).await? else {
+        return Err(Problem::confused());
+    };
+    if found.is_empty() {
+        return Err(Problem::new(StatusCode::NOT_FOUND, format!("there is no document or passage {id:?}"), None));
+    }
+    let stored = found.into_iter().map(|passage| StoredPassage {
+        passage_id: passage.key,
+        title: passage.title,
+        text: passage.text,
+        metadata: passage.metadata,
+    });
+    Ok(Passages { passages: stored.collect() })
+}
+
+/// The worker of the index that is named, if who asks may change it.
+fn writable<'a>(server: &'a Server, headers: &HeaderMap, index: Option<&str>) -> Result<&'a Worker, Problem> {
+    let forbidden = |message: &str, hint: &str| Problem::new(StatusCode::FORBIDDEN, message, Some(hint.to_owned()));
+    if !server.keys.may_write(headers) {
+        return Err(forbidden("this key may read only", "use one whose line in the file of keys is without read-only"));
+    }
+    let worker = index_named(server, index)?;
+    if !worker.is_writable() {
+        return Err(forbidden("the indexes here are read only", "start the server with --writable"));
+    }
+    Ok(worker)
+}
+
+/// Make a change, and wait until it is served. A client that goes away, or whose time is over, does not stop it.
+async fn change(server: &Server, worker: &Worker, edit: Edit) -> Result<Json<ChangeResponse>, Problem> {
+    let deadline = Instant::now() + server.limits.deadline;
+    let worker = worker.clone();
+    let work = tokio::spawn(async move {
+        let report = worker.change(edit).await?;
+        match worker.ask(Work::Renew, deadline).await? {
+            Done::Renewed(_) => Ok(report),
+            _ => Err(Refusal::Down),
+        }
+    });
+    let done = tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| {
+        let hint = "it goes on, or waits for another; /v1/indexes says what is served".to_owned();
+        Problem::new(StatusCode::GATEWAY_TIMEOUT, "the change takes longer than a request may", Some(hint))
+    })?;
+    let report: Result<ChangeReport, Refusal> = done.map_err(|_| Refusal::Down)?;
+    let ChangeReport { added, removed, build } = report?;
+    Ok(Json(ChangeResponse { added, removed, passages: build.passages, checksum: build.checksum }))
+}
