@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Row of a passage in the index. Stable for the life of the index; every tie in a ranking ends with it.
+/// Row of a passage in the index. Stable until its segment is written anew (`index compact`); every tie in a ranking ends with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PassageId(pub u32);
 

@@ -15,6 +15,7 @@ use crate::eval::provenance::CalibrationIdentity;
 use crate::export::Precision;
 use crate::filter::Filter;
 use crate::index::Index;
+use crate::index::lexical::Bm25;
 use crate::pipeline::{Depths, Pipeline, SharedEncoder};
 use crate::progress::Progress;
 use crate::read::choose::Choice;
@@ -80,6 +81,14 @@ pub struct RankingArgs {
     /// Weight of the cosine in convex fusion; BM25 has the rest
     #[arg(long, default_value_t = DENSE_WEIGHT, value_name = "W")]
     pub dense_weight: f32,
+    /// How much a word that stands in a passage again counts for BM25 [default: 1.2]
+    #[arg(long, value_name = "K1")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bm25_k1: Option<f32>,
+    /// How much BM25 holds a passage's length against it, 0 to 1 [default: 0.75]
+    #[arg(long, value_name = "B")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bm25_b: Option<f32>,
     /// Compare the question with every vector instead of walking the graph
     #[arg(long)]
     pub exact: bool,
@@ -186,6 +195,8 @@ impl RetrievalArgs {
 impl Default for RankingArgs {
     fn default() -> Self {
         Self {
+            bm25_k1: None,
+            bm25_b: None,
             mode: None,
             fusion: FusionKind::Convex,
             dense_weight: DENSE_WEIGHT,
@@ -326,8 +337,10 @@ pub(crate) fn open_retriever(
     models: &mut Models,
 ) -> Result<(Box<dyn Retriever>, Option<SharedEncoder>)> {
     let index = Arc::clone(index);
+    let (usual, ranking) = (Bm25::default(), &retrieval.ranking);
+    let bm25 = Bm25::new(ranking.bm25_k1.unwrap_or(usual.k1), ranking.bm25_b.unwrap_or(usual.b))?;
     let identity = match (mode, index.manifest().encoder.clone()) {
-        (Mode::Bm25, _) => return Ok((Box::new(Bm25Retriever::new(index)), None)),
+        (Mode::Bm25, _) => return Ok((Box::new(Bm25Retriever::new(index).with_bm25(bm25)), None)),
         (_, Some(identity)) => identity,
         (_, None) => {
             return Err(Error::index(
@@ -357,7 +370,7 @@ pub(crate) fn open_retriever(
                     return Err(Error::request("--dense-weight must be between 0 and 1", "the default is 0.8"));
                 }
             };
-            Box::new(HybridRetriever::new(index, dense, fusion, 0))
+            Box::new(HybridRetriever::new(index, dense, fusion, 0).with_bm25(bm25))
         }
         _ => Box::new(dense),
     };

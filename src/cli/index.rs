@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::index::encode_cache::CACHE;
 use crate::index::estimate::{Workload, estimate};
+use crate::index::lexical::{Analyser, HEAVIEST_TITLE};
 use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, BuildReport};
 use crate::progress::check_interrupt;
@@ -79,6 +80,18 @@ struct BuildArgs {
     /// No vectors: BM25 only
     #[arg(long)]
     no_dense: bool,
+    /// Language of the words for BM25, for its stems and stop words: english, german, ... or none
+    #[arg(long, default_value = "english", value_name = "NAME")]
+    language: String,
+    /// Index words as they are, not their stems
+    #[arg(long)]
+    no_stemming: bool,
+    /// Search for stop words (the, of, ...), too
+    #[arg(long)]
+    keep_stop_words: bool,
+    /// How often a word of a title counts for BM25, where one of the text counts once; 0 leaves titles out
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(HEAVIEST_TITLE)))]
+    title_weight: u32,
     /// Neighbours a passage has in the vector graph
     #[arg(long, default_value_t = 16, value_name = "M")]
     neighbours: usize,
@@ -121,6 +134,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
     let progress = globals.progress();
     let options = globals.runtime();
     writer::refuse_existing(&args.index, args.overwrite)?;
+    let analyser = analyser(args)?;
     let corpus_options = CorpusOptions { passage_words: args.passage_words, skip_bad: args.skip_bad };
 
     // The corpus is read twice. The first pass costs seconds, finds a bad line before hours are spent on
@@ -178,6 +192,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
             dim: e.dim(),
         }),
         passage_words: args.passage_words,
+        analyser,
         m: args.neighbours,
         ef_construction: args.ef_construction,
         threads: globals.threads,
@@ -208,6 +223,20 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         ));
     }
     print_report(args, &report)
+}
+
+/// How words are made, as it was typed.
+fn analyser(args: &BuildArgs) -> Result<Analyser> {
+    Ok(Analyser {
+        language: match args.language.as_str() {
+            "none" => None,
+            name => Some(name.parse()?),
+        },
+        stemming: !args.no_stemming,
+        stop_words: !args.keep_stop_words,
+        title_weight: args.title_weight,
+        ..Analyser::default()
+    })
 }
 
 fn print_report(args: &BuildArgs, report: &BuildReport) -> Result<()> {
@@ -322,7 +351,7 @@ fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
         Some(encoder) => row("vectors", format!("{} x {}, by {}", manifest.vectors, encoder.dim, encoder.name))?,
         None => row("vectors", "none (BM25 only)".to_owned())?,
     }
-    row("analyser", manifest.analyser.clone())?;
+    row("words", manifest.analyser.to_string())?;
     if !fields.is_empty() {
         row("fields", format!("{} (for --filter)", fields.join(", ")))?;
     }

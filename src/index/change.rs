@@ -268,6 +268,18 @@ pub fn merge(dir: &Path, from: &[PathBuf], options: &BuildOptions, progress: &dy
             "build it again with the same encoder",
         ));
     }
+    let analyser = |index: &Index| index.manifest().analyser.clone();
+    if let Some(other) = indexes.iter().find(|index| analyser(index) != analyser(first)) {
+        return Err(Error::index(
+            other.path(),
+            format!(
+                "its words were made otherwise ({}) than those of the first ({})",
+                analyser(other),
+                analyser(first)
+            ),
+            "build it again with the same --language and what goes with it",
+        ));
+    }
     let mut encode = no_encoder(dir);
     let build = writer::build(
         dir,
@@ -289,6 +301,7 @@ fn of(manifest: &Manifest, options: &BuildOptions) -> BuildOptions {
     let mut options = BuildOptions {
         encoder: manifest.encoder.clone(),
         passage_words: manifest.corpus.passage_words,
+        analyser: manifest.analyser.clone(),
         overwrite: true,
         ..options.clone()
     };

@@ -11,6 +11,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::disk;
+use super::lexical::Analyser;
 use crate::durable;
 use crate::error::{Error, Result};
 
@@ -45,7 +46,7 @@ pub struct Manifest {
     /// How the corpus was cut.
     pub corpus: CorpusSettings,
     /// How text was turned into terms.
-    pub analyser: String,
+    pub analyser: Analyser,
     /// What made the vectors.
     pub encoder: Option<EncoderIdentity>,
     /// What it is made of, in the order of rows.
@@ -133,7 +134,6 @@ struct OneSegment {
     passages: u64,
     vectors: u64,
     corpus: CorpusSettings,
-    analyser: String,
     encoder: Option<EncoderIdentity>,
     graph: Option<GraphSettings>,
     files: BTreeMap<String, FileEntry>,
@@ -149,7 +149,8 @@ impl From<OneSegment> for Manifest {
             passages,
             vectors: old.vectors,
             corpus: old.corpus,
-            analyser: old.analyser,
+            // There was one.
+            analyser: Analyser::default(),
             encoder: old.encoder,
             segments: vec![SegmentEntry { generation, passages, graph, files }],
             deleted: None,
@@ -276,7 +277,7 @@ mod tests {
             passages: 2,
             vectors: 0,
             corpus: CorpusSettings { passage_words: 100 },
-            analyser: "en".into(),
+            analyser: Analyser::default(),
             encoder: None,
             segments: vec![SegmentEntry {
                 generation: 2,

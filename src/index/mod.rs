@@ -12,6 +12,7 @@ use std::sync::Arc;
 use self::allowed::Allowed;
 use self::checked::{BLOCK, CheckedFile, SUMS, block_count, damaged};
 pub use self::dense::Dense;
+use self::lexical::Analyser;
 pub use self::lexical::Lexical;
 use self::manifest::{FileEntry, Manifest, SegmentEntry, generation_name};
 use self::store::Store;
@@ -82,11 +83,12 @@ impl Index {
     }
 
     fn open_as(dir: &Path, manifest: &Manifest) -> Result<Self> {
-        if manifest.analyser != lexical::ANALYSER {
+        if manifest.analyser.version != Analyser::default().version {
+            let version = manifest.analyser.version;
             return Err(Error::index(
                 dir,
-                format!("its words were analysed by {}, questions by {}", manifest.analyser, lexical::ANALYSER),
-                "build the index again",
+                format!("its words were made by version {version} of the analyser, which this program does not have"),
+                "use the program that wrote it, or build the index again",
             ));
         }
         let alive = manifest.deleted.as_ref().map(|_| deleted::alive(dir, manifest).map(Arc::new)).transpose()?;
@@ -108,7 +110,7 @@ impl Index {
             words.push((folder, files.rest()));
         }
         let dense = manifest.encoder.clone().map(|encoder| Dense::new(vectors, encoder, alive.clone()));
-        let lexical = Lexical::open(dir, words, alive.clone())?;
+        let lexical = Lexical::open(dir, words, alive.clone(), &manifest.analyser)?;
         let index = Self { path: dir.to_path_buf(), manifest: manifest.clone(), stores, lexical, dense, alive };
         index.check_counts()?;
         Ok(index)

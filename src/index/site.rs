@@ -85,7 +85,15 @@ impl Site {
             }
             return Ok(());
         }
-        disk::remove(&self.generation())?;
+        // What failed may have been the sync after the manifest's rename: then the new folder is the index. One that is of no
+        // use is removed by the next who writes.
+        let is_used = match Manifest::read(&self.dir) {
+            Ok(manifest) => manifest.uses(self.next),
+            Err(_) => self.dir.join(MANIFEST).exists(),
+        };
+        if !is_used {
+            disk::remove(&self.generation())?;
+        }
         // Only if empty: it may hold vectors for the next build.
         let _ = fs::remove_dir(self.dir.join(CACHE));
         if self.made && fs::read_dir(&self.dir).is_ok_and(|entries| entries.count() == 1) {

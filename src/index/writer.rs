@@ -22,7 +22,7 @@ use super::allowed::Allowed;
 use super::checked::SUMS;
 use super::encode_cache::EncodeCache;
 use super::hnsw::{self, Codes};
-use super::lexical::{ANALYSER, LexicalWriter};
+use super::lexical::{Analyser, LexicalWriter};
 use super::manifest::{
     CorpusSettings, EncoderIdentity, FORMAT, FileEntry, GraphSettings, Manifest, SegmentEntry, generation_name,
 };
@@ -47,6 +47,8 @@ pub struct BuildOptions {
     pub encoder: Option<EncoderIdentity>,
     /// Words a passage was split to, for the record; 0 for records taken whole.
     pub passage_words: usize,
+    /// How text becomes terms.
+    pub analyser: Analyser,
     /// Links of a graph node on the upper levels, twice as many on level 0.
     pub m: usize,
     /// Width of the beam while the graph is built.
@@ -68,6 +70,7 @@ impl Default for BuildOptions {
         Self {
             encoder: None,
             passage_words: 0,
+            analyser: Analyser::default(),
             m: 16,
             ef_construction: 200,
             seed: 1,
@@ -237,7 +240,7 @@ impl Writer<'_> {
             passages,
             vectors: if self.options.encoder.is_some() { passages } else { 0 },
             corpus: CorpusSettings { passage_words: self.options.passage_words },
-            analyser: ANALYSER.into(),
+            analyser: self.options.analyser.clone(),
             encoder: self.options.encoder.clone(),
             segments,
             deleted,
@@ -251,7 +254,7 @@ impl Writer<'_> {
     /// Everything from the source into the store and the inverted index.
     fn store(&self, source: &mut Source) -> Result<Store> {
         let mut store = StoreWriter::create(&self.folder())?;
-        let mut lexical = LexicalWriter::create(&self.folder())?;
+        let mut lexical = LexicalWriter::create(&self.folder(), &self.options.analyser)?;
         self.progress.start("indexing words", None, "passages");
         let mut count = 0_u64;
         source(&mut |passage| {

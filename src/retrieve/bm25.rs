@@ -6,24 +6,31 @@ use super::Retriever;
 use crate::error::Result;
 use crate::index::Index;
 use crate::index::allowed::Allowed;
+use crate::index::lexical::Bm25;
 use crate::types::Hit;
 
 /// BM25 over the inverted index.
 #[derive(Debug, Clone)]
 pub struct Bm25Retriever {
     index: Arc<Index>,
+    bm25: Bm25,
 }
 
 impl Bm25Retriever {
     /// Search this index.
     pub fn new(index: Arc<Index>) -> Self {
-        Self { index }
+        Self { index, bm25: Bm25::default() }
+    }
+
+    /// With these numbers.
+    pub fn with_bm25(self, bm25: Bm25) -> Self {
+        Self { bm25, ..self }
     }
 }
 
 impl Retriever for Bm25Retriever {
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
-        self.index.lexical().search(question, depth, only)
+        self.index.lexical().search_by(question, depth, only, self.bm25)
     }
 
     fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {

@@ -8,6 +8,7 @@ use super::{DenseRetriever, Retriever, fuse};
 use crate::error::Result;
 use crate::index::Index;
 use crate::index::allowed::Allowed;
+use crate::index::lexical::Bm25;
 use crate::types::{Hit, PassageId};
 
 /// How two rankings become one.
@@ -33,19 +34,25 @@ pub struct HybridRetriever<E> {
     dense: DenseRetriever<E>,
     fusion: Fusion,
     candidates: usize,
+    bm25: Bm25,
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>>> HybridRetriever<E> {
     /// Fuse the best `candidates` (at least the depth asked for) of each side.
     pub fn new(index: Arc<Index>, dense: DenseRetriever<E>, fusion: Fusion, candidates: usize) -> Self {
-        Self { index, dense, fusion, candidates }
+        Self { index, dense, fusion, candidates, bm25: Bm25::default() }
+    }
+
+    /// With these numbers for words.
+    pub fn with_bm25(self, bm25: Bm25) -> Self {
+        Self { bm25, ..self }
     }
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for HybridRetriever<E> {
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
         let candidates = self.candidates.max(depth);
-        let lexical = self.index.lexical().search(question, candidates, only)?;
+        let lexical = self.index.lexical().search_by(question, candidates, only, self.bm25)?;
         let (vector, mut dense) = self.dense.search(question, candidates, only.map(Arc::as_ref))?;
         Ok(match self.fusion {
             Fusion::Rrf => fuse::rrf(&[&dense, &lexical], fuse::RRF_K, depth),

@@ -1,5 +1,4 @@
-//! The inverted index: BM25 (Robertson et al.; k1 = 1.2, b = 0.75, as tantivy fixes them) over stemmed
-//! English words.
+//! The inverted index: BM25 over words, as the index's [`Analyser`] makes them.
 //!
 //! A question is a bag of words, put through the analyser that the passages went through: no character
 //! of it is syntax. Each segment of the index is one of tantivy's, whose document numbers are its passages' rows, so
@@ -17,16 +16,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use tantivy::collector::TopDocs;
-use tantivy::directory::error::OpenReadError;
+use tantivy::directory::error::{LockError, OpenDirectoryError, OpenReadError, OpenWriteError};
 use tantivy::index::SegmentId;
 use tantivy::indexer::NoMergePolicy;
 use tantivy::query::doc_predicate_query::{DocPredicateQuery, FunctionPredicate};
 use tantivy::query::{BooleanQuery, BoostQuery, Occur, Query, TermQuery};
 use tantivy::schema::{Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
-use tantivy::tokenizer::{
-    AsciiFoldingFilter, Language, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer, StopWordFilter, TextAnalyzer,
-    TokenizerManager,
-};
+use tantivy::tokenizer::TextAnalyzer;
 use tantivy::{
     DocAddress, DocId, IndexReader, ReloadPolicy, Searcher, SegmentReader, TantivyDocument, TantivyError, Term,
 };
@@ -37,14 +33,14 @@ use crate::filter::Filter;
 use crate::index::allowed::Allowed;
 use crate::types::{Hit, Passage, PassageId};
 
+mod analyser;
+mod bm25;
 mod directory;
 mod metadata;
 
-/// Name of the analyser in the manifest and in tantivy's schema. Another analyser gets another name.
-pub(super) const ANALYSER: &str = "en-1";
-
-/// Words of more bytes than this are not indexed: they are base64, not language.
-const LONGEST_WORD: usize = 40;
+pub use analyser::{Analyser, HEAVIEST_TITLE, Language};
+pub use bm25::Bm25;
+use bm25::WordQuery;
 
 /// Filters whose passages are remembered: an eighth of a byte a passage each.
 const KNOWN_FILTERS: usize = 16;
@@ -60,43 +56,10 @@ const WRITER_MEMORY: usize = 256 << 20;
 const BODY: &str = "body";
 const ROW: &str = "row";
 
-/// Split at everything but letters and digits, lower case, letters without accents, stem (Snowball
-/// English).
-fn passage_analyser() -> TextAnalyzer {
-    TextAnalyzer::builder(SimpleTokenizer::default())
-        .filter(RemoveLongFilter::limit(LONGEST_WORD))
-        .filter(LowerCaser)
-        .filter(AsciiFoldingFilter)
-        .filter(Stemmer::new(Language::English))
-        .build()
-}
-
-/// The same without stop words. They stay in the index (dropping them there moved recall by less than
-/// 0.2 points either way); searching for them gains up to a point of recall@1 at half the speed.
-fn question_analyser() -> TextAnalyzer {
-    let words = SimpleTokenizer::default();
-    match StopWordFilter::new(Language::English) {
-        Some(stop_words) => TextAnalyzer::builder(words)
-            .filter(RemoveLongFilter::limit(LONGEST_WORD))
-            .filter(LowerCaser)
-            .filter(AsciiFoldingFilter)
-            .filter(stop_words)
-            .filter(Stemmer::new(Language::English))
-            .build(),
-        None => passage_analyser(),
-    }
-}
-
-fn tokenizers() -> TokenizerManager {
-    // Not an empty manager: tantivy wants its "default" for the fields that have no text, too.
-    let manager = TokenizerManager::default();
-    manager.register(ANALYSER, passage_analyser());
-    manager
-}
-
-fn schema() -> Schema {
+fn schema(analyser: &Analyser) -> Schema {
     let mut schema = Schema::builder();
-    let indexing = TextFieldIndexing::default().set_tokenizer(ANALYSER).set_index_option(IndexRecordOption::WithFreqs);
+    let indexing =
+        TextFieldIndexing::default().set_tokenizer(&analyser.name()).set_index_option(IndexRecordOption::WithFreqs);
     schema.add_text_field(BODY, TextOptions::default().set_indexing_options(indexing));
     schema.add_u64_field(ROW, NumericOptions::default().set_fast());
     metadata::add_field(&mut schema);
@@ -111,36 +74,44 @@ pub(super) struct LexicalWriter {
     row: Field,
     meta: Field,
     rows: u64,
+    title_weight: u32,
     folder: PathBuf,
 }
 
 impl LexicalWriter {
     /// A new inverted index in the (existing, empty) folder.
-    pub fn create(folder: &Path) -> Result<Self> {
-        let schema = schema();
+    pub fn create(folder: &Path, analyser: &Analyser) -> Result<Self> {
+        let schema = schema(analyser);
         let (body, row, meta) = (field(&schema, BODY)?, field(&schema, ROW)?, field(&schema, metadata::META)?);
-        let mut index = tantivy::Index::create_in_dir(folder, schema).map_err(failed(folder))?;
-        index.set_tokenizers(tokenizers());
+        let mut index = tantivy::Index::create_in_dir(folder, schema).map_err(unwritten(folder))?;
+        index.set_tokenizers(analyser.tokenizers());
         // One thread: the order of documents is the order of passages.
-        let writer = index.writer_with_num_threads(1, WRITER_MEMORY).map_err(failed(folder))?;
+        let writer = index.writer_with_num_threads(1, WRITER_MEMORY).map_err(unwritten(folder))?;
         writer.set_merge_policy(Box::new(NoMergePolicy));
-        Ok(Self { writer, index, body, row, meta, rows: 0, folder: folder.to_path_buf() })
+        let (rows, title_weight, folder) = (0, analyser.title_weight, folder.to_path_buf());
+        Ok(Self { writer, index, body, row, meta, rows, title_weight, folder })
     }
 
     /// Add the passage at the next row.
     pub fn add(&mut self, passage: &Passage) -> Result<()> {
         let mut document = TantivyDocument::new();
-        document.add_text(self.body, passage.titled_text());
+        match self.title_weight {
+            0 => document.add_text(self.body, &passage.text),
+            _ => document.add_text(self.body, passage.titled_text()),
+        }
+        for _ in 1..self.title_weight {
+            document.add_text(self.body, &passage.title);
+        }
         document.add_u64(self.row, self.rows);
         document.add_object(self.meta, metadata::object(passage));
-        self.writer.add_document(document).map_err(failed(&self.folder))?;
+        self.writer.add_document(document).map_err(unwritten(&self.folder))?;
         self.rows += 1;
         Ok(())
     }
 
     /// Merge everything into one segment in row order, and give its files names that are always the same.
     pub fn finish(mut self) -> Result<()> {
-        let fail = || failed(&self.folder);
+        let fail = || unwritten(&self.folder);
         self.writer.commit().map_err(fail())?;
         let searcher = searcher(&self.index).map_err(fail())?;
         let mut segments = Vec::new();
@@ -155,8 +126,8 @@ impl LexicalWriter {
             self.writer.merge(&ids).wait().map_err(fail())?;
         }
         self.writer.garbage_collect_files().wait().map_err(fail())?;
-        self.writer.wait_merging_threads().map_err(failed(&self.folder))?;
-        check_rows(&self.index, self.rows).map_err(failed(&self.folder))??;
+        self.writer.wait_merging_threads().map_err(unwritten(&self.folder))?;
+        check_rows(&self.index, self.rows).map_err(unwritten(&self.folder))??;
         drop(self.index);
         directory::settle_names(&self.folder)
     }
@@ -200,12 +171,26 @@ fn failed(folder: &Path) -> impl FnOnce(TantivyError) -> Error {
     let folder = folder.to_path_buf();
     move |e| match e {
         TantivyError::IoError(source) => from_io(folder, &source),
-        TantivyError::OpenReadError(OpenReadError::IoError { io_error, .. }) => from_io(folder, &io_error),
+        TantivyError::OpenReadError(OpenReadError::IoError { io_error, .. })
+        | TantivyError::OpenWriteError(OpenWriteError::IoError { io_error, .. })
+        | TantivyError::OpenDirectoryError(OpenDirectoryError::IoError { io_error, .. })
+        | TantivyError::LockFailure(LockError::IoError(io_error), _) => from_io(folder, &io_error),
         TantivyError::OpenReadError(OpenReadError::FileDoesNotExist(name)) => {
             damaged(&folder.join(name), "is missing".into())
         }
         TantivyError::DataCorruption(e) => damaged(&folder, format!("is damaged: {e:?}")),
         other => Error::Internal { doing: "using the inverted index", message: other.to_string() },
+    }
+}
+
+/// An error of tantivy's writer, in our words. It tells of a disk that fails in several ways, some of them mere words.
+fn unwritten(folder: &Path) -> impl FnOnce(TantivyError) -> Error {
+    let folder = folder.to_path_buf();
+    move |e| match e {
+        TantivyError::ErrorInThread(words) | TantivyError::InternalError(words) | TantivyError::SystemError(words) => {
+            Error::File { action: "write the inverted index in", path: folder, source: io::Error::other(words) }
+        }
+        other => failed(&folder)(other),
     }
 }
 
@@ -255,13 +240,14 @@ impl Lexical {
         folder: &Path,
         segments: Vec<(PathBuf, BTreeMap<String, CheckedFile>)>,
         alive: Option<Arc<Allowed>>,
+        analyser: &Analyser,
     ) -> Result<Self> {
         let mut index = tantivy::Index::open(directory::ReadOnly::new(segments)?).map_err(failed(folder))?;
-        index.set_tokenizers(tokenizers());
+        index.set_tokenizers(analyser.tokenizers());
         let body = field(&index.schema(), BODY)?;
         let searcher = searcher(&index).map_err(failed(folder))?;
         let segments = rows_of(&searcher)?;
-        let (folder, analyser) = (folder.to_path_buf(), question_analyser());
+        let (folder, analyser) = (folder.to_path_buf(), analyser.of_questions());
         Ok(Self { searcher, body, folder, analyser, segments, alive, filters: Mutex::default() })
     }
 
@@ -330,35 +316,34 @@ impl Lexical {
         Ok(fields.into_iter().collect())
     }
 
+    /// [`Self::search_by`] with the usual numbers.
+    pub fn search(&self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
+        self.search_by(question, depth, only, Bm25::default())
+    }
+
     /// The best `depth` passages for a question in plain text, by BM25, best first, ties by passage id.
     /// Passages without a word of the question are not among them, nor those outside of `only`.
-    pub fn search(&self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
+    pub fn search_by(&self, question: &str, depth: usize, only: Option<&Arc<Allowed>>, bm25: Bm25) -> Result<Vec<Hit>> {
         let depth = depth.min(only.map_or(self.len(), |only| only.len()));
         let terms = self.terms(question)?;
         if depth == 0 || terms.is_empty() {
             return Ok(Vec::new());
         }
-        let clauses = terms
-            .into_iter()
-            .map(|(term, count)| {
-                let query: Box<dyn Query> = Box::new(TermQuery::new(term, IndexRecordOption::WithFreqs));
-                // A word asked twice counts twice, as a bag of words has it.
-                let query = if count == 1 { query } else { Box::new(BoostQuery::new(query, count as f32)) };
-                (Occur::Should, query)
-            })
-            .collect();
-        let words = BooleanQuery::new(clauses);
+        let words = if bm25 == Bm25::default() { prunable(terms) } else { self.words(terms, bm25)? };
         match (only, &self.alive) {
             (Some(only), _) => {
-                let first_rows = self.segments_by_id();
-                self.best(
-                    &BooleanQuery::new(vec![(Occur::Must, among(only, first_rows)), (Occur::Must, Box::new(words))]),
-                    depth,
-                )
+                let among = among(only, self.segments_by_id());
+                self.best(&BooleanQuery::new(vec![(Occur::Must, among), (Occur::Must, Box::new(words))]), depth)
             }
             (None, None) => self.best(&words, depth),
             (None, Some(alive)) => self.best_alive(&words, depth, alive),
         }
+    }
+
+    /// Any of these words, with other numbers than tantivy's.
+    fn words(&self, terms: Vec<(Term, usize)>, bm25: Bm25) -> Result<BooleanQuery> {
+        let words = WordQuery::of(&self.searcher, terms, bm25).map_err(failed(&self.folder))?;
+        Ok(BooleanQuery::new(words.into_iter().map(|word| (Occur::Should, Box::new(word) as Box<dyn Query>)).collect()))
     }
 
     /// The best `depth` that were not deleted. Asking tantivy for some more and dropping the deleted keeps its pruning, which
@@ -434,6 +419,17 @@ fn rows_of(searcher: &Searcher) -> Result<Vec<Rows>> {
         first += count;
     }
     Ok(rows)
+}
+
+/// Any of these words, as tantivy scores them, which lets it pass over what cannot be among the best.
+fn prunable(terms: Vec<(Term, usize)>) -> BooleanQuery {
+    let clauses = terms.into_iter().map(|(term, count)| {
+        let query: Box<dyn Query> = Box::new(TermQuery::new(term, IndexRecordOption::WithFreqs));
+        // A word asked twice counts twice, as a bag of words has it.
+        let query = if count == 1 { query } else { Box::new(BoostQuery::new(query, count as f32)) };
+        (Occur::Should, query)
+    });
+    BooleanQuery::new(clauses.collect())
 }
 
 /// A query that accepts these passages and adds nothing to their scores, given the first rows of segments.

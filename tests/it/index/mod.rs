@@ -17,6 +17,7 @@ mod change;
 mod damage;
 mod faults;
 mod filter;
+mod words;
 
 const DIM: usize = 32;
 
