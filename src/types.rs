@@ -4,6 +4,8 @@
 //! [`Hit`] is a passage that a retriever or the re-ranker scored for one question; a [`PackedPassage`] is
 //! a hit that made it (whole or cut) into the language model's window.
 
+use std::cmp::Ordering;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -77,7 +79,12 @@ pub struct Hit {
 
 /// Sort hits best first; equal scores by [`PassageId`], so that a ranking never depends on arrival order.
 pub fn sort_hits(hits: &mut [Hit]) {
-    hits.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.passage.cmp(&b.passage)));
+    hits.sort_by(better_first);
+}
+
+/// The order of [`sort_hits`].
+pub fn better_first(a: &Hit, b: &Hit) -> Ordering {
+    b.score.total_cmp(&a.score).then(a.passage.cmp(&b.passage))
 }
 
 /// A passage in the language model's window.

@@ -1,5 +1,6 @@
 //! `nunatak index`: build an index, change it, look at it, verify it.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -98,12 +99,44 @@ struct BuildArgs {
     /// Candidates considered for them: higher is slower to build and better to search
     #[arg(long, default_value_t = 200, value_name = "N")]
     ef_construction: usize,
+    /// Build a part of the index only, the I-th of N: machines that share a corpus build one each, and `nunatak index merge`
+    /// makes of them, in their order, the index of the whole
+    #[arg(long, value_name = "I/N")]
+    shard: Option<Shard>,
     /// Replace an index that is there; it stays in use until the new one is complete
     #[arg(long)]
     overwrite: bool,
     /// Keep the encoded vectors beside the index for the next build of the same corpus
     #[arg(long)]
     keep_encoded: bool,
+}
+
+/// One of the parts of equal size that a corpus is cut into.
+#[derive(Debug, Clone, Copy)]
+struct Shard {
+    /// Which, from 1.
+    part: u64,
+    of: u64,
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let numbers = text.split_once('/').and_then(|(part, of)| Some((part.parse().ok()?, of.parse().ok()?)));
+        match numbers {
+            Some((part, of)) if (1..=of).contains(&part) => Ok(Self { part, of }),
+            _ => Err("a shard is said as 1/4 to 4/4".to_owned()),
+        }
+    }
+}
+
+impl Shard {
+    /// Its passages, of so many.
+    fn range(self, passages: u64) -> Range<u64> {
+        let behind = |part: u64| (u128::from(passages) * u128::from(part) / u128::from(self.of)) as u64;
+        behind(self.part - 1)..behind(self.part)
+    }
 }
 
 /// Options of the commands that look at an index.
@@ -151,6 +184,13 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         progress.note(&format!("skipped: {problem}"));
     }
 
+    let range = args.shard.map_or(0..corpus.passages, |shard| shard.range(corpus.passages));
+    if range.is_empty() {
+        return Err(Error::request(
+            format!("the corpus has {} passages, too few for this shard", corpus.passages),
+            "cut it into fewer shards",
+        ));
+    }
     let mut encoder = if args.no_dense {
         None
     } else {
@@ -162,7 +202,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         None => 0.0,
     };
     let work = Workload {
-        passages: corpus.passages,
+        passages: range.end - range.start,
         mean_bytes: survey.mean_bytes(),
         dim: encoder.as_ref().map_or(0, Encoder::dim),
         m: args.neighbours,
@@ -173,7 +213,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
     let estimate = estimate(&work);
     progress.note(&format!(
         "{} passages of {:.0} words on average: about {}, {} of memory beside the encoder's, {} of disk ({} when done)",
-        corpus.passages,
+        range.end - range.start,
         corpus.words as f64 / corpus.passages.max(1) as f64,
         output::seconds(estimate.seconds),
         output::bytes(estimate.memory_bytes),
@@ -203,7 +243,15 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
     let mut encode = encoder.as_mut().map(|encoder| |texts: &[String]| encoder.encode(texts));
     let report = writer::build(
         &args.index,
-        &mut |sink| corpus::read(&args.corpus, &corpus_options, sink).map(drop),
+        &mut |sink| {
+            let mut number = 0;
+            corpus::read(&args.corpus, &corpus_options, &mut |passage| {
+                let is_ours = range.contains(&number);
+                number += 1;
+                if is_ours { sink(passage) } else { Ok(()) }
+            })
+            .map(drop)
+        },
         encode.as_mut().map(|e| e as &mut writer::Encode),
         &build_options,
         progress.as_ref(),

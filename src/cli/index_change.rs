@@ -206,34 +206,33 @@ pub fn export(args: &ExportArgs, globals: &Globals) -> Result<()> {
     }
     // Whole or not at all: a file of the right name is never half of the passages.
     let new = path.with_extension("part");
-    let file = std::fs::File::create(&new).map_err(Error::file("create", &new))?;
-    let file = std::io::BufWriter::with_capacity(1 << 18, file);
-    let written = Error::file("write", &new);
-    let count = match path.extension().and_then(|e| e.to_str()) {
-        Some("zst") => {
-            let mut out = zstd::Encoder::new(file, 3).map_err(Error::file("write", &new))?;
-            let count = export::export(&index, &mut out, progress.as_ref())?;
-            out.finish().and_then(|mut file| file.flush()).map_err(written)?;
-            count
-        }
-        Some("gz") => {
-            let mut out = flate2::write::GzEncoder::new(file, flate2::Compression::default());
-            let count = export::export(&index, &mut out, progress.as_ref())?;
-            out.finish().and_then(|mut file| file.flush()).map_err(written)?;
-            count
-        }
-        _ => {
-            let mut out = file;
-            let count = export::export(&index, &mut out, progress.as_ref())?;
-            out.flush().map_err(written)?;
-            count
-        }
-    };
+    let count =
+        write_corpus(&index, &new, path, progress.as_ref()).inspect_err(|_| drop(std::fs::remove_file(&new)))?;
     std::fs::rename(&new, path).map_err(Error::file("rename", &new))?;
     match globals.json {
         true => output::json(&serde_json::json!({"passages": count, "file": path})),
         false => output::line(format_args!("{GOOD}{count} passages{GOOD:#} in {}", path.display())),
     }
+}
+
+/// Write an index's passages to `new`, compressed as the name `path` says; how many.
+fn write_corpus(index: &Index, new: &Path, path: &Path, progress: &dyn Progress) -> Result<u64> {
+    let file = std::fs::File::create(new).map_err(Error::file("create", new))?;
+    let mut file = std::io::BufWriter::with_capacity(1 << 18, file);
+    let failed = || Error::file("write", new);
+    let (count, file) = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("zst") => {
+            let mut out = zstd::Encoder::new(file, 3).map_err(failed())?;
+            (export::export(index, &mut out, progress)?, out.finish())
+        }
+        Some("gz") => {
+            let mut out = flate2::write::GzEncoder::new(file, flate2::Compression::default());
+            (export::export(index, &mut out, progress)?, out.finish())
+        }
+        _ => (export::export(index, &mut file, progress)?, Ok(file)),
+    };
+    file.and_then(|mut file| file.flush()).map_err(failed())?;
+    Ok(count)
 }
 
 /// Run `nunatak index merge`.

@@ -4,6 +4,8 @@
 //! were wrong.
 
 pub mod ask;
+pub mod bench;
+pub mod config;
 pub mod demo;
 pub mod doctor;
 pub mod engine;
@@ -23,10 +25,11 @@ pub mod train_id_prompt;
 pub mod train_reranker;
 pub mod warm;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::error::Result;
 use crate::progress::{Progress, Quiet};
@@ -101,6 +104,10 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Answer over HTTP
     Serve(Box<serve::ServeArgs>),
+    /// Measure a running server
+    Bench(bench::BenchArgs),
+    /// Print the options of `serve` as a file for `serve --config`
+    Config(config::ConfigArgs),
     /// Learn small modules around the frozen language model
     Train(train::TrainArgs),
 }
@@ -108,7 +115,15 @@ enum Command {
 /// Run the command line of this process.
 pub fn main() -> ExitCode {
     silence_telemetry();
-    let cli = match Cli::try_parse() {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let words = match config::expand(words, &Cli::command()) {
+        Ok(words) => words,
+        Err(error) => {
+            output::print_error(&error);
+            return ExitCode::FAILURE;
+        }
+    };
+    let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(error) => {
             let wrong = error.use_stderr();
@@ -143,6 +158,8 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Ask(args) => ask::run(args, globals),
         Command::Eval(args) => eval::run(args, globals),
         Command::Serve(args) => serve::run(args, globals),
+        Command::Bench(args) => bench::run(args, globals),
+        Command::Config(_) => config::run(&Cli::command()),
         Command::Train(args) => train::run(args, globals),
     }
 }

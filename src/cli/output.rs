@@ -20,11 +20,17 @@ pub const BAD: Style = AnsiColor::Red.on_default().bold();
 /// What to do.
 pub const HINT: Style = AnsiColor::Cyan.on_default();
 
-/// Send the library's log to stderr: warnings, or what `NUNATAK_LOG` asks for.
+/// Send the library's log to stderr: warnings, or what `NUNATAK_LOG` asks for; one JSON object a line, with the time, if
+/// `NUNATAK_LOG_FORMAT` is `json`.
 pub fn init_log(quiet: bool) {
     let default = if quiet { "error" } else { "warn,ort=error,tantivy=error" };
     let filter = EnvFilter::try_from_env("NUNATAK_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     // A second subscriber in one process is refused; the first one serves.
+    if std::env::var("NUNATAK_LOG_FORMAT").is_ok_and(|format| format == "json") {
+        let log = tracing_subscriber::fmt().json().flatten_event(true).with_target(false);
+        let _ = log.with_env_filter(filter).with_writer(io::stderr).try_init();
+        return;
+    }
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::progress::Quiet;
 use crate::serve::worker::{Editor, Worker};
-use crate::serve::{self, Keys, Limits};
+use crate::serve::{self, Access, Keys, Limits, Origin, tls};
 
 /// Environment variable with a key, for who has no file.
 const KEY_VARIABLE: &str = "NUNATAK_API_KEY";
@@ -24,6 +24,11 @@ const KEY_VARIABLE: &str = "NUNATAK_API_KEY";
 /// Options of `nunatak serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
+    /// File with options, as `nunatak config` prints it
+    // Read before the command line is: see config.rs.
+    #[arg(long, value_name = "FILE")]
+    #[allow(dead_code, reason = "it stands here for --help")]
+    config: Option<PathBuf>,
     /// Index to serve, DIR or NAME=DIR; may be given several times, and the first is asked when a request names none
     #[arg(long = "index", required = true, value_name = "[NAME=]DIR")]
     indexes: Vec<String>,
@@ -34,6 +39,15 @@ pub struct ServeArgs {
     /// NUNATAK_API_KEY adds one)
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
+    /// Origin whose pages may ask this server, as https://example.org; may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    cors: Vec<Origin>,
+    /// Certificate in PEM, with those that vouch for it behind it: the server then speaks TLS alone
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Let POST and DELETE on /v1/passages change the indexes
     #[arg(long)]
     writable: bool,
@@ -54,7 +68,8 @@ pub struct ServeArgs {
 
 /// Run `nunatak serve`.
 pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
-    let keys = keys(args)?;
+    let access = access(args)?;
+    let scheme = if access.tls.is_some() { "https" } else { "http" };
     let limits = Limits {
         deadline: Duration::from_secs(args.deadline.into()),
         min_confidence: args.reading.min_confidence,
@@ -89,13 +104,13 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
             output::json(&serde_json::json!({"listening": address.to_string()}))
         } else {
             output::line(format_args!(
-                "{BOLD}http://{address}{BOLD:#}  {DIM}the page; /openapi.json describes the API; Ctrl-C stops{DIM:#}"
+                "{BOLD}{scheme}://{address}{BOLD:#}  {DIM}the page; /openapi.json describes the API; Ctrl-C stops{DIM:#}"
             ))
         };
         // Nobody reads it: no reason not to serve.
         let _ = said;
     };
-    runtime.block_on(serve::serve(args.listen, workers, limits, keys, bound, stopped()))
+    runtime.block_on(serve::serve(args.listen, workers, limits, access, bound, stopped()))
 }
 
 /// What changes the index at `dir`. Its encoder is opened when it is first needed, and kept.
@@ -122,6 +137,15 @@ async fn stopped() {
     while !crate::progress::interrupted() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+fn access(args: &ServeArgs) -> Result<Access> {
+    let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
+    Ok(Access {
+        keys: keys(args)?,
+        origins: args.cors.clone(),
+        tls: tls.map(|(certificate, key)| tls::acceptor(certificate, key)).transpose()?,
+    })
 }
 
 fn keys(args: &ServeArgs) -> Result<Keys> {

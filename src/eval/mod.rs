@@ -16,6 +16,7 @@ pub mod fit;
 pub mod gate;
 pub mod has_answer;
 mod judgements;
+pub mod load;
 pub mod logistic;
 pub mod normalise;
 pub mod out_dir;

@@ -10,14 +10,17 @@ mod openai;
 mod page;
 mod passages;
 mod problem;
+pub mod tls;
 pub mod worker;
 
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
-use axum::http::StatusCode;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -28,6 +31,8 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tower_http::cors::CorsLayer;
 use utoipa::OpenApi;
 
 pub use keys::Keys;
@@ -68,6 +73,32 @@ impl Default for Limits {
             stop: seconds(10),
             min_confidence: 0.0,
         }
+    }
+}
+
+/// Who may reach a server, and how.
+#[derive(Default)]
+pub struct Access {
+    /// Keys; none are needed if there are none.
+    pub keys: Keys,
+    /// Origins whose pages may ask.
+    pub origins: Vec<Origin>,
+    /// What accepts connections; plain HTTP without it.
+    pub tls: Option<TlsAcceptor>,
+}
+
+/// Where a page comes from: a scheme and a host.
+#[derive(Debug, Clone)]
+pub struct Origin(HeaderValue);
+
+impl FromStr for Origin {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let host = text.strip_prefix("http://").or(text.strip_prefix("https://"));
+        let fits = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*']));
+        let value = text.parse().ok().filter(|_| fits);
+        value.map(Self).ok_or_else(|| "an origin is https://HOST or https://HOST:PORT, each named by itself".to_owned())
     }
 }
 
@@ -113,10 +144,11 @@ pub async fn serve(
     address: SocketAddr,
     indexes: Vec<(String, Worker)>,
     limits: Limits,
-    keys: Keys,
+    access: Access,
     bound: impl FnOnce(SocketAddr),
     stop: impl Future<Output = ()>,
 ) -> Result<()> {
+    let Access { keys, origins, tls } = access;
     if keys.is_empty() && !address.ip().is_loopback() {
         return Err(Error::request(
             format!("{address} can be reached by others, and no key is asked for"),
@@ -130,7 +162,7 @@ pub async fn serve(
     let server = Arc::new(Shared { indexes, limits, keys, metrics: Metrics::new()? });
     let connections = Arc::new(Semaphore::new(server.limits.connections));
     let graceful = GracefulShutdown::new();
-    let app = router(server.clone());
+    let app = router(server.clone(), origins);
     tokio::pin!(stop);
     loop {
         let permit = tokio::select! {
@@ -148,10 +180,18 @@ pub async fn serve(
         };
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(server.limits.headers);
-        let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app.clone()));
-        let connection = graceful.watch(connection);
+        let (service, watcher) = (TowerToHyperService::new(app.clone()), graceful.watcher());
+        let (tls, patience) = (tls.clone(), server.limits.headers);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let served = match tls {
+                None => watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await,
+                Some(tls) => match tokio::time::timeout(patience, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => watcher.watch(builder.serve_connection(TokioIo::new(stream), service)).await,
+                    // Who speaks no TLS, or too slowly, is not served.
+                    _ => Ok(()),
+                },
+            };
+            if let Err(error) = served {
                 tracing::debug!("a connection ended: {error}");
             }
             drop(permit);
@@ -164,7 +204,10 @@ pub async fn serve(
     Ok(())
 }
 
-fn router(server: Server) -> Router {
+/// Time that a browser may remember what it may ask from another origin.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+
+fn router(server: Server, origins: Vec<Origin>) -> Router {
     let closed = Router::new()
         .route("/v1/answer", post(api::answer))
         .route("/v1/search", post(api::search))
@@ -190,6 +233,13 @@ fn router(server: Server) -> Router {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this route takes another method", None)
         })
         .layer(DefaultBodyLimit::max(server.limits.body))
+        .layer(
+            CorsLayer::new()
+                .allow_origin(origins.into_iter().map(|origin| origin.0).collect::<Vec<HeaderValue>>())
+                .allow_methods([Method::GET, Method::POST, Method::DELETE])
+                .allow_headers([AUTHORIZATION, CONTENT_TYPE])
+                .max_age(REMEMBERED),
+        )
         .layer(middleware::from_fn_with_state(server.clone(), count))
         .with_state(server)
 }
@@ -203,12 +253,27 @@ async fn admit(State(server): State<Server>, request: Request, next: Next) -> Re
     Problem::new(StatusCode::UNAUTHORIZED, "a key is needed", Some(hint)).into_response()
 }
 
-/// Count every request, by the route it matched: what clients make up would fill the memory.
+/// Name of the header by which a request is found again in logs.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest one that is taken from a client.
+const LONGEST_ID: usize = 128;
+
+/// Count and log every request, by the route it matched: what clients make up would fill the memory. What was asked is not
+/// logged. A request's id is the client's, or a new one, and comes back with the reply.
 async fn count(State(server): State<Server>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let route = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
-    let response = next.run(request).await;
-    server.metrics.request(&route, response.status().as_u16(), began.elapsed().as_secs_f64());
+    let given = request.headers().get(REQUEST_ID).filter(|id| id.len() <= LONGEST_ID && id.to_str().is_ok()).cloned();
+    let id = given.unwrap_or_else(|| {
+        HeaderValue::from_str(&format!("{:016x}", rand::random::<u64>())).unwrap_or(HeaderValue::from_static("none"))
+    });
+    let method = request.method().clone();
+    let mut response = next.run(request).await;
+    let (status, seconds) = (response.status().as_u16(), began.elapsed().as_secs_f64());
+    server.metrics.request(&route, status, seconds);
+    let (request_id, milliseconds) = (id.to_str().unwrap_or_default(), (seconds * 1e3) as u64);
+    tracing::info!(request_id, %method, route, status, milliseconds, "request");
+    response.headers_mut().insert(REQUEST_ID, id);
     response
 }
 

@@ -150,6 +150,71 @@ fn documents_come_and_go() {
 }
 
 #[test]
+fn an_index_is_updated_compacted_and_exported() {
+    let folder = small_index();
+    let does = |words: &[&str]| -> String {
+        let output = nunatak(folder.path()).args(words).args(["-q"]).assert().success().get_output().stdout.clone();
+        String::from_utf8(output).unwrap()
+    };
+    assert!(does(&["index", "compact", "--index", "ix"]).contains("is one segment without deleted passages already"));
+    let line = "{\"id\":\"a\",\"title\":\"Fram\",\"text\":\"A ship.\",\"year\":1892}\n";
+    fs::write(folder.path().join("new.jsonl"), line).unwrap();
+    assert!(
+        does(&["index", "update", "--index", "ix", "--corpus", "new.jsonl"]).contains("1 passages added, 1 removed")
+    );
+    does(&["index", "delete", "--index", "ix", "--ids", "b"]);
+    let info = does(&["index", "info", "--index", "ix"]);
+    assert!(info.contains("passages     1\n") && info.contains("index compact"), "{info}");
+    assert_eq!(does(&["index", "export", "--index", "ix"]), line);
+    for name in ["out.jsonl", "out.jsonl.zst", "out.jsonl.gz"] {
+        assert!(does(&["index", "export", "--index", "ix", "--out", name]).contains("1 passages in out.jsonl"));
+        let there = fails(folder.path(), &["index", "export", "--index", "ix", "--out", name]);
+        assert!(there.contains("is there already") && there.contains("--overwrite"), "{there}");
+        let again = ["index", "build", "--no-dense", "--passage-words", "0", "--overwrite", "--index", "again"];
+        does(&[&again[..], &["--corpus", name]].concat());
+        assert_eq!(does(&["index", "export", "--index", "again"]), line, "{name}");
+    }
+    does(&["index", "compact", "--index", "ix"]);
+    assert!(!does(&["index", "info", "--index", "ix"]).contains("deleted"));
+}
+
+#[test]
+fn shards_put_together_are_the_index_of_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines: Vec<String> = (0..11).map(|n| format!("{{\"id\":\"d{n}\",\"text\":\"Ice {n} and snow.\"}}")).collect();
+    fs::write(folder.path().join("c.jsonl"), lines.join("\n")).unwrap();
+    let build = |name: &str, more: &[&str]| {
+        let words =
+            ["index", "build", "--no-dense", "-q", "--title-weight", "2", "--corpus", "c.jsonl", "--index", name];
+        nunatak(folder.path()).args(words).args(more).assert().success();
+    };
+    build("whole", &[]);
+    ["1/3", "2/3", "3/3"].into_iter().zip(["a", "b", "c"]).for_each(|(shard, name)| build(name, &["--shard", shard]));
+    let merge = ["index", "merge", "-q", "--index", "merged", "a", "b", "c"];
+    nunatak(folder.path()).args(merge).assert().success();
+    let files = |name: &str| {
+        let output = nunatak(folder.path()).args(["index", "info", "--json", "--index", name]).output().unwrap();
+        let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        info["manifest"]["segments"].clone()
+    };
+    assert_eq!(files("merged"), files("whole"));
+    // Twelve shards of eleven passages: the first has none.
+    for (shard, status, part) in [("0/3", "2", "1/4 to 4/4"), ("x", "2", "1/4"), ("1/12", "1", "fewer shards")] {
+        let words = ["index", "build", "--no-dense", "-q", "--corpus", "c.jsonl", "--index", "d", "--shard", shard];
+        let said = fails(folder.path(), &words);
+        assert!(said.starts_with(status) && said.contains(part), "{said}");
+    }
+    build("german", &["--language", "german"]);
+    let said = fails(folder.path(), &["index", "merge", "--index", "both", "whole", "german"]);
+    assert!(said.contains("german, stemmed") && said.contains("--language"), "{said}");
+    let said =
+        fails(folder.path(), &["index", "build", "-q", "--corpus", "c.jsonl", "--index", "x", "--language", "xx"]);
+    assert!(said.contains("language \"xx\"") && said.contains("german"), "{said}");
+    let said = fails(folder.path(), &["search", "ice", "--index", "whole", "--rerank", "none", "--bm25-b", "2"]);
+    assert!(said.contains("b between 0 and 1"), "{said}");
+}
+
+#[test]
 fn verify_names_the_damaged_file() {
     let folder = small_index();
     nunatak(folder.path()).args(["index", "verify", "--index", "ix"]).assert().success();

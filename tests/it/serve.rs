@@ -516,3 +516,100 @@ fn it_stops_when_it_is_told_to() {
     assert!(server.child.wait().unwrap().success());
     assert!(TcpStream::connect(&server.address).is_err());
 }
+
+#[test]
+fn a_config_file_an_origin_and_an_id_of_the_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let config = folder.path().join("serve.toml");
+    let text =
+        format!("index = [{:?}]\nrerank = \"none\"\ncors = [\"https://example.org\"]\nqueue = 3\n", index.display());
+    fs::write(&config, text).unwrap();
+    let server = Server::ready(&[], &["--config", config.to_str().unwrap()]);
+    let preflight = |origin: &str| {
+        let headers = format!("origin: {origin}\r\naccess-control-request-method: POST\r\n");
+        server.send("OPTIONS", "/v1/answer", &headers, "").headers
+    };
+    assert!(preflight("https://example.org").contains("access-control-allow-origin: https://example.org"));
+    assert!(!preflight("https://example.com").contains("access-control-allow-origin"));
+    let id = |header: &str| {
+        let headers = server.send("GET", "/live", header, "").headers;
+        headers.split("\r\n").find_map(|line| line.strip_prefix("x-request-id: ")).unwrap().to_owned()
+    };
+    assert_eq!(id("x-request-id: abc-1\r\n"), "abc-1");
+    assert_eq!(id("").len(), 16);
+    assert_eq!(id(&format!("x-request-id: {}\r\n", "a".repeat(500))).len(), 16);
+
+    fs::write(folder.path().join("q.jsonl"), json!({"question": QUESTION}).to_string()).unwrap();
+    let url = format!("http://{}", server.address);
+    let chart = folder.path().join("waits.svg");
+    let words =
+        ["bench", "serve", "--json", "--seconds", "0.4", "--route", "search", "--connections", "1,3", "--url", &url];
+    let bench =
+        nunatak().args(words).arg("--questions").arg(folder.path().join("q.jsonl")).arg("--out").arg(&chart).output();
+    let said = String::from_utf8(bench.unwrap().stdout).unwrap();
+    let reports: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(reports.len(), 2, "{said}");
+    for (report, clients) in reports.iter().zip([1, 3]) {
+        assert_eq!((&report["shape"]["clients"], &report["broken"]), (&clients.into(), &0.into()), "{said}");
+        assert!(report["statuses"]["200"].as_u64().unwrap() > 0 && report["answered_ms"]["p99"].is_f64(), "{said}");
+    }
+    assert!(fs::read_to_string(chart).unwrap().starts_with("<svg"));
+    let open = nunatak()
+        .args(["bench", "serve", "--seconds", "0.3", "--route", "search", "--rate", "20", "--url", &url])
+        .arg("--questions")
+        .arg(folder.path().join("q.jsonl"))
+        .output()
+        .unwrap();
+    assert!(String::from_utf8(open.stdout).unwrap().contains("20/s"));
+}
+
+#[test]
+fn with_a_certificate_it_speaks_tls_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    fs::write(&certificate, made.cert.pem()).unwrap();
+    fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let tls = ["--tls-cert", certificate.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
+    let server = Server::start(&[&index], &tls);
+    // Python is here for the packages anyway, and its TLS is not ours.
+    let script = "import ssl, sys, urllib.request\n\
+                  context = ssl.create_default_context(cafile=sys.argv[2])\n\
+                  opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))\n\
+                  print(opener.open(sys.argv[1], timeout=20).read().decode())";
+    let url = format!("https://localhost:{}/live", server.address.rsplit_once(':').unwrap().1);
+    let said = Command::new("python3").args(["-c", script, &url]).arg(&certificate).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&said.stdout).trim(),
+        "{\"live\":true}",
+        "{}",
+        String::from_utf8_lossy(&said.stderr)
+    );
+    // Plain HTTP is cut off.
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    let _ = stream.write_all(b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n");
+    let mut reply = Vec::new();
+    let _ = stream.read_to_end(&mut reply);
+    assert!(!reply.starts_with(b"HTTP"), "{}", String::from_utf8_lossy(&reply));
+    let refused = |certificate: &Path, key: &Path, part: &str| {
+        let output = nunatak()
+            .args(["serve", "--index"])
+            .arg(&index)
+            .args(["--listen", "127.0.0.1:0", "--tls-cert"])
+            .arg(certificate)
+            .arg("--tls-key")
+            .arg(key)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && said.contains(part), "{said}");
+    };
+    refused(&key, &key, "key.pem: there is no certificate in it");
+    refused(&certificate, &certificate, "cert.pem: there is no private key in it");
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(&key, other.signing_key.serialize_pem()).unwrap();
+    refused(&certificate, &key, "it does not go with the certificate");
+    refused(&folder.path().join("none.pem"), &key, "none.pem");
+}

@@ -15,17 +15,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use tantivy::collector::TopDocs;
 use tantivy::directory::error::{LockError, OpenDirectoryError, OpenReadError, OpenWriteError};
 use tantivy::index::SegmentId;
 use tantivy::indexer::NoMergePolicy;
-use tantivy::query::doc_predicate_query::{DocPredicateQuery, FunctionPredicate};
-use tantivy::query::{BooleanQuery, BoostQuery, Occur, Query, TermQuery};
 use tantivy::schema::{Field, IndexRecordOption, NumericOptions, Schema, TextFieldIndexing, TextOptions};
 use tantivy::tokenizer::TextAnalyzer;
-use tantivy::{
-    DocAddress, DocId, IndexReader, ReloadPolicy, Searcher, SegmentReader, TantivyDocument, TantivyError, Term,
-};
+use tantivy::{IndexReader, ReloadPolicy, Searcher, SegmentReader, TantivyDocument, TantivyError, Term};
 
 use super::checked::{CheckedFile, damaged};
 use crate::error::{Error, Result};
@@ -40,7 +35,7 @@ mod metadata;
 
 pub use analyser::{Analyser, HEAVIEST_TITLE, Language};
 pub use bm25::Bm25;
-use bm25::WordQuery;
+use bm25::{Best, Scratch, Words};
 
 /// Filters whose passages are remembered: an eighth of a byte a passage each.
 const KNOWN_FILTERS: usize = 16;
@@ -218,6 +213,8 @@ pub struct Lexical {
     alive: Option<Arc<Allowed>>,
     /// The last filters that were applied, and what they gave.
     filters: Mutex<VecDeque<(Filter, Arc<Allowed>)>>,
+    /// Memory that no search is using.
+    idle: Mutex<Vec<Scratch>>,
 }
 
 /// A run of rows.
@@ -248,7 +245,16 @@ impl Lexical {
         let searcher = searcher(&index).map_err(failed(folder))?;
         let segments = rows_of(&searcher)?;
         let (folder, analyser) = (folder.to_path_buf(), analyser.of_questions());
-        Ok(Self { searcher, body, folder, analyser, segments, alive, filters: Mutex::default() })
+        Ok(Self {
+            searcher,
+            body,
+            folder,
+            analyser,
+            segments,
+            alive,
+            filters: Mutex::default(),
+            idle: Mutex::default(),
+        })
     }
 
     /// Number of passages that can be found.
@@ -273,9 +279,7 @@ impl Lexical {
         {
             return Ok(Arc::clone(allowed));
         }
-        let mut segments: Vec<(Rows, &SegmentReader)> =
-            self.segments.iter().copied().zip(self.searcher.segment_readers()).collect();
-        segments.sort_by_key(|(rows, _)| rows.first);
+        let segments = self.in_row_order();
         if self.searcher.schema().get_field(metadata::META).is_err() {
             return Err(Error::request(
                 "the index is of the first format, which kept no metadata to filter by",
@@ -329,55 +333,26 @@ impl Lexical {
         if depth == 0 || terms.is_empty() {
             return Ok(Vec::new());
         }
-        let words = if bm25 == Bm25::default() { prunable(terms) } else { self.words(terms, bm25)? };
-        match (only, &self.alive) {
-            (Some(only), _) => {
-                let among = among(only, self.segments_by_id());
-                self.best(&BooleanQuery::new(vec![(Occur::Must, among), (Occur::Must, Box::new(words))]), depth)
-            }
-            (None, None) => self.best(&words, depth),
-            (None, Some(alive)) => self.best_alive(&words, depth, alive),
+        let words = Words::new(&self.searcher, terms, bm25).map_err(failed(&self.folder))?;
+        let only = only.or(self.alive.as_ref());
+        let accept = |row: PassageId| only.is_none_or(|only| only.contains(row));
+        let mut scratch = self.idle.lock().ok().and_then(|mut idle| idle.pop()).unwrap_or_default();
+        let mut best = Best::new(depth);
+        for (rows, segment) in self.in_row_order() {
+            words.search(segment, rows.first, &accept, &mut best, &mut scratch).map_err(failed(&self.folder))?;
         }
-    }
-
-    /// Any of these words, with other numbers than tantivy's.
-    fn words(&self, terms: Vec<(Term, usize)>, bm25: Bm25) -> Result<BooleanQuery> {
-        let words = WordQuery::of(&self.searcher, terms, bm25).map_err(failed(&self.folder))?;
-        Ok(BooleanQuery::new(words.into_iter().map(|word| (Occur::Should, Box::new(word) as Box<dyn Query>)).collect()))
-    }
-
-    /// The best `depth` that were not deleted. Asking tantivy for some more and dropping the deleted keeps its pruning, which
-    /// a condition on every document would not.
-    fn best_alive(&self, query: &dyn Query, depth: usize, alive: &Allowed) -> Result<Vec<Hit>> {
-        let rows = self.rows();
-        let mut limit = (depth.saturating_mul(rows) / alive.len().max(1)).saturating_add(16);
-        loop {
-            limit = limit.min(rows);
-            let mut hits = self.best(query, limit)?;
-            let all = hits.len() < limit || limit == rows;
-            hits.retain(|hit| alive.contains(hit.passage));
-            if all || hits.len() >= depth {
-                hits.truncate(depth);
-                return Ok(hits);
-            }
-            limit = limit.saturating_mul(2);
+        if let Ok(mut idle) = self.idle.lock() {
+            idle.push(scratch);
         }
+        Ok(best.into_hits())
     }
 
-    fn best(&self, query: &dyn Query, depth: usize) -> Result<Vec<Hit>> {
-        let top = TopDocs::with_limit(depth).order_by_score();
-        let found = self.searcher.search(query, &top).map_err(failed(&self.folder))?;
-        let row = |at: DocAddress| self.segments.get(at.segment_ord as usize).map_or(0, |rows| rows.first) + at.doc_id;
-        let mut hits: Vec<Hit> =
-            found.into_iter().map(|(score, at)| Hit { passage: PassageId(row(at)), score }).collect();
-        crate::types::sort_hits(&mut hits);
-        Ok(hits)
-    }
-
-    /// The first row of each of tantivy's segments.
-    fn segments_by_id(&self) -> BTreeMap<SegmentId, u32> {
-        let ids = self.searcher.segment_readers().iter().map(SegmentReader::segment_id);
-        ids.zip(self.segments.iter().map(|rows| rows.first)).collect()
+    /// tantivy's segments in the order of rows.
+    fn in_row_order(&self) -> Vec<(Rows, &SegmentReader)> {
+        let mut segments: Vec<(Rows, &SegmentReader)> =
+            self.segments.iter().copied().zip(self.searcher.segment_readers()).collect();
+        segments.sort_by_key(|(rows, _)| rows.first);
+        segments
     }
 
     /// The words of a question with how often each is there, the rarest in the index first.
@@ -419,26 +394,4 @@ fn rows_of(searcher: &Searcher) -> Result<Vec<Rows>> {
         first += count;
     }
     Ok(rows)
-}
-
-/// Any of these words, as tantivy scores them, which lets it pass over what cannot be among the best.
-fn prunable(terms: Vec<(Term, usize)>) -> BooleanQuery {
-    let clauses = terms.into_iter().map(|(term, count)| {
-        let query: Box<dyn Query> = Box::new(TermQuery::new(term, IndexRecordOption::WithFreqs));
-        // A word asked twice counts twice, as a bag of words has it.
-        let query = if count == 1 { query } else { Box::new(BoostQuery::new(query, count as f32)) };
-        (Occur::Should, query)
-    });
-    BooleanQuery::new(clauses.collect())
-}
-
-/// A query that accepts these passages and adds nothing to their scores, given the first rows of segments.
-fn among(only: &Arc<Allowed>, first_rows: BTreeMap<SegmentId, u32>) -> Box<dyn Query> {
-    let (only, first_rows) = (Arc::clone(only), Arc::new(first_rows));
-    let predicate = FunctionPredicate::from(move |segment: &SegmentReader| {
-        let only = Arc::clone(&only);
-        let first = first_rows.get(&segment.segment_id()).copied().unwrap_or(0);
-        Ok(move |document: DocId| only.contains(PassageId(first + document)))
-    });
-    Box::new(BoostQuery::new(Box::new(DocPredicateQuery::from(predicate)), 0.0))
 }
