@@ -52,7 +52,7 @@ fn template(cli: &Command) -> String {
             (true, Some([name, ..])) => format!("<{name}>"),
             _ => value,
         };
-        let _ = write!(text, "\n");
+        let _ = writeln!(text);
         for line in help.lines() {
             let _ = writeln!(text, "# {line}");
         }

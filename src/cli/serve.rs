@@ -39,7 +39,7 @@ pub struct ServeArgs {
     /// NUNATAK_API_KEY adds one)
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// Origin whose pages may ask this server, as https://example.org; may be given several times
+    /// Origin whose pages may ask this server, as `https://example.org`; may be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<Origin>,
     /// Certificate in PEM, with those that vouch for it behind it: the server then speaks TLS alone

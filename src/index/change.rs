@@ -2,7 +2,7 @@
 //!
 //! What is added becomes a segment of its own, beside those that are there; what is deleted is marked. Both are published as
 //! a build is, so that readers keep their snapshot and a crash leaves the old state or the new one. Small segments are taken
-//! into the new one, so that there are few ([`staying`]); [`compact`] makes one of all, and leaves the deleted out: the index
+//! into the new one, so that there are few (`staying`); [`compact`] makes one of all, and leaves the deleted out: the index
 //! that a build of the same passages in the same order would have made. Only what is new is encoded.
 
 use std::collections::BTreeSet;
