@@ -101,14 +101,14 @@ fn serve(args: &BenchServeArgs, globals: &Globals) -> Result<()> {
     };
     let progress = globals.progress();
     let mut reports = Vec::new();
-    if !globals.json {
-        let head = "load           answered/s    p50 ms    p95 ms    p99 ms   429s (p99 ms)   others";
-        output::line(format_args!("{BOLD}{head}{BOLD:#}"))?;
-    }
     progress.start("asking", Some(shapes.len() as u64), "loads");
     for shape in shapes {
         let report = load::run(&target, shape, Duration::from_secs_f64(args.seconds))?;
         progress.advance(1);
+        if reports.is_empty() && !globals.json {
+            let head = "load           answered/s    p50 ms    p95 ms    p99 ms   429s (p99 ms)   others";
+            output::line(format_args!("{BOLD}{head}{BOLD:#}"))?;
+        }
         print(&report, globals)?;
         reports.push(report);
     }
