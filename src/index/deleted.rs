@@ -34,8 +34,8 @@ pub(super) fn write(dir: &Path, generation: u64, rows: usize, alive: &Allowed) -
     if gone == 0 {
         return Ok(None);
     }
-    let words: Vec<u64> = Allowed::of(rows, |row| !alive.contains(row)).words().to_vec();
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let dead = Allowed::of(rows, |row| !alive.contains(row));
+    let bytes: Vec<u8> = dead.words().iter().flat_map(|word| word.to_le_bytes()).collect();
     let path = dir.join(generation_name(generation)).join(DELETED);
     std::fs::write(&path, &bytes).map_err(Error::file("write", &path))?;
     durable::sync(&path)?;

@@ -67,6 +67,16 @@ const SEEK: usize = 8;
 /// How often a word is there, up to which its part of a score is looked up.
 const TABLE: usize = 16;
 
+/// A word of a question.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub term: Term,
+    /// How often the question has it.
+    pub count: usize,
+    /// How many passages have it.
+    pub frequency: u64,
+}
+
 /// The words of a question, weighted, the rarest first.
 #[derive(Debug)]
 pub(super) struct Words {
@@ -95,21 +105,24 @@ pub(super) struct Scratch {
 
 impl Words {
     /// These words, each as often as it is asked for.
-    pub fn new(searcher: &Searcher, words: Vec<(Term, usize)>, bm25: Bm25) -> tantivy::Result<Self> {
+    pub fn new(searcher: &Searcher, asked: Vec<Asked>, bm25: Bm25) -> tantivy::Result<Self> {
         let all: u64 = searcher.segment_readers().iter().map(|segment| u64::from(segment.max_doc())).sum();
         let mut tokens = 0;
-        if let Some((first, _)) = words.first() {
+        if let Some(first) = asked.first() {
             for segment in searcher.segment_readers() {
-                tokens += segment.inverted_index(first.field())?.total_num_tokens();
+                tokens += segment.inverted_index(first.term.field())?.total_num_tokens();
             }
         }
         let lengths = bm25.lengths(tokens as f32 / all.max(1) as f32);
         let parts = (1..=TABLE).map(|often| lengths.map(|length| part(often as f32, length))).collect();
-        let word = |(term, count): (Term, usize)| {
-            let weight = Bm25::idf(searcher.doc_freq(&term)?, all) * (1.0 + bm25.k1) * count as f32;
-            Ok((term, weight))
-        };
-        let mut words = words.into_iter().map(word).collect::<tantivy::Result<Vec<_>>>()?;
+        let weight = |asked: &Asked| Bm25::idf(asked.frequency, all) * (1.0 + bm25.k1) * asked.count as f32;
+        let mut words: Vec<(Term, f32)> = asked
+            .into_iter()
+            .map(|asked| {
+                let weight = weight(&asked);
+                (asked.term, weight)
+            })
+            .collect();
         words.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         Ok(Self { words, parts, lengths })
     }
@@ -427,8 +440,11 @@ mod tests {
             let all = plain(&documents, &asked, bm25);
             let modulus = random.random_range(1..4);
             let accept = |row: PassageId| row.0.is_multiple_of(modulus);
-            let terms = asked.iter().map(|(word, n)| (Term::from_field_text(field, &format!("w{word}")), *n)).collect();
-            let words = Words::new(&searcher, terms, bm25).unwrap();
+            let term = |&(word, count): &(usize, usize)| {
+                let term = Term::from_field_text(field, &format!("w{word}"));
+                Asked { frequency: searcher.doc_freq(&term).unwrap(), term, count }
+            };
+            let words = Words::new(&searcher, asked.iter().map(term).collect(), bm25).unwrap();
             for depth in [1, 3, 20, 700] {
                 let (mut best, mut first) = (Best::new(depth), 0);
                 for segment in &segments {

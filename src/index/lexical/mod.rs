@@ -35,7 +35,7 @@ mod metadata;
 
 pub use analyser::{Analyser, HEAVIEST_TITLE, Language};
 pub use bm25::Bm25;
-use bm25::{Best, Scratch, Words};
+use bm25::{Asked, Best, Scratch, Words};
 
 /// Filters whose passages are remembered: an eighth of a byte a passage each.
 const KNOWN_FILTERS: usize = 16;
@@ -207,7 +207,7 @@ pub struct Lexical {
     body: Field,
     folder: PathBuf,
     analyser: TextAnalyzer,
-    /// Of each of tantivy's segments, in its order: the first row and the number of rows.
+    /// Where the rows of the segments are, in order.
     segments: Vec<Rows>,
     /// The passages that were not deleted, if some were.
     alive: Option<Arc<Allowed>>,
@@ -217,11 +217,12 @@ pub struct Lexical {
     idle: Mutex<Vec<Scratch>>,
 }
 
-/// A run of rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// A segment's run of rows, and its number among tantivy's.
+#[derive(Debug, Clone, Copy)]
 struct Rows {
     first: u32,
     count: u32,
+    ordinal: u32,
 }
 
 impl std::fmt::Debug for Lexical {
@@ -279,7 +280,7 @@ impl Lexical {
         {
             return Ok(Arc::clone(allowed));
         }
-        let segments = self.in_row_order();
+        let segments: Vec<(Rows, &SegmentReader)> = self.in_row_order().collect();
         if self.searcher.schema().get_field(metadata::META).is_err() {
             return Err(Error::request(
                 "the index is of the first format, which kept no metadata to filter by",
@@ -348,15 +349,12 @@ impl Lexical {
     }
 
     /// tantivy's segments in the order of rows.
-    fn in_row_order(&self) -> Vec<(Rows, &SegmentReader)> {
-        let mut segments: Vec<(Rows, &SegmentReader)> =
-            self.segments.iter().copied().zip(self.searcher.segment_readers()).collect();
-        segments.sort_by_key(|(rows, _)| rows.first);
-        segments
+    fn in_row_order(&self) -> impl Iterator<Item = (Rows, &SegmentReader)> {
+        self.segments.iter().map(|rows| (*rows, self.searcher.segment_reader(rows.ordinal)))
     }
 
-    /// The words of a question with how often each is there, the rarest in the index first.
-    fn terms(&self, question: &str) -> Result<Vec<(Term, usize)>> {
+    /// The words of a question that the index has.
+    fn terms(&self, question: &str) -> Result<Vec<Asked>> {
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
         let mut analyser = self.analyser.clone();
         analyser.token_stream(question).process(&mut |token| *counts.entry(token.text.clone()).or_default() += 1);
@@ -365,33 +363,31 @@ impl Lexical {
             let term = Term::from_field_text(self.body, &word);
             let frequency = self.searcher.doc_freq(&term).map_err(failed(&self.folder))?;
             if frequency > 0 {
-                terms.push((frequency, term, count));
+                terms.push(Asked { term, count, frequency });
             }
         }
-        terms.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+        terms.sort_by(|a, b| a.frequency.cmp(&b.frequency).then_with(|| a.term.cmp(&b.term)));
         terms.truncate(MOST_WORDS);
-        Ok(terms.into_iter().map(|(_, term, count)| (term, count)).collect())
+        Ok(terms)
     }
 }
 
-/// The rows of tantivy's segments, in its order.
+/// The rows of tantivy's segments, in order.
 fn rows_of(searcher: &Searcher) -> Result<Vec<Rows>> {
     let mut places = Vec::new();
-    for (ord, segment) in searcher.segment_readers().iter().enumerate() {
+    for (ordinal, segment) in (0..).zip(searcher.segment_readers()) {
         let part = directory::part_of(segment.segment_id()).ok_or_else(|| Error::Internal {
             doing: "opening the inverted index",
             message: "a segment has an unknown name".into(),
         })?;
-        places.push((part, ord, segment.max_doc()));
+        places.push((part, ordinal, segment.max_doc()));
     }
     places.sort_unstable();
-    let mut rows = vec![Rows { first: 0, count: 0 }; places.len()];
-    let mut first = 0;
-    for (_, ord, count) in places {
-        if let Some(rows) = rows.get_mut(ord) {
-            *rows = Rows { first, count };
-        }
-        first += count;
-    }
-    Ok(rows)
+    let mut behind = 0;
+    let rows = places.into_iter().map(|(_, ordinal, count)| {
+        let first = behind;
+        behind += count;
+        Rows { first, count, ordinal }
+    });
+    Ok(rows.collect())
 }

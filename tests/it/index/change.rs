@@ -319,16 +319,7 @@ fn graphs_find_as_much_after_many_deletions_and_additions() {
     assert_eq!(sizes(&dir), [6000, 1400, 150]);
     let index = Index::open(&dir).unwrap();
     assert_eq!(index.len(), 7550 - gone.len());
-    let dense = index.dense().unwrap();
-    let (mut found, mut wanted) = (0, 0);
-    for n in 0..200 {
-        let question = vector_of(1_000_000 + n);
-        let exact = ids(&dense.search_exact(&question, 10, None).unwrap());
-        let hits = ids(&dense.search(&question, 10, 0, None).unwrap());
-        found += exact.iter().filter(|id| hits.contains(id)).count();
-        wanted += exact.len();
-    }
-    assert!(found * 100 >= wanted * 97, "recall@10 is {found} of {wanted}");
+    expect_recall(&index);
 }
 
 #[test]
