@@ -57,7 +57,7 @@ pub fn add(
     let options = of(&Manifest::read(dir)?, options);
     let (mut added, mut removed) = (0, 0);
     let build = writer::write(dir, &options, progress, |writer| {
-        let index = Index::open(dir)?;
+        let index = open_as(dir, &options)?;
         let mut incoming = Incoming { index: &index, known, documents: BTreeSet::new(), replaced: BTreeSet::new() };
         source(&mut |passage| {
             added += 1;
@@ -127,7 +127,7 @@ pub fn delete(dir: &Path, ids: &[String], options: &BuildOptions, progress: &dyn
     let options = of(&Manifest::read(dir)?, options);
     let mut removed = 0;
     let build = writer::write(dir, &options, progress, |writer| {
-        let index = Index::open(dir)?;
+        let index = open_as(dir, &options)?;
         let mut rows = BTreeSet::new();
         for id in ids {
             let pieces = index.pieces_of(id)?;
@@ -172,7 +172,7 @@ pub fn compact(dir: &Path, options: &BuildOptions, progress: &dyn Progress) -> R
     let options = of(&manifest, options);
     let mut encode = no_encoder(dir);
     let build = writer::write(dir, &options, progress, |writer| {
-        let index = Index::open(dir)?;
+        let index = open_as(dir, &options)?;
         let encode = has_vectors(index.manifest()).then_some(&mut encode as &mut Encode);
         let segment = writer.segment(&mut |sink| give(&index, sink), encode)?;
         writer.publish(vec![segment], &Allowed::but(index.len(), &[]))
@@ -311,6 +311,21 @@ fn of(manifest: &Manifest, options: &BuildOptions) -> BuildOptions {
     options
 }
 
+/// The index as it is now that no other change can come, if it is still made as `options` say: those were read before the
+/// lock was had, and the index may have been built anew since.
+fn open_as(dir: &Path, options: &BuildOptions) -> Result<Index> {
+    let index = Index::open(dir)?;
+    let manifest = index.manifest();
+    if manifest.encoder != options.encoder || manifest.analyser != options.analyser {
+        return Err(Error::index(
+            dir,
+            "it was built anew with another encoder or other words while this change began; nothing was changed",
+            "make the change again",
+        ));
+    }
+    Ok(index)
+}
+
 fn has_vectors(manifest: &Manifest) -> bool {
     manifest.encoder.is_some()
 }
@@ -321,5 +336,28 @@ fn no_encoder(dir: &Path) -> impl FnMut(&[String]) -> Result<Vec<f32>> {
     move |_| {
         let hint = "`nunatak index verify` names the damaged file; build the index again";
         Err(Error::index(&dir, "a vector that should be taken over cannot be read", hint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_built_anew_since_its_options_were_read_is_not_changed() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/index_v3");
+        let read = of(&Manifest::read(&dir).unwrap(), &BuildOptions::default());
+        assert!(open_as(&dir, &read).is_ok());
+        let mut words = read.clone();
+        words.analyser.title_weight += 1;
+        let mut vectors = read.clone();
+        vectors.encoder = match vectors.encoder {
+            Some(encoder) => Some(super::super::manifest::EncoderIdentity { fingerprint: "other".into(), ..encoder }),
+            None => panic!("the fixture has vectors"),
+        };
+        for since in [words, vectors] {
+            let refused = open_as(&dir, &since).unwrap_err().to_string();
+            assert!(refused.contains("built anew"), "{refused}");
+        }
     }
 }
