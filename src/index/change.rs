@@ -42,7 +42,8 @@ pub enum Known {
     Replace,
 }
 
-/// Add the passages of `source`, which is gone through twice. `encode` makes the vectors of an index that has some.
+/// Add the passages of `source`, which is gone through twice. `encode` makes the vectors of an index that has some;
+/// `options.encoder` names what it is, and the change is refused if that is not what the index has when its turn comes.
 ///
 /// # Errors
 /// As [`writer::build`]; [`Error::Request`] naming the first document that is there already, when those are refused.
@@ -54,10 +55,13 @@ pub fn add(
     options: &BuildOptions,
     progress: &dyn Progress,
 ) -> Result<ChangeReport> {
-    let options = of(&Manifest::read(dir)?, options);
+    let options = with_encoder_of(options, of(&Manifest::read(dir)?, options));
     let (mut added, mut removed) = (0, 0);
     let build = writer::write(dir, &options, progress, |writer| {
         let index = open_as(dir, &options)?;
+        if encode.is_some() != has_vectors(index.manifest()) {
+            return Err(made_otherwise(dir));
+        }
         let mut incoming = Incoming { index: &index, known, documents: BTreeSet::new(), replaced: BTreeSet::new() };
         source(&mut |passage| {
             added += 1;
@@ -311,19 +315,25 @@ fn of(manifest: &Manifest, options: &BuildOptions) -> BuildOptions {
     options
 }
 
+/// The options `of` an index with the encoder that the `caller` has loaded, if it names one: the index may have another by now.
+fn with_encoder_of(caller: &BuildOptions, of: BuildOptions) -> BuildOptions {
+    BuildOptions { encoder: caller.encoder.clone().or(of.encoder), ..of }
+}
+
 /// The index as it is now that no other change can come, if it is still made as `options` say: those were read before the
 /// lock was had, and the index may have been built anew since.
 fn open_as(dir: &Path, options: &BuildOptions) -> Result<Index> {
     let index = Index::open(dir)?;
     let manifest = index.manifest();
     if manifest.encoder != options.encoder || manifest.analyser != options.analyser {
-        return Err(Error::index(
-            dir,
-            "it was built anew with another encoder or other words while this change began; nothing was changed",
-            "make the change again",
-        ));
+        return Err(made_otherwise(dir));
     }
     Ok(index)
+}
+
+fn made_otherwise(dir: &Path) -> Error {
+    let problem = "it was built anew with another encoder or other words while this change began; nothing was changed";
+    Error::index(dir, problem, "make the change again")
 }
 
 fn has_vectors(manifest: &Manifest) -> bool {
@@ -342,6 +352,7 @@ fn no_encoder(dir: &Path) -> impl FnMut(&[String]) -> Result<Vec<f32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::manifest::EncoderIdentity;
 
     #[test]
     fn an_index_built_anew_since_its_options_were_read_is_not_changed() {
@@ -350,11 +361,10 @@ mod tests {
         assert!(open_as(&dir, &read).is_ok());
         let mut words = read.clone();
         words.analyser.title_weight += 1;
-        let mut vectors = read.clone();
-        vectors.encoder = match vectors.encoder {
-            Some(encoder) => Some(super::super::manifest::EncoderIdentity { fingerprint: "other".into(), ..encoder }),
-            None => panic!("the fixture has vectors"),
-        };
+        // What the caller loaded is what counts, also where the manifest that is read next names another.
+        let loaded = EncoderIdentity { name: "other".into(), fingerprint: "other".into(), dim: 384 };
+        let loaded = BuildOptions { encoder: Some(loaded), ..BuildOptions::default() };
+        let vectors = with_encoder_of(&loaded, read);
         for since in [words, vectors] {
             let refused = open_as(&dir, &since).unwrap_err().to_string();
             assert!(refused.contains("built anew"), "{refused}");
