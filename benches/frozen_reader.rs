@@ -124,7 +124,7 @@ impl Bench {
         let prompt = prompts::default_for(&lm).unwrap().map(|(_, prompt)| prompt);
         let reader = Reader::open(&lm, ReaderSettings::default(), prompt, &options).unwrap();
         let first = Box::new(Bm25Retriever::new(Arc::clone(&index)));
-        let pipeline = Pipeline::new(Arc::clone(&index), first, None, Some(reader), Depths::default());
+        let pipeline = Pipeline::new(Arc::<Index>::clone(&index), first, None, Some(reader), Depths::default());
         Self { index, retrievers, reranker, pipeline }
     }
 

@@ -11,7 +11,7 @@
 //! 7. [`read`] lets the frozen language model answer, and checks what the answer rests on.
 //!
 //! [`pipeline`] is these stages on one screen. Beneath them, [`runtime`] runs models and [`export`] makes
-//! them; beside them, [`eval`] measures and
+//! them; [`milvus`] is the index in a cluster; beside them, [`eval`] measures and
 //! [`train`] learns the small modules around the frozen model; above them, [`cli`] is what people type, and [`serve`] what
 //! programs ask.
 
@@ -31,6 +31,7 @@ pub mod corpus;
 pub mod encode;
 pub mod filter;
 pub mod index;
+pub mod milvus;
 pub mod near_duplicate;
 pub mod pack;
 pub mod pipeline;

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::index::Index;
 use crate::index::allowed::Allowed;
+use crate::index::passages::Passages;
 use crate::near_duplicate::Runs;
 use crate::pack::{self, Budget, Dealing, Packing};
 use crate::read::choose::WindowAnswer;
@@ -50,9 +51,9 @@ impl Default for Depths {
     }
 }
 
-/// A question-answering engine over one index.
+/// A question-answering engine over the passages of one place.
 pub struct Pipeline {
-    index: Arc<Index>,
+    passages: Arc<dyn Passages>,
     retriever: Box<dyn Retriever>,
     reranker: Option<CrossEncoder>,
     prior_weight: f32,
@@ -91,7 +92,7 @@ impl Found {
 impl Pipeline {
     /// Put the stages together. Without a reader only [`Self::find`] works.
     pub fn new(
-        index: Arc<Index>,
+        passages: Arc<dyn Passages>,
         retriever: Box<dyn Retriever>,
         reranker: Option<CrossEncoder>,
         reader: Option<Reader>,
@@ -99,7 +100,7 @@ impl Pipeline {
     ) -> Self {
         let calibration = Calibration::uninformed();
         Self {
-            index,
+            passages,
             retriever,
             reranker,
             prior_weight: 0.0,
@@ -154,13 +155,17 @@ impl Pipeline {
         self.min_confidence = least;
     }
 
-    /// Find passages that meet this filter only, from now on; gives how many there are.
+    /// Find passages that meet this filter only, from now on; gives whether there are some, as far as that is known without
+    /// asking a cluster.
     ///
     /// # Errors
     /// As [`Index::allowed`].
-    pub fn restrict(&mut self, filter: Option<&Filter>) -> Result<usize> {
-        self.only = filter.map(|filter| self.index.allowed(filter)).transpose()?;
-        Ok(self.only.as_ref().map_or(self.index.len(), |only| only.len()))
+    pub fn restrict(&mut self, filter: Option<&Filter>) -> Result<bool> {
+        let Ok(index) = self.passages.files() else {
+            return self.retriever.restrict(filter).map(|()| true);
+        };
+        self.only = filter.map(|filter| index.allowed(filter)).transpose()?;
+        Ok(self.only.as_ref().map_or(index.len(), |only| only.len()) > 0)
     }
 
     /// The passages that [`Self::restrict`] left; all without it.
@@ -181,15 +186,23 @@ impl Pipeline {
     pub fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {
         let taken = self.retriever.take_up(index)?;
         if taken {
-            self.index = Arc::clone(index);
+            self.passages = Arc::<Index>::clone(index);
             self.only = None;
         }
         Ok(taken)
     }
 
+    /// The passages it answers from.
+    pub fn passages(&self) -> &dyn Passages {
+        self.passages.as_ref()
+    }
+
     /// The index it answers from.
-    pub fn index(&self) -> &Index {
-        &self.index
+    ///
+    /// # Errors
+    /// [`Error::Request`] when its passages lie in a cluster.
+    pub fn index(&self) -> Result<&Index> {
+        self.passages.files()
     }
 
     /// The reader, if there is one.
@@ -233,10 +246,10 @@ impl Pipeline {
 
     fn rerank(&mut self, question: &str, hits: &[Hit]) -> Result<Vec<Hit>> {
         let Some(reranker) = &mut self.reranker else { return Ok(Vec::new()) };
-        let (index, candidates) = (&self.index, &hits[..hits.len().min(self.depths.rerank)]);
+        let (passages, candidates) = (&self.passages, &hits[..hits.len().min(self.depths.rerank)]);
         let texts = |range: Range<usize>| {
             let block = candidates.get(range).unwrap_or_default();
-            block.iter().map(|hit| Ok(index.passage(hit.passage)?.titled_text())).collect()
+            block.iter().map(|hit| Ok(passages.passage(hit.passage)?.titled_text())).collect()
         };
         let prior: Vec<f32> = candidates.iter().map(|hit| self.prior_weight * hit.score).collect();
         let scores = reranker.score_until(question, &prior, self.depths.patience, texts)?;
@@ -284,7 +297,7 @@ impl Pipeline {
             if taken.len() >= self.depths.read || room == 0 {
                 break;
             }
-            let passage = self.index.passage(hit.passage)?;
+            let passage = self.passages.passage(hit.passage)?;
             if !self.depths.duplicates {
                 let own = Runs::of(&passage.text);
                 if let Some(at) = runs.iter().position(|better| own.repeats(better)) {

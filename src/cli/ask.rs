@@ -9,7 +9,7 @@ use crate::cli::engine::{self, Engine, ReadingArgs, RetrievalArgs};
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
 use crate::confidence::FEATURES;
 use crate::error::{Error, Result};
-use crate::index::Index;
+use crate::index::passages::Passages;
 use crate::pipeline::Answer;
 use crate::progress::check_interrupt;
 use crate::types::Evidence;
@@ -96,7 +96,7 @@ fn ask(question: &str, engine: &mut Engine, args: &AskArgs, globals: &Globals) -
         }
         return output::json(&answer);
     }
-    print(&answer, engine.pipeline.index(), args.explain)?;
+    print(&answer, engine.pipeline.passages(), args.explain)?;
     match engine.calibration.as_ref().and_then(|c| Some((&c.name, c.mismatch.as_ref()?))) {
         Some((name, reason)) if args.explain => {
             output::line(format_args!("  {DIM}the confidence is a guess: {name} {reason}{DIM:#}"))
@@ -106,9 +106,9 @@ fn ask(question: &str, engine: &mut Engine, args: &AskArgs, globals: &Globals) -
 }
 
 /// An answer for people.
-pub fn print(answer: &Answer, index: &Index, explain: bool) -> Result<()> {
+pub fn print(answer: &Answer, passages: &dyn Passages, explain: bool) -> Result<()> {
     if let (true, Some(trace)) = (explain, &answer.trace) {
-        explain_trace(trace, index)?;
+        explain_trace(trace, passages)?;
     }
     if answer.abstained {
         output::line(format_args!("{BAD}The corpus does not seem to hold the answer.{BAD:#}"))?;
@@ -118,7 +118,7 @@ pub fn print(answer: &Answer, index: &Index, explain: bool) -> Result<()> {
                 "best guess: {}   {DIM}confidence {:.2}, and {:.2} was asked for; log-likelihood {:.2} a token{DIM:#}",
                 withheld.answer, answer.confidence, withheld.min_confidence, answer.score
             ))?;
-            quote(&withheld.evidence, index)?;
+            quote(&withheld.evidence, passages)?;
         }
     } else {
         let support =
@@ -127,7 +127,7 @@ pub fn print(answer: &Answer, index: &Index, explain: bool) -> Result<()> {
             "{GOOD}{}{GOOD:#}   {DIM}confidence {:.2}, log-likelihood {:.2} a token,{DIM:#} {support}",
             answer.answer, answer.confidence, answer.score
         ))?;
-        quote(&answer.evidence, index)?;
+        quote(&answer.evidence, passages)?;
     }
     if explain {
         let usage = &answer.usage;
@@ -148,15 +148,15 @@ pub fn print(answer: &Answer, index: &Index, explain: bool) -> Result<()> {
 }
 
 /// The evidence in its passages.
-fn quote(evidence: &[Evidence], index: &Index) -> Result<()> {
+fn quote(evidence: &[Evidence], passages: &dyn Passages) -> Result<()> {
     for evidence in evidence {
         let key = &evidence.passage_id;
         output::line(format_args!(
             "\n  {BOLD}{}{BOLD:#}  {DIM}{key}, bytes {}..{}{DIM:#}",
             evidence.title, evidence.start, evidence.end
         ))?;
-        if let Some(passage) = index.row_of(key)? {
-            let text = index.passage(passage)?.text;
+        if let Some(passage) = passages.row_of(key)? {
+            let text = passages.passage(passage)?.text;
             let before = text.get(..evidence.start).unwrap_or_default();
             let after = text.get(evidence.end..).unwrap_or_default();
             output::line(format_args!("  {before}{GOOD}{}{GOOD:#}{after}", evidence.text))?;
@@ -165,7 +165,7 @@ fn quote(evidence: &[Evidence], index: &Index) -> Result<()> {
     Ok(())
 }
 
-fn explain_trace(trace: &crate::pipeline::Trace, index: &Index) -> Result<()> {
+fn explain_trace(trace: &crate::pipeline::Trace, passages: &dyn Passages) -> Result<()> {
     const SHOWN: usize = 10;
     for (stage, hits) in [("retrieved", &trace.retrieved), ("re-ranked", &trace.reranked)] {
         if hits.is_empty() {
@@ -173,7 +173,7 @@ fn explain_trace(trace: &crate::pipeline::Trace, index: &Index) -> Result<()> {
         }
         output::line(format_args!("{BOLD}{stage}{BOLD:#} ({}, best {})", hits.len(), SHOWN.min(hits.len())))?;
         for (i, hit) in hits.iter().take(SHOWN).enumerate() {
-            let passage = index.passage(hit.passage)?;
+            let passage = passages.passage(hit.passage)?;
             output::line(format_args!(
                 "{:>4}. {:<9.4} {}  {DIM}{}{DIM:#}",
                 i + 1,

@@ -16,6 +16,8 @@ use crate::export::Precision;
 use crate::filter::Filter;
 use crate::index::Index;
 use crate::index::lexical::Bm25;
+use crate::index::passages::Passages;
+use crate::milvus::{Address, Collection};
 use crate::pipeline::{Depths, Pipeline, SharedEncoder};
 use crate::progress::Progress;
 use crate::read::choose::Choice;
@@ -25,7 +27,7 @@ use crate::read::prompts;
 use crate::read::reader::{Reader, ReaderSettings};
 use crate::read::template::TemplateKind;
 use crate::rerank::{CrossEncoder, Patience};
-use crate::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, Mode, Retriever};
+use crate::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, MilvusRetriever, Mode, Retriever};
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup;
@@ -54,7 +56,7 @@ const PASSAGE_CACHE: u64 = 256;
 #[derive(Debug, Clone, Args, Serialize)]
 #[command(next_help_heading = "Retrieval")]
 pub struct RetrievalArgs {
-    /// Folder of the index
+    /// Folder of the index, or milvus://host:port/collection
     #[arg(long, value_name = "DIR")]
     pub index: PathBuf,
     /// Find only passages whose metadata meets these conditions: 'source=wiki year>=1990'; `nunatak index info` lists the
@@ -210,6 +212,15 @@ impl Default for RankingArgs {
 }
 
 impl RankingArgs {
+    /// How two rankings become one.
+    fn fusion(&self) -> Result<Fusion> {
+        match self.fusion {
+            FusionKind::Rrf => Ok(Fusion::Rrf),
+            FusionKind::Convex if (0.0..=1.0).contains(&self.dense_weight) => Ok(Fusion::Convex(self.dense_weight)),
+            FusionKind::Convex => Err(Error::request("--dense-weight must be between 0 and 1", "the default is 0.8")),
+        }
+    }
+
     /// Whether a cross-encoder ranks last.
     fn reranks(&self) -> bool {
         self.rerank != NO_RERANKER
@@ -350,31 +361,124 @@ pub(crate) fn open_retriever(
             ));
         }
     };
-    let model = setup::model(&identity.name, options, progress)?;
+    let (encoder, fingerprint) = open_encoder(&identity.name, options, progress, models)?;
+    let dense =
+        DenseRetriever::new(Arc::clone(&index), of_questions(&encoder), &fingerprint, 0, retrieval.ranking.exact)?;
+    let retriever: Box<dyn Retriever> = match mode {
+        Mode::Hybrid => Box::new(HybridRetriever::new(index, dense, ranking.fusion()?, 0).with_bm25(bm25)),
+        _ => Box::new(dense),
+    };
+    Ok((retriever, Some(encoder)))
+}
+
+/// An encoder, and its fingerprint.
+fn open_encoder(
+    name: &str,
+    options: &RuntimeOptions,
+    progress: &dyn Progress,
+    models: &mut Models,
+) -> Result<(SharedEncoder, String)> {
+    let model = setup::model(name, options, progress)?;
     let encoder = Encoder::open(&model, options)?;
     let fingerprint = encoder.fingerprint().to_owned();
     models.push(("encoder", model.name(), fingerprint.clone()));
-    let shared = Arc::new(Mutex::new(encoder));
-    let encoder = Arc::clone(&shared);
-    let encode =
-        move |question: &str| encoder.lock().unwrap_or_else(PoisonError::into_inner).encode(&[question.to_owned()]);
-    let dense = DenseRetriever::new(Arc::clone(&index), encode, &fingerprint, 0, retrieval.ranking.exact)?;
-    let retriever: Box<dyn Retriever> = match mode {
-        Mode::Hybrid => {
-            let fusion = match retrieval.ranking.fusion {
-                FusionKind::Rrf => Fusion::Rrf,
-                FusionKind::Convex if (0.0..=1.0).contains(&retrieval.ranking.dense_weight) => {
-                    Fusion::Convex(retrieval.ranking.dense_weight)
-                }
-                FusionKind::Convex => {
-                    return Err(Error::request("--dense-weight must be between 0 and 1", "the default is 0.8"));
-                }
-            };
-            Box::new(HybridRetriever::new(index, dense, fusion, 0).with_bm25(bm25))
+    Ok((Arc::new(Mutex::new(encoder)), fingerprint))
+}
+
+/// What turns a question into its vector.
+fn of_questions(encoder: &SharedEncoder) -> impl FnMut(&str) -> Result<Vec<f32>> + Send + use<> {
+    let encoder = Arc::clone(encoder);
+    move |question| encoder.lock().unwrap_or_else(PoisonError::into_inner).encode(&[question.to_owned()])
+}
+
+/// Where passages are found: in a folder, or in a cluster.
+enum Place {
+    Folder(Arc<Index>),
+    Cluster(Arc<Collection>),
+}
+
+impl Place {
+    fn open(index: &Path) -> Result<Self> {
+        Ok(match Address::of(index)? {
+            Some(address) => Self::Cluster(Arc::new(Collection::open(&address)?)),
+            None => Self::Folder(Arc::new(Index::open(index)?)),
+        })
+    }
+
+    fn has_vectors(&self) -> bool {
+        match self {
+            Self::Folder(index) => index.dense().is_some(),
+            Self::Cluster(collection) => collection.encoder().is_some(),
         }
-        _ => Box::new(dense),
+    }
+
+    fn passages(&self) -> Arc<dyn Passages> {
+        match self {
+            Self::Folder(index) => Arc::<Index>::clone(index),
+            Self::Cluster(collection) => Arc::<Collection>::clone(collection),
+        }
+    }
+
+    fn retriever(
+        &self,
+        mode: Mode,
+        retrieval: &RetrievalArgs,
+        options: &RuntimeOptions,
+        progress: &dyn Progress,
+        models: &mut Models,
+    ) -> Result<(Box<dyn Retriever>, Option<SharedEncoder>)> {
+        match self {
+            Self::Folder(index) => open_retriever(index, mode, retrieval, options, progress, models),
+            Self::Cluster(collection) => open_milvus(collection, mode, &retrieval.ranking, options, progress, models),
+        }
+    }
+}
+
+/// Fail unless there is an index at this place.
+pub fn look_at(index: &Path) -> Result<()> {
+    Place::open(index).map(drop)
+}
+
+/// The first stage over a collection.
+fn open_milvus(
+    collection: &Arc<Collection>,
+    mode: Mode,
+    ranking: &RankingArgs,
+    options: &RuntimeOptions,
+    progress: &dyn Progress,
+    models: &mut Models,
+) -> Result<(Box<dyn Retriever>, Option<SharedEncoder>)> {
+    let place = collection.address();
+    if ranking.bm25_k1.is_some() || ranking.bm25_b.is_some() {
+        return Err(Error::request("a collection has BM25's k1 and b from when it was built", "leave both out"));
+    }
+    if ranking.exact {
+        return Err(Error::request("a cluster walks its graph: it cannot compare every vector", "leave --exact out"));
+    }
+    let (collection, fusion) = (Arc::clone(collection), ranking.fusion()?);
+    let identity = match (mode, collection.encoder()) {
+        (Mode::Bm25, _) => {
+            let none = |_: &str| Ok(Vec::new());
+            return Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, 0, none)), None));
+        }
+        (_, Some(identity)) => identity.clone(),
+        (_, None) => {
+            return Err(Error::index(
+                place.to_string(),
+                format!("it has no vectors, which --mode {mode} needs"),
+                "use --mode bm25, or build it again without --no-dense",
+            ));
+        }
     };
-    Ok((retriever, Some(shared)))
+    let (encoder, fingerprint) = open_encoder(&identity.name, options, progress, models)?;
+    if fingerprint != identity.fingerprint {
+        return Err(Error::index(
+            place.to_string(),
+            format!("its vectors were made by another version of {}", identity.name),
+            "use the program that built it, or build it again with --overwrite",
+        ));
+    }
+    Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, 0, of_questions(&encoder))), Some(encoder)))
 }
 
 fn open_reranker(
@@ -434,9 +538,9 @@ pub fn build(
     progress: &dyn Progress,
 ) -> Result<Engine> {
     let options = globals.runtime();
-    let index = Arc::new(Index::open(&retrieval.index)?);
+    let place = Place::open(&retrieval.index)?;
     let filter: Option<Filter> = retrieval.filter.as_deref().map(str::parse).transpose()?;
-    let mode = retrieval.ranking.mode.unwrap_or(if index.dense().is_some() { Mode::Hybrid } else { Mode::Bm25 });
+    let mode = retrieval.ranking.mode.unwrap_or(if place.has_vectors() { Mode::Hybrid } else { Mode::Bm25 });
     let mut models = Vec::new();
     let reader_model = match reading {
         Some(args) => {
@@ -454,7 +558,8 @@ pub fn build(
             let (settings, prompt, options) = (settings.clone(), prompt.clone(), &options);
             scope.spawn(move || open_reader(model, settings, prompt, options, progress))
         });
-        let others = open_retriever(&index, mode, retrieval, &options, progress, &mut models)
+        let others = place
+            .retriever(mode, retrieval, &options, progress, &mut models)
             .and_then(|retriever| Ok((retriever, open_reranker(retrieval, &options, progress, &mut models)?)));
         let reader = reader.map(|thread| {
             thread.join().map_err(|_| Error::Internal { doing: "loading the reader", message: "it panicked".into() })
@@ -468,7 +573,9 @@ pub fn build(
     };
     if let (Some(reader), Some(args)) = (&mut reader, reading) {
         reader.keep_passages(args.passage_cache << 20);
-        reader.look_beside(&retrieval.index);
+        if let Place::Folder(_) = place {
+            reader.look_beside(&retrieval.index);
+        }
     }
     models.extend(reader_model.iter().map(|(model, _, _)| ("lm", model.name(), model.fingerprint())));
     let depths = Depths {
@@ -485,8 +592,8 @@ pub fn build(
     };
     let prior = prior_weight(retrieval, mode, reranker.as_ref(), progress);
     let mut pipeline =
-        Pipeline::new(index, retriever, reranker, reader, depths).with_prior(prior).with_encoder(encoder);
-    if pipeline.restrict(filter.as_ref())? == 0 {
+        Pipeline::new(place.passages(), retriever, reranker, reader, depths).with_prior(prior).with_encoder(encoder);
+    if !pipeline.restrict(filter.as_ref())? {
         progress.note("no passage meets the conditions of --filter");
     }
     let mut calibration = None;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::cli::Globals;
 use crate::cli::index_change::{self, AddArgs, CompactArgs, DeleteArgs, ExportArgs, MergeArgs, UpdateArgs};
+use crate::cli::index_cluster;
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
 use crate::cli::warm::{self, WarmArgs};
 use crate::corpus::{self, CorpusOptions};
@@ -21,6 +22,8 @@ use crate::index::estimate::{Workload, estimate};
 use crate::index::lexical::{Analyser, HEAVIEST_TITLE};
 use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, BuildReport};
+use crate::milvus::Address;
+use crate::milvus::fill::{CorpusHash, FillOptions};
 use crate::progress::check_interrupt;
 use crate::runtime::setup;
 use crate::types::Passage;
@@ -62,7 +65,7 @@ enum IndexCommand {
 /// Options of `nunatak index build`.
 #[derive(Debug, Args)]
 struct BuildArgs {
-    /// Folder of the index to be
+    /// Folder of the index to be, or milvus://host:port/collection
     #[arg(long, value_name = "DIR")]
     index: PathBuf,
     /// Files and folders to read: JSONL, TSV, Parquet, Arrow, Markdown, text, HTML; gz and zst as they are
@@ -100,7 +103,7 @@ struct BuildArgs {
     #[arg(long, default_value_t = 200, value_name = "N")]
     ef_construction: usize,
     /// Build a part of the index only, the I-th of N: machines that share a corpus build one each, and `nunatak index merge`
-    /// makes of them, in their order, the index of the whole
+    /// makes of them, in their order, the index of the whole; in a collection they meet by themselves
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
     /// Replace an index that is there; it stays in use until the new one is complete
@@ -166,16 +169,23 @@ pub fn run(args: &IndexArgs, globals: &Globals) -> Result<()> {
 fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
     let progress = globals.progress();
     let options = globals.runtime();
-    writer::refuse_existing(&args.index, args.overwrite)?;
+    let cluster = Address::of(&args.index)?;
+    match &cluster {
+        Some(_) => refuse_in_cluster(args)?,
+        None => writer::refuse_existing(&args.index, args.overwrite)?,
+    }
     let analyser = analyser(args)?;
     let corpus_options = CorpusOptions { passage_words: args.passage_words, skip_bad: args.skip_bad };
 
     // The corpus is read twice. The first pass costs seconds, finds a bad line before hours are spent on
     // encoding, and makes the estimate and the bars exact.
     progress.start("reading", None, "passages");
-    let mut survey = Survey::default();
+    let (mut survey, mut hash) = (Survey::default(), CorpusHash::default());
     let corpus = corpus::read(&args.corpus, &corpus_options, &mut |passage| {
         progress.advance(1);
+        if cluster.is_some() {
+            hash.add(&passage);
+        }
         survey.look_at(&passage);
         check_interrupt(|| "nothing was changed".to_owned())
     })?;
@@ -197,6 +207,35 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         let model = setup::model(&args.encoder, &options, progress.as_ref())?;
         Some(Encoder::open(&model, &options)?)
     };
+    let identity = encoder.as_ref().map(|encoder| EncoderIdentity {
+        name: args.encoder.clone(),
+        fingerprint: encoder.fingerprint().to_owned(),
+        dim: encoder.dim(),
+    });
+    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| {
+        let mut number = 0;
+        corpus::read(&args.corpus, &corpus_options, &mut |passage| {
+            let is_ours = range.contains(&number);
+            number += 1;
+            if is_ours { sink(passage) } else { Ok(()) }
+        })
+        .map(drop)
+    };
+    if let Some(address) = &cluster {
+        let options = FillOptions {
+            encoder: identity,
+            analyser,
+            passage_words: args.passage_words,
+            corpus: hash.finish(),
+            passages: corpus.passages,
+            shard: args.shard.map_or((1, 1), |shard| (shard.part, shard.of)),
+            shard_passages: range.end - range.start,
+            m: args.neighbours,
+            ef_construction: args.ef_construction,
+            overwrite: args.overwrite,
+        };
+        return index_cluster::build(address, &mut source, encoder.as_mut(), &options, globals);
+    }
     let encoded_per_second = match &mut encoder {
         Some(encoder) => survey.encoding_speed(encoder)?,
         None => 0.0,
@@ -226,11 +265,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
     disk::require(&args.index, estimate.disk_bytes.saturating_sub(kept))?;
 
     let build_options = BuildOptions {
-        encoder: encoder.as_ref().map(|e| EncoderIdentity {
-            name: args.encoder.clone(),
-            fingerprint: e.fingerprint().to_owned(),
-            dim: e.dim(),
-        }),
+        encoder: identity,
         passage_words: args.passage_words,
         analyser,
         m: args.neighbours,
@@ -243,15 +278,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
     let mut encode = encoder.as_mut().map(|encoder| |texts: &[String]| encoder.encode(texts));
     let report = writer::build(
         &args.index,
-        &mut |sink| {
-            let mut number = 0;
-            corpus::read(&args.corpus, &corpus_options, &mut |passage| {
-                let is_ours = range.contains(&number);
-                number += 1;
-                if is_ours { sink(passage) } else { Ok(()) }
-            })
-            .map(drop)
-        },
+        &mut source,
         encode.as_mut().map(|e| e as &mut writer::Encode),
         &build_options,
         progress.as_ref(),
@@ -271,6 +298,23 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         ));
     }
     print_report(args, &report)
+}
+
+/// Fail on options that mean nothing, or harm, where the index is a collection that others may be filling.
+fn refuse_in_cluster(args: &BuildArgs) -> Result<()> {
+    if args.keep_encoded {
+        return Err(Error::request(
+            "--keep-encoded keeps vectors in the folder of an index, and a collection has none",
+            "leave it out: a build that is run again encodes only what the collection does not have",
+        ));
+    }
+    if args.overwrite && args.shard.is_some() {
+        return Err(Error::request(
+            "--overwrite would drop what the other shards have written",
+            "build under another name, or drop the collection before the first shard begins",
+        ));
+    }
+    Ok(())
 }
 
 /// How words are made, as it was typed.
@@ -371,6 +415,9 @@ struct Info<'a> {
 }
 
 fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
+    if let Some(address) = Address::of(&args.index)? {
+        return index_cluster::info(&address, globals);
+    }
     let index = Index::open(&args.index)?;
     let manifest = index.manifest();
     let bytes = manifest.bytes();
@@ -388,13 +435,7 @@ fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
         row("segments", format!("{} (rows {})", sizes.len(), sizes.join(" + ")))?;
         row("deleted", format!("{deleted} rows, which `nunatak index compact` frees"))?;
     }
-    row(
-        "split",
-        match manifest.corpus.passage_words {
-            0 => "whole texts".to_owned(),
-            words => format!("about {words} words"),
-        },
-    )?;
+    row("split", output::split(manifest.corpus.passage_words))?;
     match &manifest.encoder {
         Some(encoder) => row("vectors", format!("{} x {}, by {}", manifest.vectors, encoder.dim, encoder.name))?,
         None => row("vectors", "none (BM25 only)".to_owned())?,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::cli::Globals;
+use crate::cli::index_cluster;
 use crate::cli::output::{self, DIM, GOOD};
 use crate::corpus::{self, CorpusOptions};
 use crate::disk;
@@ -16,9 +17,10 @@ use crate::index::change::{self, ChangeReport, Known};
 use crate::index::export;
 use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, Encode};
+use crate::milvus::Address;
 use crate::progress::{Progress, Quiet};
 use crate::runtime::setup;
-use crate::serve::worker::Edit;
+use crate::serve::worker::{Changed, Edit};
 
 /// Options of `nunatak index add`.
 #[derive(Debug, Args)]
@@ -116,6 +118,9 @@ pub fn update(args: &UpdateArgs, globals: &Globals) -> Result<()> {
 }
 
 fn add_or_replace(dir: &Path, files: &[PathBuf], skip_bad: u64, known: Known, globals: &Globals) -> Result<()> {
+    if let Some(address) = Address::of(dir)? {
+        return index_cluster::add(&address, files, skip_bad, known, globals);
+    }
     let progress = globals.progress();
     let manifest = Index::open(dir)?.manifest().clone();
     let corpus_options = CorpusOptions { passage_words: manifest.corpus.passage_words, skip_bad };
@@ -128,7 +133,7 @@ fn add_or_replace(dir: &Path, files: &[PathBuf], skip_bad: u64, known: Known, gl
         &mut |sink| corpus::read(files, &corpus_options, sink).map(drop),
         known,
         encode.as_mut().map(|encode| encode as &mut Encode),
-        &options(globals),
+        &BuildOptions { encoder: manifest.encoder.clone(), ..options(globals) },
         progress.as_ref(),
     )?;
     print(dir, &report, globals)
@@ -152,8 +157,8 @@ pub fn edit(
     edit: Edit,
     encoder: Option<&mut Encoder>,
     globals: &Globals,
-) -> Result<ChangeReport> {
-    match edit {
+) -> Result<Changed> {
+    let report = match edit {
         Edit::Put { lines, known } => {
             disk::require(dir, LEAST_ROOM)?;
             let corpus_options = CorpusOptions { passage_words: manifest.corpus.passage_words, skip_bad: 0 };
@@ -163,12 +168,14 @@ pub fn edit(
                 &mut |sink| corpus::read_records("passages", &lines, &corpus_options, sink).map(drop),
                 known,
                 encode.as_mut().map(|encode| encode as &mut Encode),
-                &options(globals),
+                &BuildOptions { encoder: manifest.encoder.clone(), ..options(globals) },
                 &Quiet,
-            )
+            )?
         }
-        Edit::Delete { id } => change::delete(dir, &[id], &options(globals), &Quiet),
-    }
+        Edit::Delete { id } => change::delete(dir, &[id], &options(globals), &Quiet)?,
+    };
+    let ChangeReport { added, removed, build } = report;
+    Ok(Changed { added, removed, passages: build.passages, checksum: build.checksum })
 }
 
 /// Run `nunatak index delete`.
@@ -177,6 +184,9 @@ pub fn delete(args: &DeleteArgs, globals: &Globals) -> Result<()> {
     if let Some(path) = &args.ids_file {
         let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
         ids.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+    }
+    if let Some(address) = Address::of(&args.index)? {
+        return index_cluster::delete(&address, &ids, globals);
     }
     let report = change::delete(&args.index, &ids, &options(globals), globals.progress().as_ref())?;
     print(&args.index, &report, globals)

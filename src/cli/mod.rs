@@ -12,6 +12,7 @@ pub mod engine;
 pub mod eval;
 pub mod index;
 pub mod index_change;
+mod index_cluster;
 pub mod models;
 pub mod output;
 pub mod progress;

@@ -97,6 +97,14 @@ pub fn seconds(s: f64) -> String {
     }
 }
 
+/// How long the passages are that documents were split into.
+pub fn split(passage_words: usize) -> String {
+    match passage_words {
+        0 => "whole texts".to_owned(),
+        words => format!("about {words} words"),
+    }
+}
+
 /// Fail where renaming a file into place would put it where a device or a folder was.
 ///
 /// # Errors

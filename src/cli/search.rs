@@ -78,7 +78,7 @@ impl Explanation {
     fn new(args: &SearchArgs, engine: &mut Engine, depth: usize, found: &Found) -> Result<Self> {
         let (mode, hits) = (engine.mode, found.ranking());
         let shown: Vec<PassageId> = hits.iter().take(args.k).map(|hit| hit.passage).collect();
-        let index = engine.pipeline.index();
+        let index = engine.pipeline.index()?;
         let only = engine.pipeline.only();
         let bm25 = match mode {
             Mode::Dense => Vec::new(),
@@ -87,7 +87,7 @@ impl Explanation {
         let mut cosines = HashMap::new();
         if mode != Mode::Bm25 {
             let vector = engine.pipeline.encoder()?.encode(std::slice::from_ref(&args.question))?;
-            if let Some(dense) = engine.pipeline.index().dense() {
+            if let Some(dense) = engine.pipeline.index()?.dense() {
                 cosines.extend(dense.cosines(&vector, &shown)?.into_iter().map(|hit| (hit.passage, hit.score)));
             }
         }
@@ -134,7 +134,7 @@ pub fn run(args: &SearchArgs, globals: &Globals) -> Result<()> {
     let hits = found.ranking();
     let explanation = if args.explain { Some(Explanation::new(args, &mut engine, depth, &found)?) } else { None };
     for (i, hit) in hits.iter().take(args.k).enumerate() {
-        let passage = engine.pipeline.index().passage(hit.passage)?;
+        let passage = engine.pipeline.passages().passage(hit.passage)?;
         let (rank, score) = (i + 1, hit.score);
         let parts = explanation.as_ref().map(|explanation| explanation.of(hit.passage));
         if globals.json {

@@ -9,11 +9,12 @@ use clap::Args;
 
 use crate::cli::Globals;
 use crate::cli::engine::{self, RankingArgs, ReadingArgs, RetrievalArgs};
-use crate::cli::index_change;
 use crate::cli::output::{self, BOLD, DIM};
+use crate::cli::{index_change, index_cluster};
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::index::manifest::{EncoderIdentity, Manifest};
+use crate::milvus::Address;
 use crate::progress::Quiet;
 use crate::serve::worker::{Editor, Worker};
 use crate::serve::{self, Access, Keys, Limits, Origin, tls};
@@ -84,8 +85,8 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
                 "give them names: --index one=DIR --index two=DIR",
             ));
         }
-        // A folder that is no index is an error before anything listens.
-        crate::index::Index::open(&dir)?;
+        // A place that is no index is an error before anything listens.
+        engine::look_at(&dir)?;
         let retrieval = RetrievalArgs { ranking: args.ranking.clone(), ..RetrievalArgs::at(&dir) };
         let (reading, depth, globals) = (args.reading.clone(), args.depth, globals.clone());
         let with = globals.clone();
@@ -115,6 +116,13 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
 
 /// What changes the index at `dir`. Its encoder is opened when it is first needed, and kept.
 fn editor(dir: PathBuf, globals: Globals) -> Editor {
+    if let Ok(Some(address)) = Address::of(&dir) {
+        let kept = Mutex::<Option<Encoder>>::default();
+        return Arc::new(move |edit| {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            index_cluster::edit(&address, edit, &mut kept, &globals)
+        });
+    }
     let kept = Mutex::<Option<(EncoderIdentity, Encoder)>>::default();
     Arc::new(move |edit| {
         let manifest = Manifest::read(&dir)?;
@@ -169,6 +177,9 @@ fn name_of(typed: &str) -> (String, PathBuf) {
         Some((name, dir)) if !name.is_empty() && !name.contains(['/', '\\']) => (name.to_owned(), PathBuf::from(dir)),
         _ => {
             let dir = PathBuf::from(typed);
+            if let Ok(Some(address)) = Address::of(&dir) {
+                return (address.collection, dir);
+            }
             let name = dir.file_name().map_or_else(|| typed.to_owned(), |n| n.to_string_lossy().into_owned());
             (name, dir)
         }

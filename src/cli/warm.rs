@@ -11,6 +11,7 @@ use crate::cli::engine::{self, DEFAULT_LM, ReadingArgs, RetrievalArgs};
 use crate::cli::output::{self, GOOD};
 use crate::error::{Error, Result};
 use crate::eval::dataset;
+use crate::milvus::Address;
 use crate::pipeline::{Pipeline, no_reader};
 use crate::progress::{Progress, check_interrupt};
 use crate::read::template::TemplateKind;
@@ -97,6 +98,7 @@ pub fn run(args: &WarmArgs, globals: &Globals) -> Result<()> {
         passage_cache: 0,
         ..ReadingArgs::with_lm(&args.lm)
     };
+    Address::refuse(&args.retrieval.index)?;
     let mut pipeline =
         engine::build(&args.retrieval, Some(&reading), args.depth, 0, globals, progress.as_ref())?.pipeline;
     let wanted = wanted(args, &mut pipeline, progress.as_ref())?;
@@ -114,12 +116,12 @@ pub fn run(args: &WarmArgs, globals: &Globals) -> Result<()> {
 /// The passages that are asked for, each once.
 fn wanted(args: &WarmArgs, pipeline: &mut Pipeline, progress: &dyn Progress) -> Result<Vec<PassageId>> {
     if args.all {
-        return Ok(pipeline.index().passages().collect());
+        return Ok(pipeline.index()?.passages().collect());
     }
     let mut rows = BTreeSet::new();
     for id in &args.ids {
-        let pieces = pipeline.index().pieces_of(id)?;
-        let own = if pieces.is_empty() { pipeline.index().row_of(id)? } else { None };
+        let pieces = pipeline.passages().pieces_of(id)?;
+        let own = if pieces.is_empty() { pipeline.passages().row_of(id)? } else { None };
         if pieces.is_empty() && own.is_none() {
             return Err(Error::request(
                 format!("the index has no passage {id}"),
@@ -155,7 +157,7 @@ fn warm(args: &WarmArgs, rows: &[PassageId], pipeline: &mut Pipeline, progress: 
     progress.start("warming", Some(rows.len() as u64), "passages");
     for &row in rows {
         check_interrupt(|| format!("{} passages are warm; the same command goes on", warmed.computed + warmed.there))?;
-        let passage = pipeline.index().passage(row)?;
+        let passage = pipeline.passages().passage(row)?;
         let reader = pipeline.reader_mut().ok_or_else(no_reader)?;
         let block = reader.block(&passage.title, &passage.text)?;
         if folder.holds(&block) {

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::index::Index;
+use crate::index::passages::Passages;
 use crate::pipeline::{Answer, Found, Trace};
 use crate::read::choose::WindowAnswer;
 use crate::types::{Evidence, Hit};
@@ -92,29 +92,29 @@ pub struct Cited {
 
 impl QuestionTrace {
     /// The short form of what was found and, if somebody read, of what was made of it; texts are looked up in
-    /// `index`.
-    pub fn of(found: &Found, answer: Option<&Answer>, index: &Index) -> Result<Self> {
+    /// `passages`.
+    pub fn of(found: &Found, answer: Option<&Answer>, passages: &dyn Passages) -> Result<Self> {
         let trace = answer.and_then(|a| a.trace.as_ref());
         let withheld = trace.and_then(|t| t.withheld.as_ref()).map(|w| &w.evidence);
         let evidence = withheld.or(answer.map(|a| &a.evidence)).into_iter().flatten();
         let left_out = trace.iter().flat_map(|t| &t.left_out);
         Ok(Self {
-            retrieved: ranked(&found.retrieved, None, index)?,
-            reranked: ranked(&found.reranked, Some(&found.retrieved), index)?,
+            retrieved: ranked(&found.retrieved, None, passages)?,
+            reranked: ranked(&found.reranked, Some(&found.retrieved), passages)?,
             packed: trace.map(packed).unwrap_or_default(),
             said: trace.map(|t| t.said.iter().take(KEPT).cloned().collect()).unwrap_or_default(),
             left_out: left_out
                 .take(KEPT)
                 .map(|left| Left { key: left.key.clone(), tokens: left.tokens, reason: left.reason.clone() })
                 .collect(),
-            evidence: evidence.take(KEPT).map(|e| cited(e, index)).collect::<Result<_>>()?,
+            evidence: evidence.take(KEPT).map(|e| cited(e, passages)).collect::<Result<_>>()?,
         })
     }
 }
 
-fn ranked(hits: &[Hit], before: Option<&[Hit]>, index: &Index) -> Result<Vec<Ranked>> {
+fn ranked(hits: &[Hit], before: Option<&[Hit]>, passages: &dyn Passages) -> Result<Vec<Ranked>> {
     let one = |hit: &Hit| {
-        let passage = index.passage(hit.passage)?;
+        let passage = passages.passage(hit.passage)?;
         let from = before.and_then(|list| list.iter().position(|b| b.passage == hit.passage)).map(|i| i + 1);
         let score = if hit.score.is_finite() { hit.score } else { f32::MIN };
         Ok(Ranked { key: passage.key, title: passage.title, score, from })
@@ -135,9 +135,9 @@ fn packed(trace: &Trace) -> Vec<InWindow> {
         .collect()
 }
 
-fn cited(evidence: &Evidence, index: &Index) -> Result<Cited> {
-    let text = match index.row_of(&evidence.passage_id)? {
-        Some(row) => index.passage(row)?.text,
+fn cited(evidence: &Evidence, passages: &dyn Passages) -> Result<Cited> {
+    let text = match passages.row_of(&evidence.passage_id)? {
+        Some(row) => passages.passage(row)?.text,
         None => String::new(),
     };
     Ok(Cited {

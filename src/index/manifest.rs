@@ -14,6 +14,7 @@ use super::disk;
 use super::lexical::Analyser;
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::milvus::Address;
 
 /// Version of the on-disk format that this crate writes. It reads those from [`OLDEST`] on.
 pub const FORMAT: u32 = 3;
@@ -173,6 +174,7 @@ impl Manifest {
     /// # Errors
     /// [`Error::Index`] naming the manifest: there is none, it is damaged, or of another format version.
     pub fn read(dir: &Path) -> Result<Self> {
+        Address::refuse(dir)?;
         let path = dir.join(MANIFEST);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,

@@ -34,6 +34,7 @@ mod hnsw;
 mod kernel;
 pub mod lexical;
 pub mod manifest;
+pub mod passages;
 mod previous;
 pub(crate) mod site;
 mod store;

@@ -7,6 +7,7 @@ use super::disk;
 use super::encode_cache::CACHE;
 use super::manifest::{MANIFEST, Manifest, generation_name};
 use crate::error::{Error, Result};
+use crate::milvus::Address;
 
 /// Name of the lock file in an index folder.
 const LOCK: &str = "writer.lock";
@@ -29,6 +30,7 @@ pub(super) struct Site {
 impl Site {
     /// Make or take the folder at `dir`, lock it, and clear away what a crashed build left.
     pub fn prepare(dir: &Path, overwrite: bool) -> Result<Self> {
+        Address::refuse(dir)?;
         let made = !dir.exists();
         if !made {
             refuse_strangers(dir)?;

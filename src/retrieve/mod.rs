@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::filter::Filter;
 use crate::index::Index;
 use crate::index::allowed::Allowed;
 use crate::types::Hit;
@@ -14,16 +15,30 @@ mod bm25;
 mod dense;
 pub mod fuse;
 mod hybrid;
+mod milvus;
 
 pub use bm25::Bm25Retriever;
 pub use dense::DenseRetriever;
 pub use hybrid::{Fusion, HybridRetriever};
+pub use milvus::MilvusRetriever;
 
 /// A first stage: question in, scored passages out.
 pub trait Retriever: Send {
     /// The best `depth` passages for `question`, best first, ties by passage id, of those in `only` if it is given.
     /// Questions are plain text.
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>>;
+
+    /// Find only passages that meet this filter from now on, where passages are not in an index here, which could say as
+    /// `only` which these are.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when it cannot filter.
+    fn restrict(&mut self, filter: Option<&Filter>) -> Result<()> {
+        match filter {
+            Some(_) => Err(Error::request("this first stage cannot filter", "leave the filter out")),
+            None => Ok(()),
+        }
+    }
 
     /// Search this state of the index from now on, if that can be done with the models at hand; gives whether it is.
     fn take_up(&mut self, _index: &Arc<Index>) -> Result<bool> {

@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::index::change::{ChangeReport, Known};
+use crate::index::change::Known;
 use crate::serve::Server;
 use crate::serve::api::{Body, index_named, unprocessable};
 use crate::serve::problem::Problem;
-use crate::serve::worker::{Done, Edit, Refusal, Work, Worker};
+use crate::serve::worker::{Changed, Done, Edit, Refusal, Work, Worker};
 
 /// Records to put into an index.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -183,7 +183,7 @@ async fn change(server: &Server, worker: &Worker, edit: Edit) -> Result<Json<Cha
         let hint = "it goes on, or waits for another; /v1/indexes says what is served".to_owned();
         Problem::new(StatusCode::GATEWAY_TIMEOUT, "the change takes longer than a request may", Some(hint))
     })?;
-    let report: Result<ChangeReport, Refusal> = done.map_err(|_| Refusal::Down)?;
-    let ChangeReport { added, removed, build } = report?;
-    Ok(Json(ChangeResponse { added, removed, passages: build.passages, checksum: build.checksum }))
+    let changed: Result<Changed, Refusal> = done.map_err(|_| Refusal::Down)?;
+    let Changed { added, removed, passages, checksum } = changed?;
+    Ok(Json(ChangeResponse { added, removed, passages, checksum }))
 }

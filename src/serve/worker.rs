@@ -16,7 +16,7 @@ use tokio::sync::{mpsc as stream, oneshot};
 use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::index::Index;
-use crate::index::change::{ChangeReport, Known};
+use crate::index::change::Known;
 use crate::index::manifest::Manifest;
 use crate::pipeline::{Answer, Found, Pipeline};
 use crate::types::Passage;
@@ -53,8 +53,21 @@ impl Edit {
     }
 }
 
-/// Changes the index on disk.
-pub type Editor = Arc<dyn Fn(Edit) -> Result<ChangeReport> + Send + Sync>;
+/// What a change did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// Passages that came in.
+    pub added: u64,
+    /// Passages that went out, those of replaced documents included.
+    pub removed: u64,
+    /// Passages that are there now.
+    pub passages: u64,
+    /// The index's identity now.
+    pub checksum: String,
+}
+
+/// Changes the index where it lies.
+pub type Editor = Arc<dyn Fn(Edit) -> Result<Changed> + Send + Sync>;
 
 /// What is wanted.
 #[derive(Debug)]
@@ -215,7 +228,7 @@ impl Worker {
     }
 
     /// Change the index on disk, after the changes that came before. [`Work::Renew`] has it served.
-    pub async fn change(&self, edit: Edit) -> std::result::Result<ChangeReport, Refusal> {
+    pub async fn change(&self, edit: Edit) -> std::result::Result<Changed, Refusal> {
         let editor = self.editor.as_ref().ok_or(Refusal::Down)?.clone().lock_owned().await;
         // It encodes and writes files: not on the threads that serve connections.
         let done = tokio::task::spawn_blocking(move || editor(edit)).await;
@@ -273,7 +286,10 @@ impl Thread {
                 return self.is(State::Failed(error.to_string()));
             }
         };
-        self.is(State::Ready(facts(&pipeline)));
+        if let Err(error) = self.ready(&pipeline) {
+            tracing::error!("{error}");
+            return self.is(State::Failed(error.to_string()));
+        }
         let (mut looked, mut opening) = (Instant::now(), None::<mpsc::Receiver<Result<Pipeline>>>);
         loop {
             let job = match line.recv_timeout(LOOK_EVERY) {
@@ -286,8 +302,10 @@ impl Thread {
                 match fresh {
                     Ok(fresh) => {
                         pipeline = fresh;
-                        tracing::info!("the index was replaced: now {} passages", pipeline.index().len());
-                        self.is(State::Ready(facts(&pipeline)));
+                        tracing::info!("the index was replaced");
+                        if let Err(error) = self.ready(&pipeline) {
+                            tracing::error!("{error}");
+                        }
                     }
                     Err(error) => tracing::error!("the index was replaced, and the new one cannot be opened: {error}"),
                 }
@@ -295,7 +313,7 @@ impl Thread {
             let asked = job.as_ref().is_some_and(|job| matches!(job.work, Work::Renew));
             if opening.is_none() && (asked || looked.elapsed() >= LOOK_EVERY) {
                 looked = Instant::now();
-                match self.renew(&mut pipeline) {
+                match self.renew(&mut pipeline, asked) {
                     Ok(true) => {}
                     Ok(false) => opening = self.reopen(),
                     Err(error) => tracing::error!("the index changed, and cannot be opened: {error}"),
@@ -309,17 +327,26 @@ impl Thread {
     }
 
     /// Take up the index on disk if it is another than the one at work. False if that needs other models.
-    fn renew(&self, pipeline: &mut Pipeline) -> Result<bool> {
+    fn renew(&self, pipeline: &mut Pipeline, asked: bool) -> Result<bool> {
+        let Ok(index) = pipeline.index() else {
+            // A cluster answers from what it has now; how much that is, is asked when somebody wants to know.
+            return if asked { self.ready(pipeline).map(|()| true) } else { Ok(true) };
+        };
         let now = Manifest::read(&self.dir)?;
-        if now.checksum == pipeline.index().manifest().checksum {
+        if now.checksum == index.manifest().checksum {
             return Ok(true);
         }
         let taken = pipeline.take_up(&Arc::new(Index::open(&self.dir)?))?;
         if taken {
-            tracing::info!("the index changed: now {} passages", pipeline.index().len());
-            self.is(State::Ready(facts(pipeline)));
+            tracing::info!("the index changed: now {} passages", now.passages);
+            self.ready(pipeline)?;
         }
         Ok(taken)
+    }
+
+    fn ready(&self, pipeline: &Pipeline) -> Result<()> {
+        self.is(State::Ready(facts(pipeline)?));
+        Ok(())
     }
 
     /// Open the pipeline anew beside the one at work.
@@ -358,7 +385,7 @@ impl Thread {
                 pipeline.restrict(filter.as_ref()).and_then(|_| search(pipeline, &question, k)).map(Done::Search)
             }
             Work::Look { id } => look(pipeline, &id).map(Done::Looked),
-            Work::Renew => Ok(Done::Renewed(facts(pipeline))),
+            Work::Renew => facts(pipeline).map(Done::Renewed),
             Work::Embed { texts } => embed(pipeline, &texts),
             Work::Score { question, texts } => pipeline
                 .score(&question, &texts)
@@ -382,12 +409,12 @@ fn proved(open: &Open) -> Result<Pipeline> {
 fn search(pipeline: &mut Pipeline, question: &str, k: usize) -> Result<Vec<(Passage, f32)>> {
     let found: Found = pipeline.find(question)?;
     let hits = found.ranking().into_iter().take(k);
-    hits.map(|hit| Ok((pipeline.index().passage(hit.passage)?, hit.score))).collect()
+    hits.map(|hit| Ok((pipeline.passages().passage(hit.passage)?, hit.score))).collect()
 }
 
 fn look(pipeline: &Pipeline, id: &str) -> Result<Vec<Passage>> {
-    let index = pipeline.index();
-    index.pieces_of(id)?.into_iter().map(|row| index.passage(row)).collect()
+    let passages = pipeline.passages();
+    passages.pieces_of(id)?.into_iter().map(|row| passages.passage(row)).collect()
 }
 
 fn embed(pipeline: &Pipeline, texts: &[String]) -> Result<Done> {
@@ -399,11 +426,8 @@ fn embed(pipeline: &Pipeline, texts: &[String]) -> Result<Done> {
     Ok(Done::Embedded { vectors, dim: encoder.dim(), tokens, truncated })
 }
 
-fn facts(pipeline: &Pipeline) -> Facts {
-    let manifest = pipeline.index().manifest();
-    Facts {
-        passages: manifest.passages,
-        checksum: manifest.checksum.clone(),
-        encoder: manifest.encoder.as_ref().map(|e| e.name.clone()),
-    }
+fn facts(pipeline: &Pipeline) -> Result<Facts> {
+    let identity = pipeline.passages().identity()?;
+    let encoder = identity.encoder.map(|encoder| encoder.name);
+    Ok(Facts { passages: identity.passages, checksum: identity.checksum, encoder })
 }

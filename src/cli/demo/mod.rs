@@ -95,7 +95,7 @@ pub fn run(_: &DemoArgs, globals: &Globals) -> Result<()> {
 }
 
 fn show(answer: &Answer, pipeline: &crate::pipeline::Pipeline) -> Result<()> {
-    ask::print(answer, pipeline.index(), false)?;
+    ask::print(answer, pipeline.passages(), false)?;
     output::line("")
 }
 

@@ -8,7 +8,7 @@ use crate::eval::dataset::Question;
 use crate::eval::prediction::{Outcome, Retrieved};
 use crate::eval::provenance::{IndexIdentity, Setup};
 use crate::eval::trace::QuestionTrace;
-use crate::index::Index;
+use crate::index::passages::Passages;
 use crate::pipeline::Found;
 use crate::progress::Progress;
 use crate::retrieve::Mode;
@@ -23,15 +23,15 @@ pub(super) fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -
         engine::build(&args.retrieval, reading, args.depth, args.seed, globals, progress)?;
     let mut settings = args.settings()?;
     settings.insert("mode".into(), mode.name().into());
-    let index = pipeline.index();
+    let identity = pipeline.passages().identity()?;
     let setup = Setup {
         settings,
         seed: args.seed,
         models: models.into_iter().map(|(role, _, fingerprint)| (role.to_owned(), fingerprint)).collect(),
         index: Some(IndexIdentity {
-            path: index.path().display().to_string(),
-            manifest_sha256: index.manifest().checksum.clone(),
-            passages: index.manifest().passages,
+            path: identity.place,
+            manifest_sha256: identity.checksum,
+            passages: identity.passages,
         }),
         calibration,
         onnxruntime: if mode == Mode::Bm25 && !reads { None } else { Some(runtime_version(&globals.runtime())?) },
@@ -40,7 +40,7 @@ pub(super) fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -
     let mut told = false;
     let answer = move |question: &Question| {
         let found =
-            if gold { gold_passages(question, pipeline.index())? } else { pipeline.find(&question.question)? };
+            if gold { gold_passages(question, pipeline.passages())? } else { pipeline.find(&question.question)? };
         if let (false, Some(words)) = (told, found.cuts.words()) {
             // Said once, or it would be said for every other question of a corpus with long passages.
             tracing::warn!("question {}: {words}; further ones are not named", question.id);
@@ -55,20 +55,20 @@ pub(super) fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -
         } else {
             (None, found)
         };
-        let index = pipeline.index();
+        let passages = pipeline.passages();
         let retrieved = found
             .ranking()
             .into_iter()
             .map(|hit| {
-                let passage = index.passage(hit.passage)?;
+                let passage = passages.passage(hit.passage)?;
                 Ok(Retrieved { key: passage.key, text: passage.text, score: hit.score })
             })
             .collect::<Result<_>>()?;
-        let key = |hit: &Hit| Ok(index.passage(hit.passage)?.key);
+        let key = |hit: &Hit| Ok(passages.passage(hit.passage)?.key);
         let first_stage = (!found.reranked.is_empty())
             .then(|| found.retrieved.iter().map(key).collect::<Result<Vec<String>>>())
             .transpose()?;
-        let trace = QuestionTrace::of(&found, answer.as_ref(), index)?;
+        let trace = QuestionTrace::of(&found, answer.as_ref(), passages)?;
         let windows = answer.as_ref().and_then(|a| a.trace.as_ref()).map(|t| t.windows.concat());
         let reader_passages = windows.unwrap_or_default();
         let latency = found.latency_ms;
@@ -79,11 +79,11 @@ pub(super) fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -
 }
 
 /// The gold passages of a question as if they had been found: every piece of each gold document, in order.
-fn gold_passages(question: &Question, index: &Index) -> Result<Found> {
+fn gold_passages(question: &Question, passages: &dyn Passages) -> Result<Found> {
     let mut found = Found::default();
     let relevant = question.gold.iter().flatten().filter(|(_, grade)| **grade > 0).map(|(document, _)| document);
     for document in relevant {
-        found.retrieved.extend(index.pieces_of(document)?.into_iter().map(|passage| Hit { passage, score: 1.0 }));
+        found.retrieved.extend(passages.pieces_of(document)?.into_iter().map(|passage| Hit { passage, score: 1.0 }));
     }
     if found.retrieved.is_empty() {
         return Err(Error::request(

@@ -11,6 +11,7 @@ use tantivy::tokenizer::{
 };
 
 use crate::error::Error;
+use crate::types::Passage;
 
 /// Words of more bytes than this are not indexed: they are base64, not language.
 const LONGEST_WORD: usize = 40;
@@ -110,6 +111,48 @@ impl Analyser {
         manager.register(&self.name(), self.of_passages());
         manager
     }
+}
+
+/// The terms of texts, as the inverted index has them.
+pub struct Terms {
+    passages: TextAnalyzer,
+    questions: TextAnalyzer,
+    title_weight: u32,
+}
+
+impl fmt::Debug for Terms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Terms").field("title_weight", &self.title_weight).finish_non_exhaustive()
+    }
+}
+
+impl Terms {
+    /// As this analyser makes them.
+    pub fn new(analyser: &Analyser) -> Self {
+        let title_weight = analyser.title_weight;
+        Self { passages: analyser.of_passages(), questions: analyser.of_questions(), title_weight }
+    }
+
+    /// Those of a passage and its title, in order, each as often as it counts.
+    pub fn of_passage(&mut self, passage: &Passage) -> Vec<String> {
+        let mut terms = Vec::new();
+        for _ in 0..self.title_weight {
+            collect(&mut self.passages, &passage.title, &mut terms);
+        }
+        collect(&mut self.passages, &passage.text, &mut terms);
+        terms
+    }
+
+    /// Those of a question, in order.
+    pub fn of_question(&mut self, question: &str) -> Vec<String> {
+        let mut terms = Vec::new();
+        collect(&mut self.questions, question, &mut terms);
+        terms
+    }
+}
+
+fn collect(analyser: &mut TextAnalyzer, text: &str, terms: &mut Vec<String>) {
+    analyser.token_stream(text).process(&mut |token| terms.push(token.text.clone()));
 }
 
 /// A language with a stemmer.

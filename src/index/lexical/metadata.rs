@@ -20,7 +20,7 @@ use crate::types::Passage;
 /// Name of the field.
 pub(super) const META: &str = "meta";
 /// The field that every passage has: the file it was read from.
-const SOURCE_FILE: &str = "source_file";
+pub(crate) const SOURCE_FILE: &str = "source_file";
 
 /// Add the field to a schema.
 pub(super) fn add_field(schema: &mut SchemaBuilder) {

@@ -33,9 +33,10 @@ mod bm25;
 mod directory;
 mod metadata;
 
-pub use analyser::{Analyser, HEAVIEST_TITLE, Language};
+pub use analyser::{Analyser, HEAVIEST_TITLE, Language, Terms};
 pub use bm25::Bm25;
 use bm25::{Asked, Best, Scratch, Words};
+pub(crate) use metadata::SOURCE_FILE;
 
 /// Filters whose passages are remembered: an eighth of a byte a passage each.
 const KNOWN_FILTERS: usize = 16;

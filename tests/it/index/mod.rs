@@ -16,13 +16,13 @@ use nunatak::types::{Hit, Passage, PassageId, SourceSpan};
 mod change;
 mod damage;
 mod faults;
-mod filter;
+pub(crate) mod filter;
 mod words;
 
-const DIM: usize = 32;
+pub(crate) const DIM: usize = 32;
 
 /// A number that looks random, from two numbers.
-fn mix(seed: u64, n: u64) -> u64 {
+pub(crate) fn mix(seed: u64, n: u64) -> u64 {
     let mut z = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(n.wrapping_mul(0xD1B5_4A32_D192_ED03));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z ^ (z >> 29)
@@ -34,7 +34,7 @@ fn normal(seed: u64, n: u64) -> f32 {
 }
 
 /// A unit vector near one of 40 centres.
-fn vector_of(n: u64) -> Vec<f32> {
+pub(crate) fn vector_of(n: u64) -> Vec<f32> {
     let centre = mix(5, n) % 40;
     let raw: Vec<f32> = (0..DIM as u64).map(|d| normal(6, centre * 1000 + d) + 0.7 * normal(7, n * 1000 + d)).collect();
     let length = raw.iter().map(|x| x * x).sum::<f32>().sqrt();
@@ -72,7 +72,7 @@ fn word(n: u64) -> &'static str {
 }
 
 /// The n-th passage; its text ends in a word that no other has.
-fn passage(n: u64) -> Passage {
+pub(crate) fn passage(n: u64) -> Passage {
     let words: Vec<&str> = (0..20).map(|i| word(mix(n, i))).collect();
     Passage {
         key: format!("p{n}"),
@@ -88,11 +88,11 @@ fn number_of(text: &str) -> u64 {
     text.rsplit_once("unique").unwrap().1.trim_end_matches('.').parse().unwrap()
 }
 
-fn encode(texts: &[String]) -> Result<Vec<f32>> {
+pub(crate) fn encode(texts: &[String]) -> Result<Vec<f32>> {
     Ok(texts.iter().flat_map(|text| vector_of(number_of(text))).collect())
 }
 
-fn options() -> BuildOptions {
+pub(crate) fn options() -> BuildOptions {
     let encoder = EncoderIdentity { name: "random".into(), fingerprint: "f".into(), dim: DIM };
     BuildOptions { encoder: Some(encoder), ..BuildOptions::default() }
 }

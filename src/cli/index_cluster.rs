@@ -1,0 +1,160 @@
+//! `nunatak index build`, `add`, `update`, `delete` and `info` where `--index` is a collection in a cluster.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::cli::Globals;
+use crate::cli::index_change::encoder;
+use crate::cli::output::{self, BOLD, DIM, GOOD};
+use crate::corpus::{self, CorpusOptions};
+use crate::encode::Encoder;
+use crate::error::Result;
+use crate::index::change::Known;
+use crate::index::manifest::EncoderIdentity;
+use crate::index::passages::Passages;
+use crate::index::writer::{Encode, Source};
+use crate::milvus::fill::{self, ChangeReport, FillOptions, FillReport};
+use crate::milvus::{Address, Collection};
+use crate::progress::{Progress, Quiet};
+use crate::serve::worker::{Changed, Edit};
+use crate::types::Passage;
+
+/// Fill a collection, or a shard of it, and say how far it is.
+pub fn build(
+    address: &Address,
+    source: &mut Source,
+    encoder: Option<&mut Encoder>,
+    options: &FillOptions,
+    globals: &Globals,
+) -> Result<()> {
+    let progress = globals.progress();
+    let mut encode = encoder.map(|encoder| |texts: &[String]| encoder.encode(texts));
+    let encode = encode.as_mut().map(|encode| encode as &mut Encode);
+    let report = fill::fill(address, source, encode, options, progress.as_ref())?;
+    if globals.json {
+        return output::json(&serde_json::json!({ "build": report }));
+    }
+    let FillReport { passages, kept, written, complete, shards, total, seconds } = report;
+    output::line(format_args!(
+        "{GOOD}{passages} passages{GOOD:#} in {address}: {written} written, {kept} were there, {} ({:.0} passages/s)",
+        output::seconds(seconds),
+        written as f64 / seconds.max(1e-9),
+    ))?;
+    match total {
+        Some(total) if shards > 1 => {
+            output::line(format_args!("{DIM}all {shards} shards are complete: {total} passages{DIM:#}"))?;
+        }
+        Some(_) => {}
+        None => {
+            return output::line(format_args!(
+                "{complete} of {shards} shards are complete; it can be searched when all are"
+            ));
+        }
+    }
+    output::line(format_args!("next: nunatak ask \"your question\" --index {address}"))
+}
+
+/// Add documents to a collection.
+pub fn add(address: &Address, files: &[PathBuf], skip_bad: u64, known: Known, globals: &Globals) -> Result<()> {
+    let progress = globals.progress();
+    let collection = Collection::open(address)?;
+    let identity = collection.encoder();
+    let mut encoder =
+        identity.map(|identity| open_encoder(address, identity, globals, progress.as_ref())).transpose()?;
+    let options = CorpusOptions { passage_words: collection.passage_words(), skip_bad };
+    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| corpus::read(files, &options, sink).map(drop);
+    let report = put(&collection, &mut source, known, encoder.as_mut(), progress.as_ref())?;
+    print(address, &report, globals)
+}
+
+fn put(
+    collection: &Collection,
+    source: &mut Source,
+    known: Known,
+    encoder: Option<&mut Encoder>,
+    progress: &dyn Progress,
+) -> Result<ChangeReport> {
+    let mut encode = encoder.map(|encoder| |texts: &[String]| encoder.encode(texts));
+    fill::add(collection, source, known, encode.as_mut().map(|encode| encode as &mut Encode), progress)
+}
+
+fn open_encoder(
+    address: &Address,
+    identity: &EncoderIdentity,
+    globals: &Globals,
+    progress: &dyn Progress,
+) -> Result<Encoder> {
+    encoder(address.to_string().as_ref(), identity, globals, progress)
+}
+
+/// Take documents out of a collection.
+pub fn delete(address: &Address, ids: &[String], globals: &Globals) -> Result<()> {
+    let report = fill::delete(&Collection::open(address)?, ids)?;
+    print(address, &report, globals)
+}
+
+/// A change that came over HTTP. The encoder is opened when it is first needed, and kept.
+pub fn edit(address: &Address, edit: Edit, kept: &mut Option<Encoder>, globals: &Globals) -> Result<Changed> {
+    let collection = Collection::open(address)?;
+    let report = match edit {
+        Edit::Put { lines, known } => {
+            if let (None, Some(identity)) = (&kept, collection.encoder()) {
+                *kept = Some(open_encoder(address, identity, globals, &Quiet)?);
+            }
+            let options = CorpusOptions { passage_words: collection.passage_words(), skip_bad: 0 };
+            let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| {
+                corpus::read_records("passages", &lines, &options, sink).map(drop)
+            };
+            let encoder = kept.as_mut().filter(|_| collection.encoder().is_some());
+            put(&collection, &mut source, known, encoder, &Quiet)?
+        }
+        Edit::Delete { id } => fill::delete(&collection, &[id])?,
+    };
+    let ChangeReport { added, removed, passages } = report;
+    Ok(Changed { added, removed, passages, checksum: collection.identity()?.checksum })
+}
+
+fn print(address: &Address, report: &ChangeReport, globals: &Globals) -> Result<()> {
+    if globals.json {
+        return output::json(report);
+    }
+    let ChangeReport { added, removed, passages } = report;
+    output::line(format_args!("{GOOD}{added} passages added, {removed} removed{GOOD:#}: {passages} in {address}"))
+}
+
+/// What `index info` prints of a collection.
+#[derive(Debug, Serialize)]
+struct Info<'a> {
+    path: String,
+    checksum: String,
+    passages: u64,
+    encoder: Option<&'a EncoderIdentity>,
+    passage_words: usize,
+    fields: Vec<&'a str>,
+}
+
+/// Run `nunatak index info`.
+pub fn info(address: &Address, globals: &Globals) -> Result<()> {
+    let collection = Collection::open(address)?;
+    let identity = collection.identity()?;
+    let fields: Vec<&str> = collection.fields().iter().map(String::as_str).collect();
+    let (encoder, passage_words) = (collection.encoder(), collection.passage_words());
+    if globals.json {
+        let (path, checksum, passages) = (identity.place, identity.checksum, identity.passages);
+        return output::json(&Info { path, checksum, passages, encoder, passage_words, fields });
+    }
+    let row = |word: &str, value: String| output::line(format_args!("{DIM}{word:<12}{DIM:#} {value}"));
+    output::line(format_args!("{BOLD}{address}{BOLD:#}"))?;
+    row("passages", identity.passages.to_string())?;
+    row("split", output::split(passage_words))?;
+    row(
+        "vectors",
+        encoder.map_or_else(|| "none (BM25 only)".to_owned(), |e| format!("{} numbers, by {}", e.dim, e.name)),
+    )?;
+    row("words", collection.analyser().to_string())?;
+    if !fields.is_empty() {
+        row("fields", format!("{} (for --filter)", fields.join(", ")))?;
+    }
+    row("checksum", identity.checksum)
+}

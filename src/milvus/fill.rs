@@ -1,0 +1,464 @@
+//! Writing into a collection: built by one process or by many at once, added to, and taken from.
+//!
+//! Every write is an upsert by the passage's id, so that doing it twice does the same as once: a build that was stopped, or
+//! whose machine died, is run again, asks the collection which of its passages are there as they should be, and encodes and
+//! writes the others. Nobody reads a collection before all its shards are complete ([`super::Collection::open`]).
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use milvus::v2::prelude::{DeleteRequest, EntityRow};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::address::{Address, Consistency};
+use super::collection::Collection;
+use super::connection::Connection;
+use super::filter::among;
+use super::layout::{self, DIGEST, DOCUMENT, KEY, Shape};
+use super::ledger::{self, FORMAT, Ledger, Made, Shard};
+use crate::error::{Error, Result};
+use crate::index::change::Known;
+use crate::index::lexical::{Analyser, Bm25, Terms};
+use crate::index::manifest::EncoderIdentity;
+use crate::index::writer::{Encode, Source};
+use crate::progress::{Progress, check_interrupt};
+use crate::types::{Passage, document_of};
+
+/// Passages that are encoded and written at a time. With their vectors they are well below the 4 MB that a call may have.
+const BATCH: usize = 256;
+/// Bytes of text of a batch, at most.
+const BATCH_BYTES: usize = 1 << 20;
+/// How long a write goes on against a server that does not answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Ids of an expression: far below what a server parses, and what it gives for them below the rows of an answer.
+const IDS: usize = 64;
+
+/// How a collection is built.
+#[derive(Debug, Clone)]
+pub struct FillOptions {
+    /// What makes the vectors; with an `encode` function and only then.
+    pub encoder: Option<EncoderIdentity>,
+    /// What makes the words.
+    pub analyser: Analyser,
+    /// Words a passage was split to.
+    pub passage_words: usize,
+    /// Hash of the whole corpus ([`CorpusHash`]).
+    pub corpus: String,
+    /// Passages in the whole corpus.
+    pub passages: u64,
+    /// The shard that is written, from 1, of how many.
+    pub shard: (u64, u64),
+    /// Passages of the shard.
+    pub shard_passages: u64,
+    /// Links of a graph node.
+    pub m: usize,
+    /// Candidates while the graph is built.
+    pub ef_construction: usize,
+    /// Drop a collection that is there before.
+    pub overwrite: bool,
+}
+
+/// What a build did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct FillReport {
+    /// Passages of this shard.
+    pub passages: u64,
+    /// Of these, how many were there already.
+    pub kept: u64,
+    /// Of these, how many were written.
+    pub written: u64,
+    /// Shards that are complete now.
+    pub complete: u64,
+    /// Of how many.
+    pub shards: u64,
+    /// Passages in the collection, once all shards are complete.
+    pub total: Option<u64>,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// What a change did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ChangeReport {
+    /// Passages that came in.
+    pub added: u64,
+    /// Passages that went out, those of replaced documents included.
+    pub removed: u64,
+    /// Passages that are there now.
+    pub passages: u64,
+}
+
+/// A hash of passages in their order, by which builds of shards know that they have the same corpus.
+#[derive(Debug, Clone, Default)]
+pub struct CorpusHash(Sha256);
+
+impl CorpusHash {
+    /// With this passage behind the others.
+    pub fn add(&mut self, passage: &Passage) {
+        for text in [&passage.key, &passage.title, &passage.text] {
+            self.0.update((text.len() as u64).to_le_bytes());
+            self.0.update(text);
+        }
+    }
+
+    /// Of those that were added.
+    pub fn finish(self) -> String {
+        crate::digest::short_hex(&self.0.finalize())
+    }
+}
+
+/// Fill a collection, or a shard of it, from the passages of `source`.
+///
+/// # Errors
+/// [`Error::Index`] when no server answers or a collection is there that was made otherwise; [`Error::Request`] for two
+/// passages of one id, or one that is too long; [`Error::Interrupted`] on Ctrl-C. What was written stays, and the same
+/// call goes on behind it.
+pub fn fill(
+    address: &Address,
+    source: &mut Source,
+    mut encode: Option<&mut Encode>,
+    options: &FillOptions,
+    progress: &dyn Progress,
+) -> Result<FillReport> {
+    let begin = Instant::now();
+    let connection = Connection::open(address)?.with_patience(PATIENCE);
+    let ledger = Ledger::of(&connection);
+    let made = prepare(&connection, &ledger, options)?;
+    let (number, shards) = options.shard;
+    let mut shard = Shard { number, complete: false, fields: BTreeSet::new() };
+    // A shard that was complete stays so while it is looked through again.
+    let was = ledger.shards()?.into_iter().find(|was| was.number == number);
+    if was.as_ref().is_none_or(|was| !was.complete) {
+        ledger.mark(&shard)?;
+    }
+    progress.start("filling", Some(options.shard_passages), "passages");
+    let mut report = FillReport { shards, ..FillReport::default() };
+    let mut known = HashSet::new();
+    writing(&connection, |send| {
+        let mut terms = Terms::new(&made.analyser);
+        let mut batch = Batch::default();
+        let mut put = |batch: &mut Batch| -> Result<()> {
+            let passages = std::mem::take(&mut batch.passages);
+            batch.bytes = 0;
+            let count = passages.len() as u64;
+            let new = changed(&connection, passages)?;
+            report.kept += count - new.len() as u64;
+            report.written += new.len() as u64;
+            send(rows(&new, &mut terms, encode.as_deref_mut())?)?;
+            progress.advance(count);
+            check_interrupt(|| "what was written is kept; the same command goes on".to_owned())
+        };
+        source(&mut |passage| {
+            report.passages += 1;
+            if !known.insert(hash(&passage.key)) {
+                return Err(Error::request(
+                    format!("two passages have the id {:?}", passage.key),
+                    "give every document of the corpus an id of its own",
+                ));
+            }
+            shard.fields.extend(layout::fields(&passage).into_iter().map(|(name, _)| name));
+            batch.push(passage);
+            if batch.is_full() { put(&mut batch) } else { Ok(()) }
+        })?;
+        put(&mut batch)
+    })?;
+    progress.finish();
+    connection.flush(&address.collection)?;
+    shard.complete = true;
+    ledger.mark(&shard)?;
+    report.complete = ledger.shards()?.iter().filter(|shard| shard.complete && shard.number > 0).count() as u64;
+    if report.complete == shards {
+        let total = connection.count(&address.collection, "", Consistency::Strong)?;
+        report.total = Some(total);
+        if total < made.passages {
+            return Err(connection.error(
+                format!("it holds {total} passages where the corpus has {}: some ids are there twice", made.passages),
+                "give every document of the corpus an id of its own, and build again with --overwrite",
+            ));
+        }
+    }
+    report.seconds = begin.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// Have the collection there, made as it should be.
+fn prepare(connection: &Connection, ledger: &Ledger, options: &FillOptions) -> Result<Made> {
+    let bm25 = Bm25::default();
+    let wanted = Made {
+        format: FORMAT,
+        encoder: options.encoder.clone(),
+        analyser: options.analyser.clone(),
+        passage_words: options.passage_words,
+        corpus: options.corpus.clone(),
+        passages: options.passages,
+        shards: options.shard.1,
+        bm25: (bm25.k1, bm25.b),
+    };
+    let name = &connection.address().collection;
+    if options.overwrite {
+        connection.drop(name)?;
+        connection.drop(ledger.name())?;
+    }
+    if !ledger.exists()? && connection.has(name)? {
+        return Err(connection.error(
+            "there is a collection of this name that nunatak did not make",
+            "choose another name, or add --overwrite to drop it",
+        ));
+    }
+    ledger.create()?;
+    if ledger.made()?.is_none() {
+        ledger.make(&wanted)?;
+    }
+    // Read again: another shard's process may have said it at the same time, and otherwise.
+    let made = ledger.made()?.unwrap_or_else(|| wanted.clone());
+    if made != wanted {
+        return Err(connection.error(
+            format!("it is there already, {}", difference(&made, &wanted)),
+            "choose another name, add documents with `nunatak index add`, or add --overwrite to drop it",
+        ));
+    }
+    let dim = made.encoder.as_ref().map_or(0, |encoder| encoder.dim);
+    let shape = Shape { dim, m: options.m, ef_construction: options.ef_construction, bm25: made.bm25 };
+    ledger::create(connection, name, layout::schema(shape), layout::indexes(shape))?;
+    Ok(made)
+}
+
+/// What is another in a collection than it should be.
+fn difference(made: &Made, wanted: &Made) -> String {
+    let name = |made: &Made| match &made.encoder {
+        Some(encoder) => format!("{} ({})", encoder.name, encoder.fingerprint.get(..8).unwrap_or_default()),
+        None => "no encoder".to_owned(),
+    };
+    if made.encoder != wanted.encoder {
+        format!("with vectors by {}, where {} is asked for", name(made), name(wanted))
+    } else if made.analyser != wanted.analyser {
+        format!("with other words ({}, where {} is asked for)", made.analyser, wanted.analyser)
+    } else if made.shards != wanted.shards {
+        format!("built in {} shards, not in {}", made.shards, wanted.shards)
+    } else {
+        "built from another corpus, or one that was split otherwise".to_owned()
+    }
+}
+
+/// Run `work` with a function that has rows written behind its back, one batch while the next is made.
+fn writing(
+    connection: &Connection,
+    work: impl FnOnce(&mut dyn FnMut(Vec<EntityRow>) -> Result<()>) -> Result<()>,
+) -> Result<()> {
+    let (sender, receiver) = sync_channel::<Vec<EntityRow>>(1);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || write(connection, &receiver));
+        let done = work(&mut |rows| {
+            // The writer is gone only after an error, which is looked at below.
+            sender.send(rows).map_err(|_| Error::Internal { doing: "writing", message: "the writer stopped".into() })
+        });
+        drop(sender);
+        let written = writer
+            .join()
+            .map_err(|_| Error::Internal { doing: "writing passages", message: "the thread panicked".into() })?;
+        written.and(done)
+    })
+}
+
+fn write(connection: &Connection, batches: &Receiver<Vec<EntityRow>>) -> Result<()> {
+    for rows in batches {
+        if !rows.is_empty() {
+            connection.upsert(&connection.address().collection, &rows)?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    passages: Vec<Passage>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn push(&mut self, passage: Passage) {
+        self.bytes += passage.text.len() + passage.title.len();
+        self.passages.push(passage);
+    }
+
+    fn is_full(&self) -> bool {
+        self.passages.len() >= BATCH || self.bytes >= BATCH_BYTES
+    }
+}
+
+/// Those of the passages that the collection does not have, or has otherwise.
+fn changed(connection: &Connection, passages: Vec<Passage>) -> Result<Vec<Passage>> {
+    if passages.is_empty() {
+        return Ok(passages);
+    }
+    let these = among(KEY, passages.iter().map(|passage| passage.key.as_str()));
+    let rows = connection.query(&connection.address().collection, &these, &[KEY, DIGEST], Consistency::Strong)?;
+    let there: HashSet<(&str, &str)> =
+        rows.iter().filter_map(|row| Some((row.get(KEY)?.as_str()?, row.get(DIGEST)?.as_str()?))).collect();
+    let mut new = Vec::new();
+    for passage in passages {
+        if !there.contains(&(passage.key.as_str(), layout::digest(&passage)?.as_str())) {
+            new.push(passage);
+        }
+    }
+    Ok(new)
+}
+
+/// Passages as rows, with their vectors.
+fn rows(passages: &[Passage], terms: &mut Terms, encode: Option<&mut Encode>) -> Result<Vec<EntityRow>> {
+    if passages.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(encode) = encode else {
+        return passages.iter().map(|passage| layout::row(passage, terms, None)).collect();
+    };
+    let texts: Vec<String> = passages.iter().map(Passage::titled_text).collect();
+    let vectors = encode(&texts)?;
+    let dim = vectors.len() / texts.len();
+    let vectors = vectors.chunks_exact(dim.max(1));
+    passages.iter().zip(vectors).map(|(passage, vector)| layout::row(passage, terms, Some(vector))).collect()
+}
+
+/// Enough of a hash that no two ids of a shard share it.
+fn hash(key: &str) -> [u8; 16] {
+    let digest = Sha256::digest(key);
+    std::array::from_fn(|i| digest.get(i).copied().unwrap_or_default())
+}
+
+/// Add the passages of `source` to a complete collection. `encode` makes the vectors of one that has some.
+///
+/// # Errors
+/// As [`fill`]; [`Error::Request`] naming the first document that is there already, when those are refused. What was
+/// written before an error stays.
+pub fn add(
+    collection: &Collection,
+    source: &mut Source,
+    known: Known,
+    mut encode: Option<&mut Encode>,
+    progress: &dyn Progress,
+) -> Result<ChangeReport> {
+    let connection = collection.connection();
+    // All is looked at before anything is changed: a document that is refused, or a bad line, leaves the collection as it is.
+    let (mut documents, mut keys, mut added) = (BTreeSet::new(), HashSet::new(), 0);
+    source(&mut |passage| {
+        added += 1;
+        documents.insert(document_of(&passage.key).to_owned());
+        keys.insert(passage.key);
+        Ok(())
+    })?;
+    let documents: Vec<String> = documents.into_iter().collect();
+    let there = keys_of(connection, &documents)?;
+    if let (Known::Refuse, Some(first)) = (known, there.first()) {
+        return Err(Error::request(
+            format!("the index has a document {:?} already", document_of(first)),
+            "say --update to replace it, or give the new one another id",
+        ));
+    }
+    let mut shard = Shard { number: 0, complete: true, fields: collection.fields().clone() };
+    let mut terms = Terms::new(collection.analyser());
+    progress.start("adding", Some(added), "passages");
+    writing(connection, |send| {
+        let mut batch = Batch::default();
+        let mut put = |batch: &mut Batch| -> Result<()> {
+            let passages = std::mem::take(batch).passages;
+            send(rows(&passages, &mut terms, encode.as_deref_mut())?)?;
+            progress.advance(passages.len() as u64);
+            check_interrupt(|| "what was written is kept; the same command goes on with --update".to_owned())
+        };
+        source(&mut |passage| {
+            shard.fields.extend(layout::fields(&passage).into_iter().map(|(name, _)| name));
+            batch.push(passage);
+            if batch.is_full() { put(&mut batch) } else { Ok(()) }
+        })?;
+        put(&mut batch)
+    })?;
+    progress.finish();
+    // What is new stands; now what it replaced, and does not have again, goes.
+    let gone: Vec<String> = there.iter().filter(|key| !keys.contains(*key)).cloned().collect();
+    remove(connection, &gone)?;
+    connection.flush(&connection.address().collection)?;
+    if shard.fields != *collection.fields() {
+        Ledger::of(connection).mark(&shard)?;
+    }
+    let passages = connection.count(&connection.address().collection, "", Consistency::Strong)?;
+    Ok(ChangeReport { added, removed: there.len() as u64, passages })
+}
+
+/// Take the documents and passages of these ids out.
+///
+/// # Errors
+/// [`Error::Request`] naming an id that is not there; then nothing was deleted.
+pub fn delete(collection: &Collection, ids: &[String]) -> Result<ChangeReport> {
+    let connection = collection.connection();
+    let mut gone = BTreeSet::new();
+    for id in ids {
+        let keys = keys_of(connection, std::slice::from_ref(id))?;
+        if keys.is_empty() {
+            return Err(Error::request(
+                format!("the index has no document or passage {id:?}; nothing was deleted"),
+                "`nunatak search` shows the ids of passages",
+            ));
+        }
+        gone.extend(keys);
+    }
+    let gone: Vec<String> = gone.into_iter().collect();
+    remove(connection, &gone)?;
+    connection.flush(&connection.address().collection)?;
+    let passages = connection.count(&connection.address().collection, "", Consistency::Strong)?;
+    Ok(ChangeReport { added: 0, removed: gone.len() as u64, passages })
+}
+
+/// The ids of the passages that these documents are, or were split into.
+fn keys_of(connection: &Connection, documents: &[String]) -> Result<Vec<String>> {
+    let mut keys = Vec::new();
+    for some in documents.chunks(IDS) {
+        let some = || some.iter().map(String::as_str);
+        let filter = format!("{} or {}", among(DOCUMENT, some()), among(KEY, some()));
+        let rows = connection.query(&connection.address().collection, &filter, &[KEY], Consistency::Strong)?;
+        keys.extend(rows.into_iter().filter_map(|row| row.get(KEY)?.as_str().map(str::to_owned)));
+    }
+    Ok(keys)
+}
+
+fn remove(connection: &Connection, keys: &[String]) -> Result<()> {
+    for some in keys.chunks(IDS) {
+        let filter = among(KEY, some.iter().map(String::as_str));
+        connection.insist(|| async {
+            let request = DeleteRequest::builder()
+                .collection_name(connection.address().collection.as_str())
+                .filter(filter.as_str());
+            connection.client().delete(request.build()?).await
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Map;
+
+    use super::*;
+
+    #[test]
+    fn a_corpus_is_its_passages_in_order() {
+        let passage = |key: &str, text: &str| Passage {
+            key: key.into(),
+            title: String::new(),
+            text: text.into(),
+            source: crate::types::SourceSpan::default(),
+            metadata: Map::new(),
+        };
+        let hash = |passages: &[Passage]| {
+            let mut hash = CorpusHash::default();
+            passages.iter().for_each(|passage| hash.add(passage));
+            hash.finish()
+        };
+        let (a, b) = (passage("a", "bc"), passage("b", "c"));
+        assert_eq!(hash(&[a.clone(), b.clone()]), hash(&[a.clone(), b.clone()]));
+        assert_ne!(hash(&[a.clone(), b.clone()]), hash(&[b, a.clone()]));
+        // No letter moves from one field to the next unseen.
+        assert_ne!(hash(&[a]), hash(&[passage("ab", "c")]));
+    }
+}

@@ -1,0 +1,203 @@
+//! The same on the command line and over HTTP: built by several processes, asked, served and changed.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+
+use serde_json::{Value, json};
+
+use super::*;
+
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/demo/passages.jsonl");
+const QUESTION: &str = "Which people's language gave us the word nunatak?";
+
+fn nunatak() -> Command {
+    Command::new(assert_cmd::cargo::cargo_bin("nunatak"))
+}
+
+fn run(words: &[&str]) -> String {
+    let output = nunatak().args(words).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json_of(words: &[&str]) -> Value {
+    serde_json::from_str(run(&[words, &["--json"]].concat()).trim()).unwrap()
+}
+
+/// An answer without what it cost.
+fn answer(index: &str, question: &str) -> Value {
+    let mut answer = json_of(&["ask", question, "--index", index]);
+    answer.as_object_mut().unwrap().remove("usage");
+    answer
+}
+
+#[test]
+fn a_cluster_answers_as_a_folder_does() {
+    let lite = Lite::start();
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let (home, cluster) = (home.to_str().unwrap(), lite.place("ice"));
+    run(&["index", "build", "-q", "--corpus", DEMO, "--index", home]);
+    let said = run(&["index", "build", "-q", "--corpus", DEMO, "--index", &cluster]);
+    assert!(said.contains("next: nunatak ask"), "{said}");
+    for question in
+        [QUESTION, "How thick is the ice sheet of Antarctica at most?", "Who was the first at the South Pole?"]
+    {
+        let (mut here, mut there) = (answer(home, question), answer(&cluster, question));
+        // Scores of the first stage differ behind the point: BM25 there does not round lengths.
+        for answer in [&mut here, &mut there] {
+            let confidence = answer.as_object_mut().unwrap().remove("confidence").unwrap().as_f64().unwrap();
+            assert!((0.0..=1.0).contains(&confidence));
+            let score = answer["score"].as_f64().unwrap();
+            answer["score"] = json!((score * 1e3).round() / 1e3);
+        }
+        assert_eq!(here, there);
+    }
+    let info = json_of(&["index", "info", "--index", &cluster]);
+    assert_eq!(info["passages"], json_of(&["index", "info", "--index", home])["manifest"]["passages"]);
+    assert_eq!(info["encoder"]["name"], "all-MiniLM-L6-v2");
+    let refused = nunatak().args(["index", "verify", "--index", &cluster]).output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains("this works on an index in a folder"), "{said}");
+    for (words, part) in [
+        (["search", "ice", "--exact", "--index"], "leave --exact out"),
+        (["search", "ice", "--bm25-k1=1", "--index"], "leave both out"),
+    ] {
+        let refused = nunatak().args(words).arg(&cluster).output().unwrap();
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(!refused.status.success() && said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn shards_are_filled_by_many_and_one_of_them_may_die() {
+    let lite = Lite::start();
+    let (folder, place) = (tempfile::tempdir().unwrap(), lite.place("shards"));
+    let corpus = folder.path().join("corpus.jsonl");
+    let all = passages(3000);
+    let lines: String =
+        all.iter().map(|p| format!("{}\n", json!({"id": p.key, "title": p.title, "text": p.text.repeat(3)}))).collect();
+    fs::write(&corpus, lines).unwrap();
+    let shard = |n: usize| {
+        let mut command = nunatak();
+        command.args(["index", "build", "-q", "--threads", "1", "--index", &place, "--corpus"]).arg(&corpus);
+        command.args(["--shard", &format!("{n}/3")]).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut workers: Vec<Child> = (1..=3).map(shard).collect();
+    // The second dies when it has written something, by the only witness there is: the collection grows.
+    let address = lite.address("shards");
+    let began = Instant::now();
+    loop {
+        let found = nunatak_count(&address);
+        if found > 300 {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(120), "nothing is written");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    workers[1].kill().unwrap();
+    for (n, worker) in workers.into_iter().enumerate() {
+        let output = worker.wait_with_output().unwrap();
+        assert_eq!(output.status.success(), n != 1, "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let error = Collection::open(&address).unwrap_err();
+    assert!(error.to_string().contains("half filled: 2 of 3 shards are complete, missing 2"), "{error}");
+    assert!(error.hint().unwrap().contains("--shard 2/3"));
+    let again = shard(2).wait_with_output().unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let collection = Collection::open(&address).unwrap();
+    assert_eq!(collection.count(None).unwrap(), 3000);
+    for n in [0, 999, 1000, 1500, 1999, 2000, 2999_u64] {
+        let row = collection.row_of(&format!("p{n}")).unwrap().unwrap();
+        assert_eq!(collection.passage(row).unwrap().title, all[n as usize].title);
+    }
+    let hits = json_lines(&["search", &all[1234].title, "--index", &place, "-k", "5", "--rerank", "none"]);
+    assert_eq!(hits.len(), 5);
+}
+
+/// Passages that are there, whoever has written them.
+fn nunatak_count(address: &Address) -> u64 {
+    let script = format!(
+        "from pymilvus import MilvusClient\nc = MilvusClient('http://127.0.0.1:{}')\n\
+         print(c.query('{}', filter='', output_fields=['count(*)'])[0]['count(*)'] if c.has_collection('{}') else 0)",
+        address.port, address.collection, address.collection
+    );
+    let python = Command::new("python3").env("PYTHONPATH", packages()).args(["-c", &script]).output().unwrap();
+    String::from_utf8(python.stdout).unwrap().trim().parse().unwrap_or(0)
+}
+
+fn json_lines(words: &[&str]) -> Vec<Value> {
+    run(&[words, &["--json"]].concat()).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A process that serves, stopped when it is no longer of use.
+struct Serving {
+    child: Child,
+    address: String,
+}
+
+impl Serving {
+    fn start(place: &str) -> Self {
+        let mut command = nunatak();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--json", "--writable", "--index", place]);
+        let mut child = command.env_remove("NUNATAK_API_KEY").stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let said: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("it said {line:?}"));
+        let serving = Self { child, address: said["listening"].as_str().unwrap().to_owned() };
+        let began = Instant::now();
+        while serving.send("GET", "/ready", "").0 != 200 {
+            assert!(began.elapsed() < Duration::from_secs(60), "it is never ready");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        serving
+    }
+
+    fn send(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap_or_default())
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn two_processes_serve_one_collection_and_see_each_others_changes() {
+    let lite = Lite::start();
+    let place = lite.place("served");
+    run(&["index", "build", "-q", "--corpus", DEMO, "--index", &place]);
+    let (one, two) = (Serving::start(&place), Serving::start(&place));
+    let ask = json!({"question": QUESTION}).to_string();
+    let (first, second) = (one.send("POST", "/v1/answer", &ask), two.send("POST", "/v1/answer", &ask));
+    assert_eq!((first.0, second.0), (200, 200), "{} {}", first.1, second.1);
+    assert_eq!(first.1["answer"], second.1["answer"]);
+    let new =
+        json!({"passages": [{"id": "new", "title": "Zyzzyva", "text": "The zyzzyva is a weevil.", "kind": "insect"}]});
+    let (status, said) = one.send("POST", "/v1/passages", &new.to_string());
+    assert_eq!((status, &said["added"]), (200, &json!(1)), "{said}");
+    let search = json!({"question": "zyzzyva", "k": 1}).to_string();
+    let (status, said) = two.send("POST", "/v1/search", &search);
+    assert_eq!((status, said["hits"][0]["passage_id"].as_str()), (200, Some("new")), "{said}");
+    let (status, said) = two.send("GET", "/v1/passages/new", "");
+    assert_eq!((status, said["passages"][0]["metadata"]["kind"].as_str()), (200, Some("insect")), "{said}");
+    assert_eq!(two.send("DELETE", "/v1/passages/new", "").0, 200);
+    assert_eq!(one.send("GET", "/v1/passages/new", "").0, 404);
+    let (status, indexes) = two.send("GET", "/v1/indexes", "");
+    assert_eq!((status, indexes["indexes"][0]["name"].as_str()), (200, Some("served")), "{indexes}");
+}
