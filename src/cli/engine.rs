@@ -25,12 +25,14 @@ use crate::read::decode::Decoding;
 use crate::read::prompt_generator::PromptGenerator;
 use crate::read::prompts;
 use crate::read::reader::{Reader, ReaderSettings};
+use crate::read::remote::RemoteLm;
 use crate::read::template::TemplateKind;
 use crate::rerank::{CrossEncoder, Patience};
 use crate::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, MilvusRetriever, Mode, Retriever};
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup;
+use crate::runtime::tokenizer::TextTokenizer;
 
 /// The frozen language model that is used when none is named.
 pub const DEFAULT_LM: &str = "SmolLM2-135M-Instruct";
@@ -126,6 +128,16 @@ pub struct ReadingArgs {
     /// Frozen language model: a name or folder
     #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]
     pub lm: String,
+    /// Ask a language model behind an endpoint of OpenAI's form (vLLM, TGI, llama.cpp's server), which --lm names there:
+    /// http://host:8000/v1. It takes prompts in words only
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lm_url: Option<String>,
+    /// Its tokenizer.json: windows are measured by it, and sent as tokens. Without it they are measured by the tokenizer of the
+    /// default language model and sent as text
+    #[arg(long, value_name = "FILE", requires = "lm_url")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lm_tokenizer: Option<PathBuf>,
     /// Passages that the reader sees [default: 5, or as many as fit --budget]
     #[arg(long, value_name = "N")]
     pub passages: Option<usize>,
@@ -233,6 +245,8 @@ impl ReadingArgs {
         let settings = ReaderSettings::default();
         Self {
             lm: lm.to_owned(),
+            lm_url: None,
+            lm_tokenizer: None,
             passages: None,
             budget: None,
             per_window: 1,
@@ -266,6 +280,22 @@ impl ReadingArgs {
             (None, Some(_)) => Ok(None),
             (None, None) => Ok(prompts::default_for(model)?.map(|(name, prompt)| (name, prompts::Found::Soft(prompt)))),
         }
+    }
+
+    /// The language model that is asked for behind an endpoint.
+    fn remote(&self, options: &RuntimeOptions, progress: &dyn Progress) -> Result<Option<RemoteLm>> {
+        let Some(url) = &self.lm_url else { return Ok(None) };
+        if self.prompt.as_deref().is_some_and(|prompt| prompt != "none") {
+            return Err(Error::request(
+                "a learned prompt goes into a model as embeddings, and an endpoint takes text only",
+                "leave --prompt out: --template few-shot stands in for it",
+            ));
+        }
+        let tokenizer = match &self.lm_tokenizer {
+            Some(path) => TextTokenizer::from_file(path, &self.lm)?,
+            None => TextTokenizer::open(&setup::model(DEFAULT_LM, options, progress)?)?,
+        };
+        RemoteLm::new(url, &self.lm, tokenizer, self.lm_tokenizer.is_some()).map(Some)
     }
 
     /// How many passages are offered to the reader.
@@ -543,24 +573,33 @@ pub fn build(
     let mode = retrieval.ranking.mode.unwrap_or(if place.has_vectors() { Mode::Hybrid } else { Mode::Bm25 });
     let mut models = Vec::new();
     let reader_model = match reading {
-        Some(args) => {
-            let model = setup::model(&args.lm, &options, progress)?;
-            let prompt = args.learned_prompt(&model)?;
-            models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), p.hash().to_owned())));
-            Some((model, args.settings(retrieval, seed)?, prompt.map(|(_, prompt)| prompt)))
-        }
+        Some(args) => Some(match args.remote(&options, progress)? {
+            Some(lm) => ReaderModel::Remote(Box::new(lm), args.settings(retrieval, seed)?),
+            None => {
+                let model = setup::model(&args.lm, &options, progress)?;
+                let prompt = args.learned_prompt(&model)?;
+                models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), p.hash().to_owned())));
+                ReaderModel::Frozen(model, args.settings(retrieval, seed)?, prompt.map(|(_, prompt)| prompt))
+            }
+        }),
         None => None,
+    };
+    let lm = match (&reader_model, reading) {
+        (Some(ReaderModel::Frozen(model, _, _)), _) => Some((model.name(), model.fingerprint())),
+        // Nobody can see from here whether it stays the same model.
+        (Some(ReaderModel::Remote(lm, _)), Some(args)) => {
+            Some((lm.name().to_owned(), format!("behind {}", args.lm_url.as_deref().unwrap_or_default())))
+        }
+        _ => None,
     };
     // Loading the language model is the longest part of a cold start, and mostly one thread's work: the other
     // models load beside it.
     let (reader, others) = std::thread::scope(|scope| {
-        let reader = reader_model.as_ref().map(|(model, settings, prompt)| {
-            let (settings, prompt, options) = (settings.clone(), prompt.clone(), &options);
-            scope.spawn(move || open_reader(model, settings, prompt, options, progress))
-        });
+        let options = &options;
+        let reader = reader_model.map(|model| scope.spawn(move || open_reader(model, options, progress)));
         let others = place
-            .retriever(mode, retrieval, &options, progress, &mut models)
-            .and_then(|retriever| Ok((retriever, open_reranker(retrieval, &options, progress, &mut models)?)));
+            .retriever(mode, retrieval, options, progress, &mut models)
+            .and_then(|retriever| Ok((retriever, open_reranker(retrieval, options, progress, &mut models)?)));
         let reader = reader.map(|thread| {
             thread.join().map_err(|_| Error::Internal { doing: "loading the reader", message: "it panicked".into() })
         });
@@ -577,7 +616,7 @@ pub fn build(
             reader.look_beside(&retrieval.index);
         }
     }
-    models.extend(reader_model.iter().map(|(model, _, _)| ("lm", model.name(), model.fingerprint())));
+    models.extend(lm.map(|(name, fingerprint)| ("lm", name, fingerprint)));
     let depths = Depths {
         retrieve: depth,
         rerank: retrieval.ranking.rerank_depth,
@@ -608,14 +647,19 @@ pub fn build(
     Ok(Engine { pipeline, mode, models, calibration })
 }
 
-/// A reader behind a learned prompt, or with a generator of prompts and what that was learned behind.
-fn open_reader(
-    model: &ModelDir,
-    settings: ReaderSettings,
-    prompt: Option<prompts::Found>,
-    options: &RuntimeOptions,
-    progress: &dyn Progress,
-) -> Result<Reader> {
+/// What a reader is made of.
+enum ReaderModel {
+    Frozen(ModelDir, ReaderSettings, Option<prompts::Found>),
+    Remote(Box<RemoteLm>, ReaderSettings),
+}
+
+/// A reader behind a learned prompt, or with a generator of prompts and what that was learned behind, or by an endpoint.
+fn open_reader(model: ReaderModel, options: &RuntimeOptions, progress: &dyn Progress) -> Result<Reader> {
+    let (model, settings, prompt) = match model {
+        ReaderModel::Remote(lm, settings) => return Reader::remote(*lm, settings),
+        ReaderModel::Frozen(model, settings, prompt) => (model, settings, prompt),
+    };
+    let model = &model;
     match prompt {
         None => Reader::open(model, settings, None, options),
         Some(prompts::Found::Soft(prompt)) => Reader::open(model, settings, Some(prompt), options),

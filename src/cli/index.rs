@@ -233,6 +233,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
             m: args.neighbours,
             ef_construction: args.ef_construction,
             overwrite: args.overwrite,
+            vectors_from: Vec::new(),
         };
         return index_cluster::build(address, &mut source, encoder.as_mut(), &options, globals);
     }

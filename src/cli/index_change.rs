@@ -92,11 +92,11 @@ pub struct DeleteArgs {
 /// Options of `nunatak index merge`.
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// Folder of the new index
+    /// Folder of the new index, or milvus://host:port/collection
     #[arg(long, value_name = "DIR")]
     index: PathBuf,
-    /// Indexes to put together, of one encoder and without a common id
-    #[arg(required = true, num_args = 2.., value_name = "INDEX")]
+    /// Indexes to put together, of one encoder and without a common id; into a collection one alone may go
+    #[arg(required = true, num_args = 1.., value_name = "INDEX")]
     from: Vec<PathBuf>,
     /// Replace an index that is there
     #[arg(long)]
@@ -247,6 +247,12 @@ fn write_corpus(index: &Index, new: &Path, path: &Path, progress: &dyn Progress)
 
 /// Run `nunatak index merge`.
 pub fn merge(args: &MergeArgs, globals: &Globals) -> Result<()> {
+    if let Some(address) = Address::of(&args.index)? {
+        return index_cluster::merge(&address, &args.from, args.overwrite, globals);
+    }
+    if args.from.len() < 2 {
+        return Err(Error::request("there is one index, and nothing to put it together with", "name two or more"));
+    }
     writer::refuse_existing(&args.index, args.overwrite)?;
     room(&args.index, args.from.iter().map(PathBuf::as_path))?;
     let options = BuildOptions { overwrite: args.overwrite, ..options(globals) };

@@ -1,6 +1,6 @@
-//! `nunatak index build`, `add`, `update`, `delete` and `info` where `--index` is a collection in a cluster.
+//! `nunatak index build`, `merge`, `add`, `update`, `delete` and `info` where `--index` is a collection in a cluster.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -10,13 +10,14 @@ use crate::cli::output::{self, BOLD, DIM, GOOD};
 use crate::corpus::{self, CorpusOptions};
 use crate::encode::Encoder;
 use crate::error::Result;
-use crate::index::change::Known;
+use crate::index::Index;
+use crate::index::change::{self, Known};
 use crate::index::manifest::EncoderIdentity;
 use crate::index::passages::Passages;
-use crate::index::writer::{Encode, Source};
-use crate::milvus::fill::{self, ChangeReport, FillOptions, FillReport};
+use crate::index::writer::{BuildOptions, Encode, Source};
+use crate::milvus::fill::{self, ChangeReport, CorpusHash, FillOptions, FillReport};
 use crate::milvus::{Address, Collection};
-use crate::progress::{Progress, Quiet};
+use crate::progress::{Progress, Quiet, check_interrupt};
 use crate::serve::worker::{Changed, Edit};
 use crate::types::Passage;
 
@@ -31,7 +32,10 @@ pub fn build(
     let progress = globals.progress();
     let mut encode = encoder.map(|encoder| |texts: &[String]| encoder.encode(texts));
     let encode = encode.as_mut().map(|encode| encode as &mut Encode);
-    let report = fill::fill(address, source, encode, options, progress.as_ref())?;
+    print_fill(address, fill::fill(address, source, encode, options, progress.as_ref())?, globals)
+}
+
+fn print_fill(address: &Address, report: FillReport, globals: &Globals) -> Result<()> {
     if globals.json {
         return output::json(&serde_json::json!({ "build": report }));
     }
@@ -53,6 +57,42 @@ pub fn build(
         }
     }
     output::line(format_args!("next: nunatak ask \"your question\" --index {address}"))
+}
+
+/// Put indexes together in a collection: what has outgrown its machine moves, and nothing is encoded again.
+pub fn merge(address: &Address, from: &[PathBuf], overwrite: bool, globals: &Globals) -> Result<()> {
+    let indexes = change::of_one_kind(from)?;
+    let Some(first) = indexes.first().map(Index::manifest) else { return Ok(()) };
+    let (mut hash, progress) = (CorpusHash::default(), globals.progress());
+    let passages = indexes.iter().map(|index| index.len() as u64).sum();
+    progress.start("reading", Some(passages), "passages");
+    let mut read = |passage| {
+        hash.add(&passage);
+        progress.advance(1);
+        check_interrupt(|| "nothing was changed".to_owned())
+    };
+    indexes.iter().try_for_each(|index| change::give(index, &mut read))?;
+    progress.finish();
+    let graph = first.segments.first().and_then(|segment| segment.graph.as_ref());
+    let usual = BuildOptions::default();
+    let options = FillOptions {
+        encoder: first.encoder.clone(),
+        analyser: first.analyser.clone(),
+        passage_words: first.corpus.passage_words,
+        corpus: hash.finish(),
+        passages,
+        shard: (1, 1),
+        shard_passages: passages,
+        m: graph.map_or(usual.m, |graph| graph.m),
+        ef_construction: graph.map_or(usual.ef_construction, |graph| graph.ef_construction),
+        overwrite,
+        vectors_from: from.to_vec(),
+    };
+    let mut no_encoder = change::no_encoder(from.first().map_or(Path::new(""), PathBuf::as_path));
+    let encode = first.encoder.is_some().then_some(&mut no_encoder as &mut Encode);
+    let mut source =
+        |sink: &mut dyn FnMut(Passage) -> Result<()>| indexes.iter().try_for_each(|index| change::give(index, sink));
+    print_fill(address, fill::fill(address, &mut source, encode, &options, progress.as_ref())?, globals)
 }
 
 /// Add documents to a collection.

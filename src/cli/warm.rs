@@ -150,7 +150,7 @@ fn warm(args: &WarmArgs, rows: &[PassageId], pipeline: &mut Pipeline, progress: 
         let problem = "every question gets a prompt of its own, so that nothing that is read can be kept for another";
         return Err(Error::request(problem, "warm passages for a soft prompt: --prompt reader"));
     }
-    let folder = reader.state_folder(&args.retrieval.index);
+    let folder = reader.state_folder(&args.retrieval.index)?;
     let most = (args.most_gb * 1e9) as u64;
     let (_, mut bytes) = folder.usage()?;
     let mut warmed = Warmed { wanted: rows.len(), folder: folder.path().display().to_string(), ..Warmed::default() };

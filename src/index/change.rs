@@ -255,10 +255,28 @@ fn publish(
 /// As [`writer::build`], also for two documents of one id; [`Error::Index`] when one was made by another encoder, or has
 /// no vectors and another has.
 pub fn merge(dir: &Path, from: &[PathBuf], options: &BuildOptions, progress: &dyn Progress) -> Result<ChangeReport> {
-    let indexes = from.iter().map(|path| Index::open(path)).collect::<Result<Vec<Index>>>()?;
+    let indexes = of_one_kind(from)?;
     let Some(first) = indexes.first() else {
         return Err(Error::request("there are no indexes to put together", "name them"));
     };
+    let mut encode = no_encoder(dir);
+    let build = writer::build(
+        dir,
+        &mut |sink| indexes.iter().try_for_each(|index| give(index, sink)),
+        has_vectors(first.manifest()).then_some(&mut encode),
+        &BuildOptions { vectors_from: from.to_vec(), overwrite: options.overwrite, ..of(first.manifest(), options) },
+        progress,
+    )?;
+    Ok(ChangeReport { added: build.passages, removed: 0, build })
+}
+
+/// Open indexes that are to be put together.
+///
+/// # Errors
+/// [`Error::Index`] when one was made by another encoder than the first, or with other words.
+pub(crate) fn of_one_kind(from: &[PathBuf]) -> Result<Vec<Index>> {
+    let indexes = from.iter().map(|path| Index::open(path)).collect::<Result<Vec<Index>>>()?;
+    let Some(first) = indexes.first() else { return Ok(indexes) };
     let maker = |index: &Index| index.manifest().encoder.as_ref().map(|e| (e.fingerprint.clone(), e.dim));
     let name = |index: &Index| index.manifest().encoder.as_ref().map_or("none".to_owned(), |e| e.name.clone());
     if let Some(other) = indexes.iter().find(|index| maker(index) != maker(first)) {
@@ -284,19 +302,11 @@ pub fn merge(dir: &Path, from: &[PathBuf], options: &BuildOptions, progress: &dy
             "build it again with the same --language and what goes with it",
         ));
     }
-    let mut encode = no_encoder(dir);
-    let build = writer::build(
-        dir,
-        &mut |sink| indexes.iter().try_for_each(|index| give(index, sink)),
-        has_vectors(first.manifest()).then_some(&mut encode),
-        &BuildOptions { vectors_from: from.to_vec(), overwrite: options.overwrite, ..of(first.manifest(), options) },
-        progress,
-    )?;
-    Ok(ChangeReport { added: build.passages, removed: 0, build })
+    Ok(indexes)
 }
 
 /// Give the passages of an index to `sink`, in order.
-fn give(index: &Index, sink: &mut dyn FnMut(Passage) -> Result<()>) -> Result<()> {
+pub(crate) fn give(index: &Index, sink: &mut dyn FnMut(Passage) -> Result<()>) -> Result<()> {
     index.passages().try_for_each(|row| sink(index.passage(row)?))
 }
 
@@ -341,7 +351,7 @@ fn has_vectors(manifest: &Manifest) -> bool {
 }
 
 /// Where every vector is at hand, only one that cannot be read is asked for.
-fn no_encoder(dir: &Path) -> impl FnMut(&[String]) -> Result<Vec<f32>> {
+pub(crate) fn no_encoder(dir: &Path) -> impl FnMut(&[String]) -> Result<Vec<f32>> {
     let dir = dir.to_path_buf();
     move |_| {
         let hint = "`nunatak index verify` names the damaged file; build the index again";

@@ -35,7 +35,7 @@ mod kernel;
 pub mod lexical;
 pub mod manifest;
 pub mod passages;
-mod previous;
+pub(crate) mod previous;
 pub(crate) mod site;
 mod store;
 mod vectors;

@@ -13,7 +13,7 @@ use crate::types::Passage;
 
 /// The indexes that can be of use.
 #[derive(Debug)]
-pub(super) struct Previous(Vec<Index>);
+pub(crate) struct Previous(Vec<Index>);
 
 impl Previous {
     /// Of the index at `dir` and the others those with vectors of this encoder.

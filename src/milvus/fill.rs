@@ -5,6 +5,7 @@
 //! writes the others. Nobody reads a collection before all its shards are complete ([`super::Collection::open`]).
 
 use std::collections::{BTreeSet, HashSet};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::index::change::Known;
 use crate::index::lexical::{Analyser, Bm25, Terms};
 use crate::index::manifest::EncoderIdentity;
+use crate::index::previous::Previous;
 use crate::index::writer::{Encode, Source};
 use crate::progress::{Progress, check_interrupt};
 use crate::types::{Passage, document_of};
@@ -58,6 +60,8 @@ pub struct FillOptions {
     pub ef_construction: usize,
     /// Drop a collection that is there before.
     pub overwrite: bool,
+    /// Indexes whose vectors of the same passages are taken over.
+    pub vectors_from: Vec<PathBuf>,
 }
 
 /// What a build did.
@@ -136,6 +140,10 @@ pub fn fill(
     progress.start("filling", Some(options.shard_passages), "passages");
     let mut report = FillReport { shards, ..FillReport::default() };
     let mut known = HashSet::new();
+    let previous = made.encoder.as_ref().and_then(|encoder| {
+        let (first, others) = options.vectors_from.split_first()?;
+        Some(Previous::open(first, others, encoder))
+    });
     writing(&connection, |send| {
         let mut terms = Terms::new(&made.analyser);
         let mut batch = Batch::default();
@@ -146,7 +154,7 @@ pub fn fill(
             let new = changed(&connection, passages)?;
             report.kept += count - new.len() as u64;
             report.written += new.len() as u64;
-            send(rows(&new, &mut terms, encode.as_deref_mut())?)?;
+            send(rows(&new, &mut terms, previous.as_ref(), encode.as_deref_mut())?)?;
             progress.advance(count);
             check_interrupt(|| "what was written is kept; the same command goes on".to_owned())
         };
@@ -306,19 +314,25 @@ fn changed(connection: &Connection, passages: Vec<Passage>) -> Result<Vec<Passag
     Ok(new)
 }
 
-/// Passages as rows, with their vectors.
-fn rows(passages: &[Passage], terms: &mut Terms, encode: Option<&mut Encode>) -> Result<Vec<EntityRow>> {
-    if passages.is_empty() {
-        return Ok(Vec::new());
-    }
+/// Passages as rows, with vectors that `previous` has or `encode` makes.
+fn rows(
+    passages: &[Passage],
+    terms: &mut Terms,
+    previous: Option<&Previous>,
+    encode: Option<&mut Encode>,
+) -> Result<Vec<EntityRow>> {
     let Some(encode) = encode else {
         return passages.iter().map(|passage| layout::row(passage, terms, None)).collect();
     };
-    let texts: Vec<String> = passages.iter().map(Passage::titled_text).collect();
-    let vectors = encode(&texts)?;
-    let dim = vectors.len() / texts.len();
-    let vectors = vectors.chunks_exact(dim.max(1));
-    passages.iter().zip(vectors).map(|(passage, vector)| layout::row(passage, terms, Some(vector))).collect()
+    let taken = |passage: &Passage| Some(previous?.vector(passage)?.iter().map(|half| half.to_f32()).collect());
+    let taken: Vec<Option<Vec<f32>>> = passages.iter().map(taken).collect();
+    let missing = || passages.iter().zip(&taken).filter(|(_, vector)| vector.is_none()).map(|(passage, _)| passage);
+    let texts: Vec<String> = missing().map(Passage::titled_text).collect();
+    let encoded = if texts.is_empty() { Vec::new() } else { encode(&texts)? };
+    let dim = encoded.len() / texts.len().max(1);
+    let mut encoded = encoded.chunks_exact(dim.max(1));
+    let vectors: Vec<Option<&[f32]>> = taken.iter().map(|taken| taken.as_deref().or_else(|| encoded.next())).collect();
+    passages.iter().zip(vectors).map(|(passage, vector)| layout::row(passage, terms, vector)).collect()
 }
 
 /// Enough of a hash that no two ids of a shard share it.
@@ -363,7 +377,7 @@ pub fn add(
         let mut batch = Batch::default();
         let mut put = |batch: &mut Batch| -> Result<()> {
             let passages = std::mem::take(batch).passages;
-            send(rows(&passages, &mut terms, encode.as_deref_mut())?)?;
+            send(rows(&passages, &mut terms, None, encode.as_deref_mut())?)?;
             progress.advance(passages.len() as u64);
             check_interrupt(|| "what was written is kept; the same command goes on with --update".to_owned())
         };

@@ -8,6 +8,7 @@ pub mod prefix;
 pub mod prompt_generator;
 pub mod prompts;
 pub mod reader;
+pub mod remote;
 pub mod soft_prompt;
 pub mod spans;
 pub mod state_folder;

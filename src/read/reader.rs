@@ -1,4 +1,5 @@
-//! The reader: question and packed windows in, one short answer with its evidence out.
+//! The reader: question and packed windows in, one short answer with its evidence out. The language model runs here, frozen and
+//! perhaps behind a learned prompt, or it is behind an endpoint and gets text.
 //!
 //! Several windows are read as a batch; `choose` says whose answer counts.
 
@@ -10,11 +11,12 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::pack::Window;
 use crate::read::choose::{Choice, WindowAnswer, choose};
-use crate::read::decode::Decoding;
+use crate::read::decode::{Decoding, Generation};
 use crate::read::ground;
 use crate::read::lm::{FrozenLm, OnText, Prompt};
 use crate::read::prefix::{Prefix, check_target};
 use crate::read::prompt_generator::{PromptGenerator, reading_input};
+use crate::read::remote::{RemoteLm, Sent};
 use crate::read::soft_prompt::SoftPrompt;
 use crate::read::spans::{Span, SpanConstraint};
 use crate::read::state_folder::StateFolder;
@@ -22,6 +24,7 @@ use crate::read::template::{Template, TemplateKind};
 use crate::runtime::kv_session::States;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
+use crate::runtime::tokenizer::TextTokenizer;
 use crate::types::Evidence;
 
 /// How the reader works.
@@ -80,14 +83,38 @@ pub struct Reading {
     pub answer_tokens: usize,
 }
 
-/// A frozen language model with a template, and perhaps a learned prompt before it.
+/// A language model with a template.
 #[derive(Debug)]
 pub struct Reader {
-    lm: FrozenLm,
+    model: Model,
     template: Template,
+    settings: ReaderSettings,
+}
+
+/// Where the language model runs.
+#[derive(Debug)]
+enum Model {
+    /// Here.
+    Frozen(Box<Frozen>),
+    /// Behind an endpoint.
+    Remote(Box<RemoteLm>),
+}
+
+/// A frozen language model with what stands before every window, and perhaps a generator of that.
+#[derive(Debug)]
+struct Frozen {
+    lm: FrozenLm,
     prefix: Prefix,
     generator: Option<PromptGenerator>,
-    settings: ReaderSettings,
+}
+
+/// What was said to each window.
+struct Said {
+    generations: Vec<Generation>,
+    spans: Vec<Option<Span>>,
+    prompt_tokens: usize,
+    cached_tokens: usize,
+    answer_tokens: usize,
 }
 
 impl Reader {
@@ -118,7 +145,22 @@ impl Reader {
         if prefix.positions() < lm.window() {
             lm.prepare_prefix(&prefix)?;
         }
-        Ok(Self { lm, template, prefix, generator: None, settings })
+        Ok(Self { model: Model::Frozen(Box::new(Frozen { lm, prefix, generator: None })), template, settings })
+    }
+
+    /// Read by a model behind an endpoint.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for what needs a model at hand: grounded decoding, a chat template.
+    pub fn remote(lm: RemoteLm, settings: ReaderSettings) -> Result<Self> {
+        if settings.grounded {
+            return Err(Error::request(
+                "an answer is held to a passage token by token, which an endpoint does not let anybody do",
+                "leave --grounded out: evidence is found, and missing evidence said, all the same",
+            ));
+        }
+        let template = Template::of_text(settings.template, lm.tokenizer())?;
+        Ok(Self { model: Model::Remote(Box::new(lm)), template, settings })
     }
 
     /// Let a generator write a prompt for every question and its best passage, which goes on from the learned prompt that
@@ -127,9 +169,10 @@ impl Reader {
     /// # Errors
     /// [`Error::Request`] when the generator was learned for another language model, or behind another prompt.
     pub fn write_prompts(mut self, generator: PromptGenerator, model: &ModelDir) -> Result<Self> {
+        let frozen = frozen_mut(&mut self.model)?;
         let description = generator.description();
-        check_target(&description.target, model, self.lm.shape())?;
-        let behind = match &self.prefix {
+        check_target(&description.target, model, frozen.lm.shape())?;
+        let behind = match &frozen.prefix {
             Prefix::Learned(prompt) => Some(prompt.hash()),
             Prefix::Words(_) | Prefix::Written { .. } => None,
         };
@@ -140,59 +183,63 @@ impl Reader {
             ));
         }
         self.settings.template = TemplateKind::Plain;
-        self.template = Template::new(TemplateKind::Plain, self.lm.shape(), self.lm.tokenizer(), self.lm.name())?;
-        if behind.is_none() {
-            self.prefix = Prefix::Words(Vec::new());
-        }
+        let (lm, plain) = (&frozen.lm, TemplateKind::Plain);
+        self.template = Template::new(plain, lm.shape(), lm.tokenizer(), lm.name())?;
         if description.abstains {
-            self.settings.decoding.nothing = self.lm.tokenizer().encode("\n", false)?.first().copied();
+            self.settings.decoding.nothing = lm.tokenizer().encode("\n", false)?.first().copied();
         }
-        self.generator = Some(generator);
+        if behind.is_none() {
+            frozen.prefix = Prefix::Words(Vec::new());
+        }
+        frozen.generator = Some(generator);
         Ok(self)
     }
 
     /// Whether every question gets a prompt of its own, so that nothing read for one is of use to another.
     pub fn writes_prompts(&self) -> bool {
-        self.generator.is_some()
+        matches!(&self.model, Model::Frozen(frozen) if frozen.generator.is_some())
     }
 
-    /// What stands before the windows of a question.
-    fn prefix_for(&mut self, tail: &[u32], windows: &[Window]) -> Result<Prefix> {
-        let Some(generator) = &mut self.generator else { return Ok(self.prefix.clone()) };
-        let passages: Vec<u32> = windows.first().into_iter().flatten().flat_map(|p| p.ids.iter().copied()).collect();
-        let tokenizer = self.lm.tokenizer();
-        let input = reading_input(&tokenizer.decode(tail)?, &tokenizer.decode(&passages)?);
-        let prompt = generator.prompt(&input, &mut self.lm)?;
-        let behind = match &self.prefix {
-            Prefix::Learned(behind) => Some(behind.clone()),
-            Prefix::Words(_) | Prefix::Written { .. } => None,
-        };
-        Ok(Prefix::Written { behind, prompt })
-    }
-
-    /// Keep states of passages in up to so many bytes of memory ([`FrozenLm::keep_passages`]).
+    /// Keep states of passages in up to so many bytes of memory ([`FrozenLm::keep_passages`]); a model behind an endpoint
+    /// keeps its own.
     pub fn keep_passages(&mut self, bytes: u64) {
-        self.lm.keep_passages(bytes);
+        if let Model::Frozen(frozen) = &mut self.model {
+            frozen.lm.keep_passages(bytes);
+        }
     }
 
     /// Look for states of passages beside this index too ([`FrozenLm::look_beside`]).
     pub fn look_beside(&mut self, index: &Path) {
-        self.lm.look_beside(index);
+        if let Model::Frozen(frozen) = &mut self.model {
+            frozen.lm.look_beside(index);
+        }
     }
 
     /// Where its states of passages are kept beside an index.
-    pub fn state_folder(&self, index: &Path) -> StateFolder {
-        self.lm.state_folder(index, &self.prefix)
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a model behind an endpoint.
+    pub fn state_folder(&self, index: &Path) -> Result<StateFolder> {
+        match &self.model {
+            Model::Frozen(frozen) => Ok(frozen.lm.state_folder(index, &frozen.prefix)),
+            Model::Remote(_) => Err(not_here()),
+        }
     }
 
     /// The states of passages as they go into a window.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a model behind an endpoint.
     pub fn passage_states(&mut self, passages: &[u32]) -> Result<Arc<States>> {
-        self.lm.passage_states(&self.prefix, passages)
+        let frozen = frozen_mut(&mut self.model)?;
+        frozen.lm.passage_states(&frozen.prefix, passages)
     }
 
-    /// The language model.
-    pub fn lm(&self) -> &FrozenLm {
-        &self.lm
+    fn tokenizer(&self) -> &TextTokenizer {
+        match &self.model {
+            Model::Frozen(frozen) => frozen.lm.tokenizer(),
+            Model::Remote(lm) => lm.tokenizer(),
+        }
     }
 
     /// How it works.
@@ -205,10 +252,18 @@ impl Reader {
     /// # Errors
     /// [`Error::Request`] when not even the question fits: a question is never cut.
     pub fn budget(&self, question: &str) -> Result<usize> {
-        let window = self.settings.window.min(self.lm.window());
-        let written = self.generator.as_ref().map_or(0, |g| g.description().shape.positions);
-        let fixed = self.prefix.positions() + written + self.settings.decoding.max_new_tokens;
-        let tail = self.template.tail(question, self.lm.tokenizer())?.len();
+        let (before, most) = match &self.model {
+            Model::Frozen(frozen) => {
+                let Frozen { lm, prefix, generator } = frozen.as_ref();
+                let written = generator.as_ref().map_or(0, |g| g.description().shape.positions);
+                (prefix.positions() + written, lm.window())
+            }
+            // How much the model there takes is for its server to say.
+            Model::Remote(_) => (self.template.prefix().len(), usize::MAX),
+        };
+        let window = self.settings.window.min(most);
+        let fixed = before + self.settings.decoding.max_new_tokens;
+        let tail = self.template.tail(question, self.tokenizer())?.len();
         window.checked_sub(fixed + tail).ok_or_else(|| {
             Error::request(
                 format!(
@@ -221,7 +276,7 @@ impl Reader {
 
     /// Tokens of a passage as they go into a window.
     pub fn block(&self, title: &str, text: &str) -> Result<Vec<u32>> {
-        self.template.block(title, text, self.lm.tokenizer())
+        self.template.block(title, text, self.tokenizer())
     }
 
     /// Read all windows and choose an answer. Nothing to read gives an empty answer.
@@ -229,31 +284,10 @@ impl Reader {
         if windows.is_empty() {
             return Ok(Reading { score: f32::NEG_INFINITY, log_likelihood: f32::NEG_INFINITY, ..Reading::default() });
         }
-        let tail = self.template.tail(question, self.lm.tokenizer())?;
-        let prefix = self.prefix_for(&tail, windows)?;
-        let prompts: Vec<Prompt> = windows
-            .iter()
-            .map(|window| Prompt {
-                prefix: prefix.clone(),
-                passages: window.iter().flat_map(|p| p.ids.iter().copied()).collect(),
-                tail: tail.clone(),
-            })
-            .collect();
-        let vocabulary = self.settings.grounded.then(|| self.lm.vocabulary());
-        let constraints = vocabulary.as_ref().map(|vocabulary| {
-            windows
-                .iter()
-                .map(|window| {
-                    let texts = window.iter().map(|p| p.passage.text.as_str()).collect();
-                    SpanConstraint::new(vocabulary, texts, self.template.lead)
-                })
-                .collect()
-        });
-        let mut decoding = self.settings.decoding.clone();
-        decoding.stop.clone_from(&self.template.stop);
-        let cached = self.lm.cache_statistics().hit_tokens;
-        let (answers, spans) = self.lm.generate(&prompts, &decoding, constraints, on_text)?;
-        let cached_tokens = (self.lm.cache_statistics().hit_tokens - cached) as usize;
+        let Said { generations: answers, spans, prompt_tokens, cached_tokens, answer_tokens } = match &mut self.model {
+            Model::Frozen(frozen) => frozen.read(question, windows, &self.template, &self.settings, on_text)?,
+            Model::Remote(lm) => read_remotely(lm, question, windows, &self.template, &self.settings, on_text)?,
+        };
         let said: Vec<WindowAnswer> = answers
             .iter()
             .zip(windows)
@@ -289,11 +323,126 @@ impl Reader {
             p_abstain: said[best].p_abstain,
             evidence,
             windows: said,
-            prompt_tokens: prompts.iter().map(Prompt::positions).sum(),
+            prompt_tokens,
             cached_tokens,
-            answer_tokens: answers.iter().map(|a| a.tokens.len()).sum(),
+            answer_tokens,
         })
     }
+}
+
+impl Frozen {
+    /// What stands before the windows of a question.
+    fn prefix_for(&mut self, tail: &[u32], windows: &[Window]) -> Result<Prefix> {
+        let Some(generator) = &mut self.generator else { return Ok(self.prefix.clone()) };
+        let passages: Vec<u32> = windows.first().into_iter().flatten().flat_map(|p| p.ids.iter().copied()).collect();
+        let tokenizer = self.lm.tokenizer();
+        let input = reading_input(&tokenizer.decode(tail)?, &tokenizer.decode(&passages)?);
+        let prompt = generator.prompt(&input, &mut self.lm)?;
+        let behind = match &self.prefix {
+            Prefix::Learned(behind) => Some(behind.clone()),
+            Prefix::Words(_) | Prefix::Written { .. } => None,
+        };
+        Ok(Prefix::Written { behind, prompt })
+    }
+
+    fn read(
+        &mut self,
+        question: &str,
+        windows: &[Window],
+        template: &Template,
+        settings: &ReaderSettings,
+        on_text: OnText,
+    ) -> Result<Said> {
+        let tail = template.tail(question, self.lm.tokenizer())?;
+        let prefix = self.prefix_for(&tail, windows)?;
+        let prompts: Vec<Prompt> = windows
+            .iter()
+            .map(|window| Prompt {
+                prefix: prefix.clone(),
+                passages: window.iter().flat_map(|p| p.ids.iter().copied()).collect(),
+                tail: tail.clone(),
+            })
+            .collect();
+        let vocabulary = settings.grounded.then(|| self.lm.vocabulary());
+        let constraints = vocabulary.as_ref().map(|vocabulary| {
+            windows
+                .iter()
+                .map(|window| {
+                    let texts = window.iter().map(|p| p.passage.text.as_str()).collect();
+                    SpanConstraint::new(vocabulary, texts, template.lead)
+                })
+                .collect()
+        });
+        let mut decoding = settings.decoding.clone();
+        decoding.stop.clone_from(&template.stop);
+        let cached = self.lm.cache_statistics().hit_tokens;
+        let (generations, spans) = self.lm.generate(&prompts, &decoding, constraints, on_text)?;
+        Ok(Said {
+            spans,
+            prompt_tokens: prompts.iter().map(Prompt::positions).sum(),
+            cached_tokens: (self.lm.cache_statistics().hit_tokens - cached) as usize,
+            answer_tokens: generations.iter().map(|answer| answer.tokens.len()).sum(),
+            generations,
+        })
+    }
+}
+
+/// The same by a model behind an endpoint. Answers come whole.
+fn read_remotely(
+    lm: &RemoteLm,
+    question: &str,
+    windows: &[Window],
+    template: &Template,
+    settings: &ReaderSettings,
+    on_text: OnText,
+) -> Result<Said> {
+    let tail = template.tail(question, lm.tokenizer())?;
+    let opening = lm.tokenizer().encode("", true)?;
+    let tokens = |window: &Window| {
+        let passages = window.iter().flat_map(|p| &p.ids);
+        opening.iter().chain(template.prefix()).chain(passages).chain(&tail).copied().collect()
+    };
+    let text = |window: &Window| {
+        template.text(question, window.iter().map(|p| (p.passage.title.as_str(), p.passage.text.as_str())))
+    };
+    let prompt = |window| if lm.is_exact() { Sent::Tokens(tokens(window)) } else { Sent::Text(text(window)) };
+    let prompts: Vec<Sent> = windows.iter().map(prompt).collect();
+    let mut decoding = settings.decoding.clone();
+    decoding.stop.clone_from(&template.stop);
+    let completions = lm.complete(&prompts, &decoding)?;
+    let mut said = Said {
+        generations: Vec::with_capacity(windows.len()),
+        spans: vec![None; windows.len()],
+        prompt_tokens: 0,
+        cached_tokens: 0,
+        answer_tokens: 0,
+    };
+    for (row, (completion, prompt)) in completions.into_iter().zip(&prompts).enumerate() {
+        on_text(row, completion.generation.text.trim());
+        said.prompt_tokens += match (completion.prompt_tokens, prompt) {
+            (Some(tokens), _) => tokens,
+            (None, Sent::Tokens(tokens)) => tokens.len(),
+            (None, Sent::Text(text)) => lm.tokenizer().count(text)?,
+        };
+        said.answer_tokens += completion.answer_tokens;
+        said.generations.push(completion.generation);
+    }
+    Ok(said)
+}
+
+fn frozen_mut(model: &mut Model) -> Result<&mut Frozen> {
+    match model {
+        Model::Frozen(frozen) => Ok(frozen),
+        Model::Remote(_) => Err(not_here()),
+    }
+}
+
+/// The error of what wants the model itself.
+fn not_here() -> Error {
+    Error::request(
+        "the language model is behind an endpoint, which takes text only: no learned prompts, no states of passages",
+        "leave --lm-url out for this, and name a model at hand",
+    )
 }
 
 /// A span of a window's passages as evidence. Packed texts are beginnings of the stored ones, so offsets hold in both.

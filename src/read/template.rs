@@ -127,10 +127,8 @@ impl Template {
         let stop = vec!["\n".to_owned()];
         match kind {
             TemplateKind::FewShot | TemplateKind::Plain => {
-                if kind == TemplateKind::FewShot {
-                    prefix.extend(tokenizer.encode(&few_shot(SHOTS.len()), false)?);
-                }
-                Ok(Self { kind, prefix, after_question: tokenizer.encode("Answer:", false)?, lead: true, stop })
+                prefix.extend(tokenizer.encode(&text_prefix(kind), false)?);
+                Ok(Self { kind, prefix, after_question: tokenizer.encode(AFTER_QUESTION, false)?, lead: true, stop })
             }
             TemplateKind::Chat => {
                 let (before, after) = chat_frame(shape, model)?;
@@ -139,6 +137,28 @@ impl Template {
                 Ok(Self { kind, prefix, after_question: tokenizer.encode_template(&after)?, lead: false, stop })
             }
         }
+    }
+
+    /// Prepare a template whose prompts are text, for a model whose special tokens are not known here.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for [`TemplateKind::Chat`], which is the model's own.
+    pub fn of_text(kind: TemplateKind, tokenizer: &TextTokenizer) -> Result<Self> {
+        if kind == TemplateKind::Chat {
+            return Err(Error::request(
+                "the chat template of a model behind an endpoint is not known here",
+                "use --template few-shot, or plain",
+            ));
+        }
+        let prefix = tokenizer.encode(&text_prefix(kind), false)?;
+        let after_question = tokenizer.encode(AFTER_QUESTION, false)?;
+        Ok(Self { kind, prefix, after_question, lead: true, stop: vec!["\n".to_owned()] })
+    }
+
+    /// The whole prompt as text, of a template that is no chat.
+    pub fn text<'a>(&self, question: &str, passages: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+        let blocks: String = passages.into_iter().map(|(title, text)| block(title, text)).collect();
+        format!("{}{blocks}{}{AFTER_QUESTION}", text_prefix(self.kind), question_line(question))
     }
 
     /// Tokens that open every prompt.
@@ -157,6 +177,14 @@ impl Template {
         ids.extend_from_slice(&self.after_question);
         Ok(ids)
     }
+}
+
+/// What asks for the answer.
+const AFTER_QUESTION: &str = "Answer:";
+
+/// What opens every prompt of a template that is no chat.
+fn text_prefix(kind: TemplateKind) -> String {
+    if kind == TemplateKind::FewShot { few_shot(SHOTS.len()) } else { String::new() }
 }
 
 /// The instruction and the first `shots` worked examples, each followed by an empty line.

@@ -53,6 +53,13 @@ fn a_cluster_answers_as_a_folder_does() {
         }
         assert_eq!(here, there);
     }
+    // What is built at home can move, vectors and all.
+    let moved = lite.place("moved");
+    let said = json_of(&["index", "merge", home, "--index", &moved]);
+    assert_eq!(said["build"]["total"], json_of(&["index", "info", "--index", home])["manifest"]["passages"]);
+    let best = |index: &str| json_lines(&["search", QUESTION, "--mode", "dense", "--index", index, "-k", "5"]);
+    let keys = |hits: Vec<Value>| hits.into_iter().map(|hit| hit["passage_id"].clone()).collect::<Vec<_>>();
+    assert_eq!(keys(best(&moved)), keys(best(home)));
     let info = json_of(&["index", "info", "--index", &cluster]);
     assert_eq!(info["passages"], json_of(&["index", "info", "--index", home])["manifest"]["passages"]);
     assert_eq!(info["encoder"]["name"], "all-MiniLM-L6-v2");

@@ -125,6 +125,7 @@ fn fill_options(passages: &[Passage], shard: (u64, u64)) -> FillOptions {
         m: 16,
         ef_construction: 200,
         overwrite: false,
+        vectors_from: Vec::new(),
     }
 }
 
