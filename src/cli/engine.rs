@@ -579,7 +579,7 @@ pub fn build(
                 let model = setup::model(&args.lm, &options, progress)?;
                 let prompt = args.learned_prompt(&model)?;
                 models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), p.hash().to_owned())));
-                ReaderModel::Frozen(model, args.settings(retrieval, seed)?, prompt.map(|(_, prompt)| prompt))
+                ReaderModel::Frozen(Box::new(model), args.settings(retrieval, seed)?, prompt.map(|(_, prompt)| prompt))
             }
         }),
         None => None,
@@ -649,7 +649,7 @@ pub fn build(
 
 /// What a reader is made of.
 enum ReaderModel {
-    Frozen(ModelDir, ReaderSettings, Option<prompts::Found>),
+    Frozen(Box<ModelDir>, ReaderSettings, Option<prompts::Found>),
     Remote(Box<RemoteLm>, ReaderSettings),
 }
 
@@ -659,7 +659,7 @@ fn open_reader(model: ReaderModel, options: &RuntimeOptions, progress: &dyn Prog
         ReaderModel::Remote(lm, settings) => return Reader::remote(*lm, settings),
         ReaderModel::Frozen(model, settings, prompt) => (model, settings, prompt),
     };
-    let model = &model;
+    let model = model.as_ref();
     match prompt {
         None => Reader::open(model, settings, None, options),
         Some(prompts::Found::Soft(prompt)) => Reader::open(model, settings, Some(prompt), options),

@@ -4,6 +4,7 @@
 //! one for each shard of a build. Rows are upserted whole, so that writers on many machines need no lock.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use milvus::v2 as sdk;
 use milvus::v2::prelude::{CreateCollectionRequest, EntityRow, IndexParam, IndexType, MetricType};
@@ -21,6 +22,10 @@ use crate::index::manifest::EncoderIdentity;
 
 /// Of the layout of rows.
 pub(super) const FORMAT: u32 = 1;
+/// Times a collection is tried to be made: shards that begin in the same instant stand in each other's way.
+const CREATIONS: u32 = 10;
+/// Between two of these.
+const CREATION_PAUSE: Duration = Duration::from_millis(300);
 const PART: &str = "part";
 const SAID: &str = "said";
 const VECTOR: &str = "vector";
@@ -159,11 +164,16 @@ pub(super) fn create(
     schema: sdk::CollectionSchema,
     indexes: Vec<IndexParam>,
 ) -> Result<()> {
-    if !connection.has(name)? {
-        let request = CreateCollectionRequest::builder().collection_name(name).schema(schema).index_params(indexes);
-        match connection.wait(connection.client().create_collection(built(request.build())?)) {
-            Err(error) if !connection.has(name)? => return Err(error),
-            _ => {}
+    let request = CreateCollectionRequest::builder().collection_name(name).schema(schema).index_params(indexes);
+    let request = built(request.build())?;
+    let mut tries = 0;
+    while !connection.has(name)? {
+        tries += 1;
+        match connection.wait(connection.client().create_collection(request.clone())) {
+            Err(error) if tries == CREATIONS => return Err(error),
+            // Another shard's process is about to have made it.
+            Err(_) => std::thread::sleep(CREATION_PAUSE),
+            Ok(()) => break,
         }
     }
     connection.load(name)
