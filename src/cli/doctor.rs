@@ -13,6 +13,8 @@ use crate::progress::Progress;
 use crate::read::decode::Decoding;
 use crate::read::lm::{FrozenLm, Prompt};
 use crate::rerank::CrossEncoder;
+use crate::runtime::device::Device;
+use crate::runtime::gpu_libraries;
 use crate::runtime::session::{RuntimeOptions, runtime_version};
 use crate::runtime::setup::{self, Manifest, StarterModel, fetch_runtime, store};
 
@@ -77,6 +79,9 @@ pub fn run(_: &DoctorArgs, globals: &Globals) -> Result<()> {
         let library = fetch_runtime(&options, &*progress)?;
         Ok(format!("ONNX Runtime {}, {}", runtime_version(&options)?, library.display()))
     })?;
+    if !matches!(options.device, Device::Cpu | Device::Auto) {
+        check("libraries", &mut || libraries(&options, &*progress))?;
+    }
     for starter in Manifest::get()?.starters() {
         check(&starter.kind, &mut || prove(starter, &options, &*progress))?;
     }
@@ -107,6 +112,23 @@ fn show(check: &Check, json: bool) -> Result<()> {
         Some(hint) => output::line(format!("       {HINT}hint{HINT:#}: {hint}")),
         None => Ok(()),
     }
+}
+
+/// The libraries that a GPU build of the runtime needs of the system, all of which the loader must find.
+fn libraries(options: &RuntimeOptions, progress: &dyn Progress) -> Result<String> {
+    let needed = gpu_libraries::needed(&fetch_runtime(options, progress)?, options.device)?;
+    let missing: Vec<String> =
+        needed.iter().filter(|library| !library.found).map(|l| format!("{} ({})", l.name, l.from)).collect();
+    if missing.is_empty() {
+        return Ok(format!("all {} that {} needs", needed.len(), options.device));
+    }
+    Err(Error::Device {
+        device: options.device.to_string(),
+        problem: format!("the loader does not find {}", missing.join(", ")),
+        hint: Some(
+            "packages hold them in folders named lib; LD_LIBRARY_PATH must name these before the program starts".into(),
+        ),
+    })
 }
 
 /// Where the cache is, and how much is in it.

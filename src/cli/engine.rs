@@ -29,6 +29,7 @@ use crate::read::remote::RemoteLm;
 use crate::read::template::TemplateKind;
 use crate::rerank::{CrossEncoder, Patience};
 use crate::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, MilvusRetriever, Mode, Retriever};
+use crate::runtime::device::Device;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup;
@@ -105,6 +106,14 @@ pub struct RankingArgs {
     /// Weight of the first stage's score beside its own [default: what it learned for this first stage, else 0]
     #[arg(long, value_name = "W")]
     pub rerank_prior: Option<f32>,
+    /// Where the encoder runs, if not on --device
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(skip)]
+    pub encoder_device: Option<Device>,
+    /// Where the cross-encoder runs, if not on --device
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(skip)]
+    pub reranker_device: Option<Device>,
     /// Stop it after so many passages in a row that did not come among the best (those that the reader sees, else
     /// ten); 0 never stops. `nunatak eval patience` says what that loses
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -138,6 +147,10 @@ pub struct ReadingArgs {
     #[arg(long, value_name = "FILE", requires = "lm_url")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lm_tokenizer: Option<PathBuf>,
+    /// Where the language model runs, if not on --device
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(skip)]
+    pub reader_device: Option<Device>,
     /// Passages that the reader sees [default: 5, or as many as fit --budget]
     #[arg(long, value_name = "N")]
     pub passages: Option<usize>,
@@ -218,6 +231,8 @@ impl Default for RankingArgs {
             rerank: DEFAULT_RERANKER.to_owned(),
             rerank_depth: RERANK_DEPTH,
             rerank_prior: None,
+            encoder_device: None,
+            reranker_device: None,
             rerank_patience: 0,
         }
     }
@@ -247,6 +262,7 @@ impl ReadingArgs {
             lm: lm.to_owned(),
             lm_url: None,
             lm_tokenizer: None,
+            reader_device: None,
             passages: None,
             budget: None,
             per_window: 1,
@@ -567,7 +583,7 @@ pub fn build(
     globals: &Globals,
     progress: &dyn Progress,
 ) -> Result<Engine> {
-    let options = globals.runtime();
+    let Stages { encoder, reranker, reader: options } = Stages::new(&retrieval.ranking, reading, globals);
     let place = Place::open(&retrieval.index)?;
     let filter: Option<Filter> = retrieval.filter.as_deref().map(str::parse).transpose()?;
     let mode = retrieval.ranking.mode.unwrap_or(if place.has_vectors() { Mode::Hybrid } else { Mode::Bm25 });
@@ -598,8 +614,8 @@ pub fn build(
         let options = &options;
         let reader = reader_model.map(|model| scope.spawn(move || open_reader(model, options, progress)));
         let others = place
-            .retriever(mode, retrieval, options, progress, &mut models)
-            .and_then(|retriever| Ok((retriever, open_reranker(retrieval, options, progress, &mut models)?)));
+            .retriever(mode, retrieval, &encoder, progress, &mut models)
+            .and_then(|retriever| Ok((retriever, open_reranker(retrieval, &reranker, progress, &mut models)?)));
         let reader = reader.map(|thread| {
             thread.join().map_err(|_| Error::Internal { doing: "loading the reader", message: "it panicked".into() })
         });
@@ -645,6 +661,23 @@ pub fn build(
         calibration = Some(identity);
     }
     Ok(Engine { pipeline, mode, models, calibration })
+}
+
+/// How the model of each stage is run.
+struct Stages {
+    encoder: RuntimeOptions,
+    reranker: RuntimeOptions,
+    reader: RuntimeOptions,
+}
+
+impl Stages {
+    fn new(ranking: &RankingArgs, reading: Option<&ReadingArgs>, globals: &Globals) -> Self {
+        let own = [ranking.encoder_device, ranking.reranker_device, reading.and_then(|reading| reading.reader_device)];
+        let devices = own.map(|own| own.unwrap_or(globals.device));
+        let beside = devices.into_iter().find(|device| *device != Device::Cpu);
+        let [encoder, reranker, reader] = devices.map(|device| RuntimeOptions { device, beside, ..globals.runtime() });
+        Self { encoder, reranker, reader }
+    }
 }
 
 /// What a reader is made of.

@@ -72,7 +72,7 @@ pub struct Globals {
 impl Globals {
     /// How models are run.
     pub fn runtime(&self) -> RuntimeOptions {
-        RuntimeOptions { device: self.device, threads: self.threads, offline: self.offline }
+        RuntimeOptions { device: self.device, threads: self.threads, offline: self.offline, beside: None }
     }
 
     /// Where progress is shown.

@@ -6,8 +6,9 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::cli::Globals;
-use crate::cli::output::{self, BOLD, DIM};
+use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
 use crate::error::Result;
+use crate::runtime::gpu_libraries::{self, GpuLibrary};
 use crate::runtime::setup::{Manifest, fetch_runtime, home, model, shipped};
 
 /// Nothing but what every command takes.
@@ -27,6 +28,7 @@ struct Piece<'a> {
 pub fn run(_: &SetupArgs, globals: &Globals) -> Result<()> {
     let (options, progress) = (globals.runtime(), globals.progress());
     let library = fetch_runtime(&options, &*progress)?;
+    let libraries = gpu_libraries::needed(&library, options.device)?;
     let bytes = std::fs::metadata(&library).map_or(0, |m| m.len());
     let name = library.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     show(&Piece { piece: "runtime", name, path: &library, bytes }, globals.json)?;
@@ -34,6 +36,28 @@ pub fn run(_: &SetupArgs, globals: &Globals) -> Result<()> {
         let model = model(name, &options, &*progress)?;
         let kind = model.description.kind.name();
         show(&Piece { piece: kind, name: model.name(), path: &model.path, bytes: model.size() }, globals.json)?;
+    }
+    for library in &libraries {
+        match globals.json {
+            true => output::json(library)?,
+            false => {
+                let GpuLibrary { name, found, from } = library;
+                let (style, word) = if *found { (GOOD, "found") } else { (BAD, "missing") };
+                output::line(format!(
+                    "{BOLD}{:<13}{BOLD:#} {name:<28} {style}{word:>9}{style:#}  {DIM}{from}{DIM:#}",
+                    "GPU library"
+                ))?;
+            }
+        }
+    }
+    let missing: Vec<&str> = libraries.iter().filter(|l| !l.found).map(|l| l.name.as_str()).collect();
+    if !missing.is_empty() {
+        progress.note(&format!(
+            "models cannot run on {} yet: the loader does not find {}. Packages hold them in folders named lib, which \
+             LD_LIBRARY_PATH must name before the program starts",
+            options.device,
+            missing.join(", ")
+        ));
     }
     if !globals.json {
         output::line(format!("\nEverything is in {}. To see it run: nunatak doctor", home()?.display()))?;

@@ -3,6 +3,7 @@
 
 pub mod batch;
 pub mod device;
+pub mod gpu_libraries;
 pub mod kv_session;
 pub mod memory;
 pub mod model_dir;

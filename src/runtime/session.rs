@@ -21,6 +21,8 @@ use crate::runtime::{device, setup};
 pub struct RuntimeOptions {
     /// Where it runs.
     pub device: device::Device,
+    /// Where another model of this process runs, if on a GPU: one build of ONNX Runtime serves all of them.
+    pub beside: Option<device::Device>,
     /// Threads inside one run; 0 = all cores this process may use.
     pub threads: usize,
     /// Never fetch anything; a missing piece is an error.
@@ -89,9 +91,9 @@ pub fn silence_telemetry() {
     }
 }
 
-/// The process-wide ONNX Runtime, loaded from `library` on the first call.
-fn environment(options: &RuntimeOptions) -> Result<&'static Environment> {
-    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+/// The process-wide ONNX Runtime, loaded on the first call, and the library it was loaded from.
+fn environment(options: &RuntimeOptions) -> Result<&'static (Environment, PathBuf)> {
+    static ENVIRONMENT: OnceLock<(Environment, PathBuf)> = OnceLock::new();
     // ONNX Runtime takes one environment a process, and models may be loaded side by side.
     static LOADING: Mutex<()> = Mutex::new(());
     if let Some(environment) = ENVIRONMENT.get() {
@@ -115,13 +117,13 @@ fn environment(options: &RuntimeOptions) -> Result<&'static Environment> {
         problem: format!("cannot load ONNX Runtime from {}: {message}", library.display()),
         hint: Some("run `nunatak setup`, or point ORT_DYLIB_PATH at a libonnxruntime of version 1.24 or later".into()),
     })?;
-    Ok(ENVIRONMENT.get_or_init(|| environment))
+    Ok(ENVIRONMENT.get_or_init(|| (environment, library)))
 }
 
 /// Version of the ONNX Runtime in use, which is loaded for it: `1.32`. A build says no more of itself.
 pub fn runtime_version(options: &RuntimeOptions) -> Result<String> {
-    environment(options)?;
-    let minor = ort::util::probe(setup::runtime_library(options)?);
+    let (_, library) = environment(options)?;
+    let minor = ort::util::probe(library);
     Ok(minor.map_or("of an unknown version".to_owned(), |minor| format!("1.{minor}")))
 }
 
@@ -132,7 +134,7 @@ impl Session {
     /// [`Error::Setup`] without a runtime library, [`Error::Device`] when the device cannot be had,
     /// [`Error::Model`] when the graph is not one.
     pub fn open(path: &Path, options: &RuntimeOptions) -> Result<Self> {
-        let environment = environment(options)?;
+        let (environment, _) = environment(options)?;
         let bad = |e: &dyn std::fmt::Display| {
             Error::model(
                 path.display().to_string(),

@@ -298,6 +298,30 @@ fn a_device_that_cannot_be_had_is_an_error() {
 }
 
 #[test]
+fn each_stage_has_a_device_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = folder.path().join("index");
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/demo/passages.jsonl");
+    ambient()
+        .args(["index", "build", "-q", "--no-dense", "--corpus", corpus, "--index"])
+        .arg(&index)
+        .assert()
+        .success();
+    let run = |words: &[&str]| {
+        let mut command = ambient();
+        command.env("ORT_DYLIB_PATH", runtime_library()).args(words).arg("--index").arg(&index).assert()
+    };
+    let refused = "device cuda:0: this ONNX Runtime was built without CUDA";
+    run(&["ask", "ice", "--reader-device", "cuda"]).code(1).stderr(contains(refused));
+    run(&["search", "ice", "--reranker-device", "cuda"]).code(1).stderr(contains(refused));
+    // A stage that has no part in this asks for no device.
+    run(&["search", "ice", "--encoder-device", "cuda", "--rerank", "none", "--reranker-device", "cuda"]).success();
+    // What is said of one stage goes before what is said of all.
+    let cpu = ["--encoder-device", "cpu", "--reranker-device", "cpu"];
+    run(&[&["search", "ice", "--device", "cuda"], &cpu[..]].concat()).success();
+}
+
+#[test]
 fn a_library_that_is_none() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("libonnxruntime.so");

@@ -56,13 +56,14 @@ pub fn fetch_runtime(options: &RuntimeOptions, progress: &dyn Progress) -> Resul
     let home = home()?;
     let manifest = Manifest::get()?;
     let dir_of = |r: &RuntimeLibrary| home.join("runtime").join(format!("{}-{}", r.wheel.package, r.wheel.version));
-    if options.device == Device::Auto
+    let device = options.beside.filter(|_| options.device == Device::Cpu).unwrap_or(options.device);
+    if device == Device::Auto
         && let Ok(gpu) = manifest.runtime(Device::Cuda(0))
         && cache::is_installed(&dir_of(gpu), &gpu.wheel.sha256)
     {
         return Ok(dir_of(gpu).join(&gpu.library));
     }
-    let runtime = manifest.runtime(options.device)?;
+    let runtime = manifest.runtime(device)?;
     let dir = dir_of(runtime);
     fetch(&runtime.wheel, "ONNX Runtime", &home, &dir, options, progress)?;
     Ok(dir.join(&runtime.library))
