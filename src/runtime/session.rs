@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use half::f16;
-use ort::environment::Environment;
+use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as OrtSession, SessionInputValue};
 use ort::value::{DynValue, TensorElementType, TensorRef};
@@ -91,9 +91,19 @@ pub fn silence_telemetry() {
     }
 }
 
-/// The process-wide ONNX Runtime, loaded on the first call, and the library it was loaded from.
-fn environment(options: &RuntimeOptions) -> Result<&'static (Environment, PathBuf)> {
-    static ENVIRONMENT: OnceLock<(Environment, PathBuf)> = OnceLock::new();
+/// The process-wide ONNX Runtime.
+struct Runtime {
+    environment: Environment,
+    /// The library it was loaded from.
+    library: PathBuf,
+    /// Threads that its sessions share. With threads of their own, those of one stage would still wait busily for more work
+    /// while the next stage runs.
+    threads: usize,
+}
+
+/// ONNX Runtime, loaded on the first call.
+fn runtime(options: &RuntimeOptions) -> Result<&'static Runtime> {
+    static ENVIRONMENT: OnceLock<Runtime> = OnceLock::new();
     // ONNX Runtime takes one environment a process, and models may be loaded side by side.
     static LOADING: Mutex<()> = Mutex::new(());
     if let Some(environment) = ENVIRONMENT.get() {
@@ -105,9 +115,13 @@ fn environment(options: &RuntimeOptions) -> Result<&'static (Environment, PathBu
     }
     let library = setup::runtime_library(options)?;
     silence_telemetry();
+    let threads = options.thread_count();
     let load = |library: &Path| -> Result<Environment, String> {
-        ort::init_from(library)
-            .map_err(|e| e.to_string())?
+        let builder = ort::init_from(library).map_err(|e| e.to_string())?;
+        // Its constructor calls the library, which is there now.
+        let shared = GlobalThreadPoolOptions::default().with_intra_threads(threads).map_err(|e| e.to_string())?;
+        builder
+            .with_global_thread_pool(shared)
             .with_name("nunatak")
             .with_telemetry(false)
             .build()
@@ -117,13 +131,12 @@ fn environment(options: &RuntimeOptions) -> Result<&'static (Environment, PathBu
         problem: format!("cannot load ONNX Runtime from {}: {message}", library.display()),
         hint: Some("run `nunatak setup`, or point ORT_DYLIB_PATH at a libonnxruntime of version 1.24 or later".into()),
     })?;
-    Ok(ENVIRONMENT.get_or_init(|| (environment, library)))
+    Ok(ENVIRONMENT.get_or_init(|| Runtime { environment, library, threads }))
 }
 
 /// Version of the ONNX Runtime in use, which is loaded for it: `1.32`. A build says no more of itself.
 pub fn runtime_version(options: &RuntimeOptions) -> Result<String> {
-    let (_, library) = environment(options)?;
-    let minor = ort::util::probe(library);
+    let minor = ort::util::probe(&runtime(options)?.library);
     Ok(minor.map_or("of an unknown version".to_owned(), |minor| format!("1.{minor}")))
 }
 
@@ -134,7 +147,7 @@ impl Session {
     /// [`Error::Setup`] without a runtime library, [`Error::Device`] when the device cannot be had,
     /// [`Error::Model`] when the graph is not one.
     pub fn open(path: &Path, options: &RuntimeOptions) -> Result<Self> {
-        let (environment, _) = environment(options)?;
+        let runtime = runtime(options)?;
         let bad = |e: &dyn std::fmt::Display| {
             Error::model(
                 path.display().to_string(),
@@ -142,9 +155,15 @@ impl Session {
                 "export or import the model again with `nunatak models import`",
             )
         };
-        let builder = OrtSession::builder(environment).map_err(|e| bad(&e))?;
+        let builder = OrtSession::builder(&runtime.environment).map_err(|e| bad(&e))?;
         let builder = builder.with_optimization_level(GraphOptimizationLevel::Level3).map_err(|e| bad(&e))?;
-        let builder = builder.with_intra_threads(options.thread_count()).map_err(|e| bad(&e))?;
+        let builder = match options.thread_count() {
+            threads if threads == runtime.threads => builder,
+            own => {
+                let builder = builder.with_independent_thread_pool().map_err(|e| bad(&e))?;
+                builder.with_intra_threads(own).map_err(|e| bad(&e))?
+            }
+        };
         let builder = builder.with_config_entry(EXACT_BYTES, "1").map_err(|e| bad(&e))?;
         let (mut builder, device) = device::register(builder, options)?;
         let inner = builder.commit_from_file(path).map_err(|e| bad(&e))?;
