@@ -1,8 +1,8 @@
 //! How passages lie in a collection: one row each, its words made here.
 //!
-//! The `words` field holds the terms of [`Analyser`], with spaces between, and Milvus' BM25 counts these: so that a question
-//! finds by the same stems at home and in a cluster, in every language that has some here, whatever the server's own
-//! analysers are. `digest` tells a build that goes on which passages are there already, and are the same.
+//! The `words` field holds the terms of [`crate::index::lexical::Analyser`], with spaces between, and Milvus' BM25 counts these: so that
+//! a question finds by the same stems at home and in a cluster, in every language that has some here, whatever the server's
+//! own analysers are. `digest` tells a build that goes on which passages are there already, and are the same.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,7 +1,7 @@
 //! A Milvus cluster as the index: for corpora and traffic that outgrow one machine.
 //!
-//! Passages, words and vectors lie in a collection ([`layout`]), and a small one beside it says how it was made and how far it
-//! is filled ([`ledger`]). [`fill`] writes, from one machine or from many at once; [`Collection`] is what the pipeline
+//! Passages, words and vectors lie in a collection (`layout.rs`), and a small one beside it says how it was made and how far it
+//! is filled (`ledger.rs`). [`fill`] writes, from one machine or from many at once; [`Collection`] is what the pipeline
 //! looks passages up in, and [`crate::retrieve::MilvusRetriever`] its first stage. What is fused, re-ranked, packed and
 //! read stays the program's own work, so that a process that serves keeps nothing and any number of them can.
 
