@@ -16,6 +16,7 @@ use crate::export::Precision;
 use crate::filter::Filter;
 use crate::index::Index;
 use crate::index::lexical::Bm25;
+use crate::index::manifest::EncoderIdentity;
 use crate::index::passages::Passages;
 use crate::milvus::{Address, Collection};
 use crate::pipeline::{Depths, Pipeline, SharedEncoder};
@@ -396,16 +397,8 @@ pub(crate) fn open_retriever(
     let index = Arc::clone(index);
     let (usual, ranking) = (Bm25::default(), &retrieval.ranking);
     let bm25 = Bm25::new(ranking.bm25_k1.unwrap_or(usual.k1), ranking.bm25_b.unwrap_or(usual.b))?;
-    let identity = match (mode, index.manifest().encoder.clone()) {
-        (Mode::Bm25, _) => return Ok((Box::new(Bm25Retriever::new(index).with_bm25(bm25)), None)),
-        (_, Some(identity)) => identity,
-        (_, None) => {
-            return Err(Error::index(
-                index.path(),
-                format!("it has no vectors, which --mode {mode} needs"),
-                "use --mode bm25, or build the index again without --no-dense",
-            ));
-        }
+    let Some(identity) = encoder_for(mode, index.manifest().encoder.as_ref(), index.path())? else {
+        return Ok((Box::new(Bm25Retriever::new(index).with_bm25(bm25)), None));
     };
     let (encoder, fingerprint) = open_encoder(&identity.name, options, progress, models)?;
     let dense =
@@ -415,6 +408,19 @@ pub(crate) fn open_retriever(
         _ => Box::new(dense),
     };
     Ok((retriever, Some(encoder)))
+}
+
+/// The encoder that a mode needs, of an index that must have it then.
+fn encoder_for(mode: Mode, encoder: Option<&EncoderIdentity>, place: &Path) -> Result<Option<EncoderIdentity>> {
+    match (mode, encoder) {
+        (Mode::Bm25, _) => Ok(None),
+        (_, Some(identity)) => Ok(Some(identity.clone())),
+        (_, None) => Err(Error::index(
+            place,
+            format!("it has no vectors, which --mode {mode} needs"),
+            "use --mode bm25, or build the index again without --no-dense",
+        )),
+    }
 }
 
 /// An encoder, and its fingerprint.
@@ -502,19 +508,9 @@ fn open_milvus(
         return Err(Error::request("a cluster walks its graph: it cannot compare every vector", "leave --exact out"));
     }
     let (collection, fusion) = (Arc::clone(collection), ranking.fusion()?);
-    let identity = match (mode, collection.encoder()) {
-        (Mode::Bm25, _) => {
-            let none = |_: &str| Ok(Vec::new());
-            return Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, 0, none)), None));
-        }
-        (_, Some(identity)) => identity.clone(),
-        (_, None) => {
-            return Err(Error::index(
-                place.to_string(),
-                format!("it has no vectors, which --mode {mode} needs"),
-                "use --mode bm25, or build it again without --no-dense",
-            ));
-        }
+    let Some(identity) = encoder_for(mode, collection.encoder(), place.to_string().as_ref())? else {
+        let none = |_: &str| Ok(Vec::new());
+        return Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, 0, none)), None));
     };
     let (encoder, fingerprint) = open_encoder(&identity.name, options, progress, models)?;
     if fingerprint != identity.fingerprint {
