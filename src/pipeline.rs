@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::confidence::{Calibration, Features};
@@ -416,7 +416,8 @@ pub struct Answer {
     pub confidence: f32,
     /// Whether there is no answer: the corpus does not seem to hold it.
     pub abstained: bool,
-    /// Mean log-probability per answer token; higher is surer.
+    /// Mean log-probability per answer token; higher is surer. The least number there is when nothing was read.
+    #[serde(serialize_with = "finite")]
     pub score: f32,
     /// Whether the answer is a stretch of a passage the reader saw.
     pub supported: bool,
@@ -428,6 +429,11 @@ pub struct Answer {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub trace: Option<Trace>,
+}
+
+/// JSON has no infinity.
+fn finite<S: Serializer>(score: &f32, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_f32(score.max(f32::MIN))
 }
 
 /// What an answer cost.

@@ -21,9 +21,9 @@ model with the best 5 in one chat prompt, likeliest tokens, at most 24 of them. 
 `--reranker` takes a trained cross-encoder instead; `--reranker none` leaves it out, and the fused order stands.
 
 The settings are those that were fastest on a CPU with bfloat16 instructions: bfloat16 for the two models that read passages,
-float32 for the encoder of one short question, batches of 50 pairs, one question at a time in the pipeline (`--at-once`:
-more threads in it only fight over the cores), and the passages' embeddings as numpy rows, not as the lists of Python
-floats that Haystack's embedders leave, which its store would turn into an array again for each question (`--lists`).
+float32 for the encoder of one short question, Haystack's batches of 16 pairs, up to two questions in the pipeline at the
+same time (`--at-once`), and the passages' embeddings as numpy rows, not as the lists of Python floats that Haystack's
+embedders leave, which its store would turn into an array again for each question (`--lists`).
 """
 
 import argparse
@@ -38,7 +38,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
-SHORT = "You answer questions from passages. Give only the answer, in a few words."
+SYSTEM = "You answer questions from passages. Give only the answer, in a few words."
 PROMPT = """{% for d in documents %}Passage {{ loop.index }}: {{ d.content }}
 {% endfor %}
 Question: {{ question }}
@@ -137,7 +137,7 @@ def build(args):
         join_mode="reciprocal_rank_fusion", top_k=args.depth if ranked else args.passages
     ))
     pipeline.add_component("prompt", ChatPromptBuilder(
-        [ChatMessage.from_system(SHORT), ChatMessage.from_user(PROMPT)], required_variables="*"
+        [ChatMessage.from_system(SYSTEM), ChatMessage.from_user(PROMPT)], required_variables="*"
     ))
     pipeline.add_component("lm", HuggingFaceLocalChatGenerator(
         str(args.work / "lm"), task="text-generation",
@@ -192,11 +192,11 @@ def main():
     parser.add_argument("--reranker", help="a trained cross-encoder, or none")
     parser.add_argument("--bm25", default="BM25L", help="Haystack's default, or BM25Okapi, BM25Plus")
     parser.add_argument("--depth", type=int, default=50, help="passages of each retriever, and of the re-ranker")
-    parser.add_argument("--batch", type=int, default=50, help="pairs that the re-ranker takes at once")
+    parser.add_argument("--batch", type=int, default=16, help="pairs that the re-ranker takes at once")
     parser.add_argument("--max-tokens", type=int, default=192, help="longest pair that it reads; nunatak's reads as much")
     parser.add_argument("--passages", type=int, default=5, help="passages that the language model reads")
     parser.add_argument("--max-answer", type=int, default=24)
-    parser.add_argument("--at-once", type=int, default=1, help="questions in the pipeline at the same time")
+    parser.add_argument("--at-once", type=int, default=2, help="questions in the pipeline at the same time")
     parser.add_argument("--lists", action="store_true", help="embeddings as lists of floats")
     args = parser.parse_args()
 

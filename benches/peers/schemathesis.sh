@@ -1,22 +1,24 @@
 #!/usr/bin/env bash
-# Requests that Schemathesis makes up from /openapi.json, against a running server: what the description promises and the
-# server does not keep, and the other way round. Run it from the repository's root:
+# Requests that Schemathesis makes up from /openapi.json, against a running server: what the description promises and
+# the server does not keep, and the other way round. Run it from the repository's root:
 #
 #     cargo build --release
 #     benches/peers/schemathesis.sh
 #
-# It makes its own virtual environment under target/, indexes the demo's passages in a temporary folder, serves them on a
-# free port (writable, no vectors, no re-ranker, answers of 4 tokens, so that a request is cheap), runs all checks in all
-# phases with a fixed seed, and stops the server. It fails if a check fails, if the server no longer answers after that, or
-# if its log has a panic. NUNATAK names another binary than target/release/nunatak; NUNATAK_HOME is where the models are,
-# which are fetched once if they are not there. Further options go to `st run` and win over those here:
+# It makes its own virtual environment under target/, indexes the demo's passages in a temporary folder, serves them on
+# a free port (writable, no vectors, no re-ranker, answers of 4 tokens, so that a request is cheap), runs all checks in
+# all phases with a fixed seed, and stops the server: half a minute in all. It fails if a check fails, if the server no
+# longer answers after that, or if its log has a panic. NUNATAK names another binary than target/release/nunatak;
+# NUNATAK_HOME is where the models are, which are fetched once if they are not there. Further options go to `st run`
+# and win over those here:
 #
-#     benches/peers/schemathesis.sh --max-examples 20 --include-path /v1/search
+#     benches/peers/schemathesis.sh --max-examples 200 --include-path /v1/search
 #
 # What it does not show: the good replies of /v1/embeddings and /v1/rerank, which want an index with vectors and a
-# re-ranker. And one thing is let pass: 422 for a body that fits the description. A schema cannot say that a filter
-# parses, that a question is more than blanks, that a stream and a confidence exclude each other, or that a passage has an
-# id under one of three names. A wrong refusal with 422 is therefore not found here.
+# re-ranker; and routes that the description leaves out. And one thing is let pass: 422 for a body that fits the
+# description. A schema cannot say that a filter parses, that a question is more than blanks, that a stream and a
+# confidence exclude each other, or that a passage has an id under one of three names. A wrong refusal with 422 is
+# therefore not found here.
 set -euo pipefail
 
 nunatak=${NUNATAK:-target/release/nunatak}
@@ -28,14 +30,15 @@ corpus=src/cli/demo/passages.jsonl
 [[ -x $nunatak ]] || { echo "there is no $nunatak: cargo build --release" >&2; exit 2; }
 nunatak=$(realpath "$nunatak")
 
-# The server is on this machine: no proxy stands between.
-export no_proxy=127.0.0.1 NO_PROXY=127.0.0.1
-
 if [[ ! -x $venv/bin/st ]] || [[ $("$venv/bin/st" --version) != *"$version"* ]]; then
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet "schemathesis==$version"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$version"
 fi
 st=$(realpath -s "$venv/bin/st")
+
+# The server is on this machine: no proxy stands between. And it asks for no key.
+export no_proxy=127.0.0.1 NO_PROXY=127.0.0.1
+unset NUNATAK_API_KEY
 
 work=$(mktemp -d)
 server=
@@ -49,8 +52,8 @@ finish() {
 trap finish EXIT
 
 "$nunatak" index build --no-dense --index "$work/index" --corpus "$corpus" >&2
-"$nunatak" serve --json --index "$work/index" --rerank none --listen 127.0.0.1:0 --writable --passages 1 --max-answer 4 \
-    >"$work/bound" 2>"$work/log" &
+"$nunatak" serve --json --index "$work/index" --rerank none --listen 127.0.0.1:0 --writable --passages 1 \
+    --max-answer 4 >"$work/bound" 2>"$work/log" &
 server=$!
 
 url=
@@ -75,9 +78,9 @@ expected-statuses = ["2xx", "3xx", "401", "403", "404", "409", "422", "429", "5x
 expected-statuses = ["400", "401", "403", "404", "405", "406", "409", "413", "415", "422", "428", "429", "5xx"]
 TOML
 
-# Bodies as they are made up would hardly ever name the index that is served, or hold a passage with an id, and nearly all
-# would be refused. So every second body does. And JSON Schema counts 1.0 as an integer, which the server does not: whole
-# numbers are sent without a fraction.
+# Bodies as they are made up would hardly ever name the index that is served, or hold a passage with an id, and nearly
+# all would be refused. So about every second body does. And JSON Schema counts 1.0 as an integer, which the server
+# does not: whole numbers are sent without a fraction.
 cat >"$work/hooks.py" <<'PYTHON'
 import schemathesis
 
@@ -121,14 +124,13 @@ PYTHON
 
 failed=0
 (
-    cd "$work"
-    SCHEMATHESIS_HOOKS=hooks "$st" --config-file schemathesis.toml run "$url/openapi.json" --checks all --max-examples 60 \
-        --seed 1 --request-timeout 60 --continue-on-failure --generation-database none --no-color "$@"
+    cd "$work" && SCHEMATHESIS_HOOKS=hooks "$st" --config-file schemathesis.toml run "$url/openapi.json" --checks all \
+        --max-examples 60 --seed 1 --request-timeout 60 --continue-on-failure --generation-database none --no-color "$@"
 ) || failed=$?
 
 question='{"question": "Who discovered Bouvet Island?", "k": 1}'
 curl --silent --show-error --fail --max-time 60 --output /dev/null "$url/live"
-curl --silent --show-error --fail --max-time 60 --output /dev/null --json "$question" "$url/v1/search"
+curl --silent --show-error --fail --max-time 60 --output /dev/null --data "$question" "$url/v1/search"
 if grep -F panicked "$work/log" >&2; then
     failed=1
 fi

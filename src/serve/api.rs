@@ -35,6 +35,7 @@ const MOST_HITS: usize = 1000;
 #[serde(deny_unknown_fields)]
 pub struct AnswerRequest {
     /// In plain words.
+    #[schema(min_length = 1, max_length = 4096)]
     pub question: String,
     /// Which index; the first without it.
     pub index: Option<String>,
@@ -42,7 +43,8 @@ pub struct AnswerRequest {
     pub filter: Option<String>,
     /// Withhold an answer whose probability of being right is below this, 0 to 1; without it what the server was
     /// started with.
-    pub min_confidence: Option<f32>,
+    #[schema(minimum = 0, maximum = 1)]
+    pub min_confidence: Option<f64>,
     /// Add what every stage did.
     #[serde(default)]
     pub explain: bool,
@@ -56,6 +58,7 @@ pub struct AnswerRequest {
 #[serde(deny_unknown_fields)]
 pub struct SearchRequest {
     /// In plain words.
+    #[schema(min_length = 1, max_length = 4096)]
     pub question: String,
     /// Which index; the first without it.
     pub index: Option<String>,
@@ -63,6 +66,7 @@ pub struct SearchRequest {
     pub filter: Option<String>,
     /// How many passages.
     #[serde(default = "ten")]
+    #[schema(minimum = 1, maximum = 1000)]
     pub k: usize,
 }
 
@@ -142,17 +146,19 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
 /// `POST /v1/answer`.
 #[utoipa::path(post, path = "/v1/answer", request_body = AnswerRequest, responses(
-    (status = 200, description = "An answer with its evidence, or server-sent events", body = Answer),
+    (status = 200, description = "An answer with its evidence, or server-sent events",
+        content((Answer = "application/json"), ("text/event-stream"))),
     (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
     (status = 413, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
     (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
 ))]
 pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequest>) -> Result<Response, Problem> {
     let worker = prepare(&server, &request.question, request.index.as_deref())?;
-    let min_confidence = request.min_confidence.unwrap_or(server.limits.min_confidence);
-    if !(0.0..=1.0).contains(&min_confidence) {
+    // Judged before it is rounded to fewer digits: what is just outside stays outside.
+    if request.min_confidence.is_some_and(|least| !(0.0..=1.0).contains(&least)) {
         return Err(unprocessable("min_confidence is a probability, between 0 and 1"));
     }
+    let min_confidence = request.min_confidence.map_or(server.limits.min_confidence, |least| least as f32);
     let deadline = Instant::now() + server.limits.deadline;
     let filter = parse_filter(request.filter.as_deref())?;
     let AnswerRequest { question, explain, stream, .. } = request;

@@ -46,14 +46,16 @@ pub struct ChatRequest {
     /// Which index.
     pub model: String,
     /// The last one of the user is the question.
+    #[schema(min_items = 1)]
     pub messages: Vec<Message>,
     /// Send chunks.
     #[serde(default)]
     pub stream: bool,
     /// Not more than 1.
+    #[schema(minimum = 1, maximum = 1)]
     pub n: Option<u32>,
     /// Not supported.
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<Object>>, max_items = 0)]
     pub tools: Option<Vec<Value>>,
     /// Only from passages whose metadata meets these conditions (an addition to OpenAI's fields).
     pub filter: Option<String>,
@@ -101,7 +103,8 @@ impl ChatRequest {
 
 /// `POST /v1/chat/completions`.
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
-    (status = 200, description = "A chat completion, or server-sent chunks of one"),
+    (status = 200, description = "A chat completion, or server-sent chunks of one",
+        content((Object = "application/json"), ("text/event-stream"))),
     (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
     (status = 413, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
     (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
@@ -302,10 +305,13 @@ pub struct RerankRequest {
     /// Which index: its re-ranker is used; the first without it.
     pub model: Option<String>,
     /// The question.
+    #[schema(min_length = 1, max_length = 4096)]
     pub query: String,
     /// The texts.
+    #[schema(min_items = 1, max_items = 1000)]
     pub documents: Vec<Document>,
     /// How many to give back; all without it.
+    #[schema(maximum = 1000)]
     pub top_n: Option<usize>,
     /// Give the texts back, too.
     #[serde(default)]

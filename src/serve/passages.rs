@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -26,7 +27,7 @@ pub struct PutRequest {
     pub index: Option<String>,
     /// Objects with `id`, `text`, perhaps `title`, and further fields, which are kept for filters. Long texts are split as
     /// those of the index were.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<Object>, min_items = 1)]
     pub passages: Vec<Map<String, Value>>,
     /// Whether documents that are there already are replaced; if not, one such is an error and nothing is changed.
     #[serde(default = "yes")]
@@ -75,6 +76,7 @@ pub struct Passages {
 /// Which index is meant.
 #[derive(Debug, Clone, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Which {
     /// Its name; the first without it.
     pub index: Option<String>,
@@ -85,8 +87,8 @@ pub struct Which {
     (status = 200, description = "They can be found now", body = ChangeResponse),
     (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
     (status = 404, body = Problem), (status = 409, body = Problem), (status = 413, body = Problem),
-    (status = 422, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
-    (status = 504, body = Problem),
+    (status = 422, body = Problem), (status = 429, body = Problem), (status = 500, body = Problem),
+    (status = 503, body = Problem), (status = 504, body = Problem),
 ))]
 pub async fn put(
     State(server): State<Server>,
@@ -109,14 +111,16 @@ pub async fn put(
     (status = 200, description = "It is found no longer", body = ChangeResponse),
     (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
     (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem),
-    (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
+    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
+    (status = 504, body = Problem),
 ))]
 pub async fn delete(
     State(server): State<Server>,
     headers: HeaderMap,
-    Path(id): Path<String>,
-    Query(which): Query<Which>,
+    id: Result<Path<String>, PathRejection>,
+    which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<ChangeResponse>, Problem> {
+    let (Path(id), Query(which)) = (understood(id)?, understood(which)?);
     let worker = writable(&server, &headers, which.index.as_deref())?;
     look(&server, worker, &id).await?;
     change(&server, worker, Edit::Delete { id }).await
@@ -132,10 +136,19 @@ pub async fn delete(
 ))]
 pub async fn get(
     State(server): State<Server>,
-    Path(id): Path<String>,
-    Query(which): Query<Which>,
+    id: Result<Path<String>, PathRejection>,
+    which: Result<Query<Which>, QueryRejection>,
 ) -> Result<Json<Passages>, Problem> {
+    let (Path(id), Query(which)) = (understood(id)?, understood(which)?);
     look(&server, index_named(&server, which.index.as_deref())?, &id).await.map(Json)
+}
+
+/// A part of the address, or in our own form what is wrong with it.
+fn understood<T>(part: Result<T, impl std::fmt::Display>) -> Result<T, Problem> {
+    part.map_err(|error| {
+        let hint = "/openapi.json says what an address holds".to_owned();
+        Problem::new(StatusCode::BAD_REQUEST, error.to_string(), Some(hint))
+    })
 }
 
 async fn look(server: &Server, worker: &Worker, id: &str) -> Result<Passages, Problem> {

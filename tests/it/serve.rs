@@ -168,6 +168,20 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
 
     let metrics = server.get("/metrics").body;
     assert!(metrics.contains("nunatak_requests_total{route=\"/v1/search\",status=\"200\"} 1\n"), "{metrics}");
+    // What a letter that stands nowhere finds, and an address that is not understood: in the form that is described.
+    let nothing = server.post("/v1/answer", json!({"question": "\u{f2}"})).json();
+    assert!(nothing["abstained"] == true && nothing["score"].is_number(), "{nothing}");
+    for address in ["/v1/passages/x?bogus=1", "/v1/passages/%ff"] {
+        let reply = server.get(address);
+        assert_eq!(
+            (reply.status, reply.json()["error"]["code"].as_str()),
+            (400, Some("bad_request")),
+            "{}",
+            reply.body
+        );
+    }
+    let outside = server.post("/v1/answer", json!({"question": "x", "min_confidence": -1e-60}));
+    assert_eq!(outside.status, 422, "{}", outside.body);
     let described = server.get("/openapi.json").json();
     let paths: Vec<&String> = described["paths"].as_object().unwrap().keys().collect();
     let routes = [
