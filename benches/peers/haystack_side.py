@@ -236,6 +236,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the peer")
     parser.add_argument("--dtype", default="bfloat16", help="number type of the peer's models; float32 on an older CPU")
     parser.add_argument("--port", type=int, default=7951)
+    parser.add_argument("--measured", type=Path, help="output of an earlier run that was cut off: keep its measurements, only check")
     parser.add_argument("--wait-for", type=Path, help="measure only when this file is there")
     parser.add_argument("--patience", type=int, default=3600, help="seconds to wait for it")
     args = parser.parse_args()
@@ -255,7 +256,11 @@ def main():
             time.sleep(10)
 
     rounds = []
-    for turn in range(args.turns):
+    if args.measured:
+        kept = args.measured.read_text(encoding="utf8").splitlines()
+        rounds = [json.loads(line) for line in kept if line.startswith('{"system"')]
+        print("\n".join(map(json.dumps, rounds)), flush=True)
+    for turn in range(0 if args.measured else args.turns):
         for connections in args.connections:
             for system, command in systems.items():
                 rounds.append({"system": system, "turn": turn, **load(args, command, warm, connections)})

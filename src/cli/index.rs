@@ -23,7 +23,7 @@ use crate::index::lexical::{Analyser, HEAVIEST_TITLE};
 use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, BuildReport};
 use crate::milvus::Address;
-use crate::milvus::fill::{CorpusHash, FillOptions};
+use crate::milvus::fill::{self, CorpusHash, FillOptions};
 use crate::progress::check_interrupt;
 use crate::runtime::setup;
 use crate::types::Passage;
@@ -171,7 +171,10 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
     let options = globals.runtime();
     let cluster = Address::of(&args.index)?;
     match &cluster {
-        Some(_) => refuse_in_cluster(args)?,
+        Some(address) => {
+            refuse_in_cluster(args)?;
+            fill::reach(address)?;
+        }
         None => writer::refuse_existing(&args.index, args.overwrite)?,
     }
     let analyser = analyser(args)?;
@@ -221,7 +224,17 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         })
         .map(drop)
     };
+    let encoded_per_second = match &mut encoder {
+        Some(encoder) => survey.encoding_speed(encoder)?,
+        None => 0.0,
+    };
     if let Some(address) = &cluster {
+        let (count, words) = (range.end - range.start, corpus.words as f64 / corpus.passages.max(1) as f64);
+        let time = match encoder {
+            Some(_) => format!("about {} to encode them", output::seconds(count as f64 / encoded_per_second.max(1e-9))),
+            None => "nothing to encode".to_owned(),
+        };
+        progress.note(&format!("{count} passages of {words:.0} words on average: {time}, less what is there already"));
         let options = FillOptions {
             encoder: identity,
             analyser,
@@ -237,10 +250,6 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         };
         return index_cluster::build(address, &mut source, encoder.as_mut(), &options, globals);
     }
-    let encoded_per_second = match &mut encoder {
-        Some(encoder) => survey.encoding_speed(encoder)?,
-        None => 0.0,
-    };
     let work = Workload {
         passages: range.end - range.start,
         mean_bytes: survey.mean_bytes(),

@@ -113,6 +113,14 @@ impl CorpusHash {
     }
 }
 
+/// Fail unless a server answers there: before a corpus is read for minutes.
+///
+/// # Errors
+/// [`Error::Index`].
+pub fn reach(address: &Address) -> Result<()> {
+    Connection::open(address).map(drop)
+}
+
 /// Fill a collection, or a shard of it, from the passages of `source`.
 ///
 /// # Errors
