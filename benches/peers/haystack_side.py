@@ -236,7 +236,7 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the peer")
     parser.add_argument("--dtype", default="bfloat16", help="number type of the peer's models; float32 on an older CPU")
     parser.add_argument("--port", type=int, default=7951)
-    parser.add_argument("--measured", type=Path, help="output of an earlier run that was cut off: keep its measurements, only check")
+    parser.add_argument("--measured", type=Path, help="output of a run that was cut off: only check, beside what it measured")
     parser.add_argument("--wait-for", type=Path, help="measure only when this file is there")
     parser.add_argument("--patience", type=int, default=3600, help="seconds to wait for it")
     args = parser.parse_args()
@@ -248,7 +248,8 @@ def main():
     if args.wait_for:
         for system, command in systems.items():
             with Server(args, command, warm):
-                print(f"{system} answers: " + " | ".join(ask(args, q["question"])["answer"] for q in questions[:3]), file=sys.stderr)
+                said = [ask(args, q["question"])["answer"] for q in questions[:3]]
+                print(f"{system} answers: {' | '.join(said)}", file=sys.stderr)
         until = time.monotonic() + args.patience
         while not args.wait_for.exists():
             if time.monotonic() > until:
