@@ -89,6 +89,14 @@ impl FromStr for Filter {
     }
 }
 
+/// The error of a condition on a field that no passage has, where some have `fields`.
+pub(crate) fn unknown_field(field: &str, fields: &str) -> Error {
+    Error::request(
+        format!("no passage has a field {field:?} to filter by"),
+        format!("the index has the fields {fields}"),
+    )
+}
+
 fn wrong(part: &str, problem: &str) -> Error {
     Error::request(
         format!("the filter cannot be read: {problem} {part:?}"),

@@ -125,9 +125,7 @@ fn libraries(options: &RuntimeOptions, progress: &dyn Progress) -> Result<String
     Err(Error::Device {
         device: options.device.to_string(),
         problem: format!("the loader does not find {}", missing.join(", ")),
-        hint: Some(
-            "packages hold them in folders named lib; LD_LIBRARY_PATH must name these before the program starts".into(),
-        ),
+        hint: Some(gpu_libraries::HINT.into()),
     })
 }
 

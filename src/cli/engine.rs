@@ -1,25 +1,19 @@
 //! From options to a pipeline: what `search`, `ask`, `eval` and `demo` share.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::cli::Globals;
+use crate::cli::first_stage::Place;
 use crate::confidence::Calibration;
-use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::eval::provenance::CalibrationIdentity;
 use crate::export::Precision;
 use crate::filter::Filter;
-use crate::index::Index;
-use crate::index::lexical::Bm25;
-use crate::index::manifest::EncoderIdentity;
-use crate::index::passages::Passages;
-use crate::milvus::{Address, Collection};
-use crate::pipeline::{Depths, Pipeline, SharedEncoder};
+use crate::pipeline::{Depths, Pipeline};
 use crate::progress::Progress;
 use crate::read::choose::Choice;
 use crate::read::decode::Decoding;
@@ -29,7 +23,7 @@ use crate::read::reader::{Reader, ReaderSettings};
 use crate::read::remote::RemoteLm;
 use crate::read::template::TemplateKind;
 use crate::rerank::{CrossEncoder, Patience};
-use crate::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, MilvusRetriever, Mode, Retriever};
+use crate::retrieve::{Fusion, Mode};
 use crate::runtime::device::Device;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
@@ -241,7 +235,7 @@ impl Default for RankingArgs {
 
 impl RankingArgs {
     /// How two rankings become one.
-    fn fusion(&self) -> Result<Fusion> {
+    pub(crate) fn fusion(&self) -> Result<Fusion> {
         match self.fusion {
             FusionKind::Rrf => Ok(Fusion::Rrf),
             FusionKind::Convex if (0.0..=1.0).contains(&self.dense_weight) => Ok(Fusion::Convex(self.dense_weight)),
@@ -383,145 +377,7 @@ pub struct Engine {
 }
 
 /// Roles, names and fingerprints of models.
-type Models = Vec<(&'static str, String, String)>;
-
-/// The first stage that `retrieval` asks for, with the encoder of the index where it needs one, which is lent as well.
-pub(crate) fn open_retriever(
-    index: &Arc<Index>,
-    mode: Mode,
-    retrieval: &RetrievalArgs,
-    options: &RuntimeOptions,
-    progress: &dyn Progress,
-    models: &mut Models,
-) -> Result<(Box<dyn Retriever>, Option<SharedEncoder>)> {
-    let index = Arc::clone(index);
-    let (usual, ranking) = (Bm25::default(), &retrieval.ranking);
-    let bm25 = Bm25::new(ranking.bm25_k1.unwrap_or(usual.k1), ranking.bm25_b.unwrap_or(usual.b))?;
-    let Some(identity) = encoder_for(mode, index.manifest().encoder.as_ref(), index.path())? else {
-        return Ok((Box::new(Bm25Retriever::new(index).with_bm25(bm25)), None));
-    };
-    let (encoder, fingerprint) = open_encoder(&identity.name, options, progress, models)?;
-    let dense =
-        DenseRetriever::new(Arc::clone(&index), of_questions(&encoder), &fingerprint, 0, retrieval.ranking.exact)?;
-    let retriever: Box<dyn Retriever> = match mode {
-        Mode::Hybrid => Box::new(HybridRetriever::new(index, dense, ranking.fusion()?, 0).with_bm25(bm25)),
-        _ => Box::new(dense),
-    };
-    Ok((retriever, Some(encoder)))
-}
-
-/// The encoder that a mode needs, of an index that must have it then.
-fn encoder_for(mode: Mode, encoder: Option<&EncoderIdentity>, place: &Path) -> Result<Option<EncoderIdentity>> {
-    match (mode, encoder) {
-        (Mode::Bm25, _) => Ok(None),
-        (_, Some(identity)) => Ok(Some(identity.clone())),
-        (_, None) => Err(Error::index(
-            place,
-            format!("it has no vectors, which --mode {mode} needs"),
-            "use --mode bm25, or build the index again without --no-dense",
-        )),
-    }
-}
-
-/// An encoder, and its fingerprint.
-fn open_encoder(
-    name: &str,
-    options: &RuntimeOptions,
-    progress: &dyn Progress,
-    models: &mut Models,
-) -> Result<(SharedEncoder, String)> {
-    let model = setup::model(name, options, progress)?;
-    let encoder = Encoder::open(&model, options)?;
-    let fingerprint = encoder.fingerprint().to_owned();
-    models.push(("encoder", model.name(), fingerprint.clone()));
-    Ok((Arc::new(Mutex::new(encoder)), fingerprint))
-}
-
-/// What turns a question into its vector.
-fn of_questions(encoder: &SharedEncoder) -> impl FnMut(&str) -> Result<Vec<f32>> + Send + use<> {
-    let encoder = Arc::clone(encoder);
-    move |question| encoder.lock().unwrap_or_else(PoisonError::into_inner).encode(&[question.to_owned()])
-}
-
-/// Where passages are found: in a folder, or in a cluster.
-enum Place {
-    Folder(Arc<Index>),
-    Cluster(Arc<Collection>),
-}
-
-impl Place {
-    fn open(index: &Path) -> Result<Self> {
-        Ok(match Address::of(index)? {
-            Some(address) => Self::Cluster(Arc::new(Collection::open(&address)?)),
-            None => Self::Folder(Arc::new(Index::open(index)?)),
-        })
-    }
-
-    fn has_vectors(&self) -> bool {
-        match self {
-            Self::Folder(index) => index.dense().is_some(),
-            Self::Cluster(collection) => collection.encoder().is_some(),
-        }
-    }
-
-    fn passages(&self) -> Arc<dyn Passages> {
-        match self {
-            Self::Folder(index) => Arc::<Index>::clone(index),
-            Self::Cluster(collection) => Arc::<Collection>::clone(collection),
-        }
-    }
-
-    fn retriever(
-        &self,
-        mode: Mode,
-        retrieval: &RetrievalArgs,
-        options: &RuntimeOptions,
-        progress: &dyn Progress,
-        models: &mut Models,
-    ) -> Result<(Box<dyn Retriever>, Option<SharedEncoder>)> {
-        match self {
-            Self::Folder(index) => open_retriever(index, mode, retrieval, options, progress, models),
-            Self::Cluster(collection) => open_milvus(collection, mode, &retrieval.ranking, options, progress, models),
-        }
-    }
-}
-
-/// Fail unless there is an index at this place.
-pub fn look_at(index: &Path) -> Result<()> {
-    Place::open(index).map(drop)
-}
-
-/// The first stage over a collection.
-fn open_milvus(
-    collection: &Arc<Collection>,
-    mode: Mode,
-    ranking: &RankingArgs,
-    options: &RuntimeOptions,
-    progress: &dyn Progress,
-    models: &mut Models,
-) -> Result<(Box<dyn Retriever>, Option<SharedEncoder>)> {
-    let place = collection.address();
-    if ranking.bm25_k1.is_some() || ranking.bm25_b.is_some() {
-        return Err(Error::request("a collection has BM25's k1 and b from when it was built", "leave both out"));
-    }
-    if ranking.exact {
-        return Err(Error::request("a cluster walks its graph: it cannot compare every vector", "leave --exact out"));
-    }
-    let (collection, fusion) = (Arc::clone(collection), ranking.fusion()?);
-    let Some(identity) = encoder_for(mode, collection.encoder(), place.to_string().as_ref())? else {
-        let none = |_: &str| Ok(Vec::new());
-        return Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, 0, none)), None));
-    };
-    let (encoder, fingerprint) = open_encoder(&identity.name, options, progress, models)?;
-    if fingerprint != identity.fingerprint {
-        return Err(Error::index(
-            place.to_string(),
-            format!("its vectors were made by another version of {}", identity.name),
-            "use the program that built it, or build it again with --overwrite",
-        ));
-    }
-    Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, 0, of_questions(&encoder))), Some(encoder)))
-}
+pub(crate) type Models = Vec<(&'static str, String, String)>;
 
 fn open_reranker(
     retrieval: &RetrievalArgs,

@@ -143,23 +143,45 @@ fn add_or_replace(dir: &Path, files: &[PathBuf], skip_bad: u64, known: Known, gl
 pub fn encoder(dir: &Path, identity: &EncoderIdentity, globals: &Globals, progress: &dyn Progress) -> Result<Encoder> {
     let runtime = globals.runtime();
     let encoder = Encoder::open(&setup::model(&identity.name, &runtime, progress)?, &runtime)?;
-    if encoder.fingerprint() == identity.fingerprint {
-        return Ok(encoder);
-    }
-    let problem = format!("its vectors were made by another version of {}", identity.name);
-    Err(Error::index(dir, problem, "build the index again"))
+    check_encoder(dir, identity, encoder.fingerprint())?;
+    Ok(encoder)
 }
 
-/// A change that came over HTTP. `encoder` is that of an index that has vectors.
-pub fn edit(
-    dir: &Path,
-    manifest: &Manifest,
-    edit: Edit,
-    encoder: Option<&mut Encoder>,
-    globals: &Globals,
-) -> Result<Changed> {
+/// Fail unless the encoder of this fingerprint is the one that made the vectors of the index at `place`.
+pub fn check_encoder(place: &Path, identity: &EncoderIdentity, fingerprint: &str) -> Result<()> {
+    if fingerprint == identity.fingerprint {
+        return Ok(());
+    }
+    let problem = format!("its vectors were made by another version of {}", identity.name);
+    Err(Error::index(place, problem, "build the index again"))
+}
+
+/// The encoder of an index that is changed again and again: opened when it is first needed, and anew when the index has another.
+#[derive(Debug, Default)]
+pub struct KeptEncoder(Option<(EncoderIdentity, Encoder)>);
+
+impl KeptEncoder {
+    /// The one that makes the vectors of the index at `place`, if it has some.
+    pub fn of(
+        &mut self,
+        place: &Path,
+        identity: Option<&EncoderIdentity>,
+        globals: &Globals,
+    ) -> Result<Option<&mut Encoder>> {
+        let Some(identity) = identity else { return Ok(None) };
+        if self.0.as_ref().is_none_or(|(of, _)| of != identity) {
+            self.0 = Some((identity.clone(), encoder(place, identity, globals, &Quiet)?));
+        }
+        Ok(self.0.as_mut().map(|(_, encoder)| encoder))
+    }
+}
+
+/// A change that came over HTTP.
+pub fn edit(dir: &Path, edit: Edit, kept: &mut KeptEncoder, globals: &Globals) -> Result<Changed> {
     let report = match edit {
         Edit::Put { lines, known } => {
+            let manifest = Manifest::read(dir)?;
+            let encoder = kept.of(dir, manifest.encoder.as_ref(), globals)?;
             disk::require(dir, LEAST_ROOM)?;
             let corpus_options = CorpusOptions { passage_words: manifest.corpus.passage_words, skip_bad: 0 };
             let mut encode = encoder.map(|encoder| |texts: &[String]| encoder.encode(texts));
@@ -168,7 +190,7 @@ pub fn edit(
                 &mut |sink| corpus::read_records("passages", &lines, &corpus_options, sink).map(drop),
                 known,
                 encode.as_mut().map(|encode| encode as &mut Encode),
-                &BuildOptions { encoder: manifest.encoder.clone(), ..options(globals) },
+                &BuildOptions { encoder: manifest.encoder, ..options(globals) },
                 &Quiet,
             )?
         }

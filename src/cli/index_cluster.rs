@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::cli::Globals;
-use crate::cli::index_change::encoder;
+use crate::cli::index_change::{KeptEncoder, encoder};
 use crate::cli::output::{self, BOLD, DIM, GOOD};
 use crate::corpus::{self, CorpusOptions};
 use crate::encode::Encoder;
@@ -99,9 +99,8 @@ pub fn merge(address: &Address, from: &[PathBuf], overwrite: bool, globals: &Glo
 pub fn add(address: &Address, files: &[PathBuf], skip_bad: u64, known: Known, globals: &Globals) -> Result<()> {
     let progress = globals.progress();
     let collection = Collection::open(address)?;
-    let identity = collection.encoder();
-    let mut encoder =
-        identity.map(|identity| open_encoder(address, identity, globals, progress.as_ref())).transpose()?;
+    let open = |identity| encoder(address.to_string().as_ref(), identity, globals, progress.as_ref());
+    let mut encoder = collection.encoder().map(open).transpose()?;
     let options = CorpusOptions { passage_words: collection.passage_words(), skip_bad };
     let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| corpus::read(files, &options, sink).map(drop);
     let report = put(&collection, &mut source, known, encoder.as_mut(), progress.as_ref())?;
@@ -119,34 +118,22 @@ fn put(
     fill::add(collection, source, known, encode.as_mut().map(|encode| encode as &mut Encode), progress)
 }
 
-fn open_encoder(
-    address: &Address,
-    identity: &EncoderIdentity,
-    globals: &Globals,
-    progress: &dyn Progress,
-) -> Result<Encoder> {
-    encoder(address.to_string().as_ref(), identity, globals, progress)
-}
-
 /// Take documents out of a collection.
 pub fn delete(address: &Address, ids: &[String], globals: &Globals) -> Result<()> {
     let report = fill::delete(&Collection::open(address)?, ids)?;
     print(address, &report, globals)
 }
 
-/// A change that came over HTTP. The encoder is opened when it is first needed, and kept.
-pub fn edit(address: &Address, edit: Edit, kept: &mut Option<Encoder>, globals: &Globals) -> Result<Changed> {
+/// A change that came over HTTP.
+pub fn edit(address: &Address, edit: Edit, kept: &mut KeptEncoder, globals: &Globals) -> Result<Changed> {
     let collection = Collection::open(address)?;
     let report = match edit {
         Edit::Put { lines, known } => {
-            if let (None, Some(identity)) = (&kept, collection.encoder()) {
-                *kept = Some(open_encoder(address, identity, globals, &Quiet)?);
-            }
+            let encoder = kept.of(address.to_string().as_ref(), collection.encoder(), globals)?;
             let options = CorpusOptions { passage_words: collection.passage_words(), skip_bad: 0 };
             let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| {
                 corpus::read_records("passages", &lines, &options, sink).map(drop)
             };
-            let encoder = kept.as_mut().filter(|_| collection.encoder().is_some());
             put(&collection, &mut source, known, encoder, &Quiet)?
         }
         Edit::Delete { id } => fill::delete(&collection, &[id])?,

@@ -10,6 +10,7 @@ pub mod demo;
 pub mod doctor;
 pub mod engine;
 pub mod eval;
+pub mod first_stage;
 pub mod index;
 pub mod index_change;
 mod index_cluster;

@@ -9,11 +9,11 @@ use clap::Args;
 
 use crate::cli::Globals;
 use crate::cli::engine::{self, RankingArgs, ReadingArgs, RetrievalArgs};
+use crate::cli::first_stage::Place;
+use crate::cli::index_change::{self, KeptEncoder};
+use crate::cli::index_cluster;
 use crate::cli::output::{self, BOLD, DIM};
-use crate::cli::{index_change, index_cluster};
-use crate::encode::Encoder;
 use crate::error::{Error, Result};
-use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::milvus::Address;
 use crate::progress::Quiet;
 use crate::serve::worker::{Editor, Worker};
@@ -86,7 +86,7 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
             ));
         }
         // A place that is no index is an error before anything listens.
-        engine::look_at(&dir)?;
+        Place::open(&dir)?;
         let retrieval = RetrievalArgs { ranking: args.ranking.clone(), ..RetrievalArgs::at(&dir) };
         let (reading, depth, globals) = (args.reading.clone(), args.depth, globals.clone());
         let with = globals.clone();
@@ -114,29 +114,15 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
     runtime.block_on(serve::serve(args.listen, workers, limits, access, bound, stopped()))
 }
 
-/// What changes the index at `dir`. Its encoder is opened when it is first needed, and kept.
+/// What changes the index at `dir`.
 fn editor(dir: PathBuf, globals: Globals) -> Editor {
-    if let Ok(Some(address)) = Address::of(&dir) {
-        let kept = Mutex::<Option<Encoder>>::default();
-        return Arc::new(move |edit| {
-            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            index_cluster::edit(&address, edit, &mut kept, &globals)
-        });
-    }
-    let kept = Mutex::<Option<(EncoderIdentity, Encoder)>>::default();
+    let kept = Mutex::<KeptEncoder>::default();
     Arc::new(move |edit| {
-        let manifest = Manifest::read(&dir)?;
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let encoder = match (edit.needs_encoder(), &manifest.encoder) {
-            (true, Some(identity)) => {
-                if kept.as_ref().is_none_or(|(of, _)| of != identity) {
-                    *kept = Some((identity.clone(), index_change::encoder(&dir, identity, &globals, &Quiet)?));
-                }
-                kept.as_mut().map(|(_, encoder)| encoder)
-            }
-            _ => None,
-        };
-        index_change::edit(&dir, &manifest, edit, encoder, &globals)
+        match Address::of(&dir)? {
+            Some(address) => index_cluster::edit(&address, edit, &mut kept, &globals),
+            None => index_change::edit(&dir, edit, &mut kept, &globals),
+        }
     })
 }
 

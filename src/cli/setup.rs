@@ -53,10 +53,10 @@ pub fn run(_: &SetupArgs, globals: &Globals) -> Result<()> {
     let missing: Vec<&str> = libraries.iter().filter(|l| !l.found).map(|l| l.name.as_str()).collect();
     if !missing.is_empty() {
         progress.note(&format!(
-            "models cannot run on {} yet: the loader does not find {}. Packages hold them in folders named lib, which \
-             LD_LIBRARY_PATH must name before the program starts",
+            "models cannot run on {} yet: the loader does not find {}; {}",
             options.device,
-            missing.join(", ")
+            missing.join(", "),
+            gpu_libraries::HINT
         ));
     }
     if !globals.json {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::cli::Globals;
-use crate::cli::engine::{RankingArgs, RetrievalArgs, first_stage, open_retriever};
+use crate::cli::engine::{RankingArgs, RetrievalArgs, first_stage};
+use crate::cli::first_stage::open_retriever;
 use crate::cli::output;
 use crate::cli::train::LoopArgs;
 use crate::error::{Error, Result};

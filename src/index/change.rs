@@ -112,14 +112,27 @@ impl Incoming<'_> {
 
     fn replace(&mut self, document: &str, rows: Vec<PassageId>) -> Result<()> {
         if self.known == Known::Refuse && !rows.is_empty() {
-            return Err(Error::request(
-                format!("the index has a document {document:?} already"),
-                "say --update to replace it, or give the new one another id",
-            ));
+            return Err(known_document(document));
         }
         self.replaced.extend(rows);
         Ok(())
     }
+}
+
+/// The error of a document that is there already and must not be replaced.
+pub(crate) fn known_document(document: &str) -> Error {
+    Error::request(
+        format!("the index has a document {document:?} already"),
+        "say --update to replace it, or give the new one another id",
+    )
+}
+
+/// The error of an id that should be deleted and is not there.
+pub(crate) fn unknown_document(id: &str) -> Error {
+    Error::request(
+        format!("the index has no document or passage {id:?}; nothing was deleted"),
+        "`nunatak search` shows the ids of passages",
+    )
 }
 
 /// Take out the documents and passages of these ids. They are marked, which takes no longer for many passages than for few;
@@ -136,10 +149,7 @@ pub fn delete(dir: &Path, ids: &[String], options: &BuildOptions, progress: &dyn
         for id in ids {
             let pieces = index.pieces_of(id)?;
             if pieces.is_empty() {
-                return Err(Error::request(
-                    format!("the index has no document or passage {id:?}; nothing was deleted"),
-                    "`nunatak search` shows the ids of passages",
-                ));
+                return Err(unknown_document(id));
             }
             rows.extend(pieces);
         }

@@ -12,7 +12,7 @@ use super::filter::{among, expression, quoted};
 use super::layout::{self, DOCUMENT, FIELDS, KEY, PASSAGE, SPARSE, VECTOR};
 use super::ledger::{Ledger, Made};
 use crate::error::{Error, Result};
-use crate::filter::Filter;
+use crate::filter::{Filter, unknown_field};
 use crate::index::lexical::Analyser;
 use crate::index::manifest::EncoderIdentity;
 use crate::index::passages::{Identity, Passages};
@@ -144,10 +144,7 @@ impl Collection {
         for condition in &filter.conditions {
             if !self.fields.contains(&condition.field) {
                 let fields: Vec<&str> = self.fields.iter().map(String::as_str).collect();
-                return Err(Error::request(
-                    format!("no passage has a field {:?} to filter by", condition.field),
-                    format!("the index has the fields {}", fields.join(", ")),
-                ));
+                return Err(unknown_field(&condition.field, &fields.join(", ")));
             }
         }
         Ok(expression(filter, FIELDS))

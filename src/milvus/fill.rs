@@ -20,7 +20,7 @@ use super::filter::among;
 use super::layout::{self, DIGEST, DOCUMENT, KEY, Shape};
 use super::ledger::{self, FORMAT, Ledger, Made, Shard};
 use crate::error::{Error, Result};
-use crate::index::change::Known;
+use crate::index::change::{Known, known_document, unknown_document};
 use crate::index::lexical::{Analyser, Bm25, Terms};
 use crate::index::manifest::EncoderIdentity;
 use crate::index::previous::Previous;
@@ -154,19 +154,7 @@ pub fn fill(
     });
     writing(&connection, |send| {
         let mut terms = Terms::new(&made.analyser);
-        let mut batch = Batch::default();
-        let mut put = |batch: &mut Batch| -> Result<()> {
-            let passages = std::mem::take(&mut batch.passages);
-            batch.bytes = 0;
-            let count = passages.len() as u64;
-            let new = changed(&connection, passages)?;
-            report.kept += count - new.len() as u64;
-            report.written += new.len() as u64;
-            send(rows(&new, &mut terms, previous.as_ref(), encode.as_deref_mut())?)?;
-            progress.advance(count);
-            check_interrupt(|| "what was written is kept; the same command goes on".to_owned())
-        };
-        source(&mut |passage| {
+        let mut look = |passage: &Passage| {
             report.passages += 1;
             if !known.insert(hash(&passage.key)) {
                 return Err(Error::request(
@@ -174,11 +162,18 @@ pub fn fill(
                     "give every document of the corpus an id of its own",
                 ));
             }
-            shard.fields.extend(layout::fields(&passage).into_iter().map(|(name, _)| name));
-            batch.push(passage);
-            if batch.is_full() { put(&mut batch) } else { Ok(()) }
-        })?;
-        put(&mut batch)
+            shard.fields.extend(layout::fields(passage).into_iter().map(|(name, _)| name));
+            Ok(())
+        };
+        in_batches(source, &mut look, &mut |passages| {
+            let count = passages.len() as u64;
+            let new = changed(&connection, passages)?;
+            report.kept += count - new.len() as u64;
+            report.written += new.len() as u64;
+            send(rows(&new, &mut terms, previous.as_ref(), encode.as_deref_mut())?)?;
+            progress.advance(count);
+            check_interrupt(|| "what was written is kept; the same command goes on".to_owned())
+        })
     })?;
     progress.finish();
     connection.flush(&address.collection)?;
@@ -287,28 +282,28 @@ fn write(connection: &Connection, batches: &Receiver<Vec<EntityRow>>) -> Result<
     Ok(())
 }
 
-#[derive(Debug, Default)]
-struct Batch {
-    passages: Vec<Passage>,
-    bytes: usize,
-}
-
-impl Batch {
-    fn push(&mut self, passage: Passage) {
-        self.bytes += passage.text.len() + passage.title.len();
-        self.passages.push(passage);
-    }
-
-    fn is_full(&self) -> bool {
-        self.passages.len() >= BATCH || self.bytes >= BATCH_BYTES
-    }
+/// Have every passage of a source looked at, and put in batches that are small enough for a call.
+fn in_batches(
+    source: &mut Source,
+    look: &mut dyn FnMut(&Passage) -> Result<()>,
+    put: &mut dyn FnMut(Vec<Passage>) -> Result<()>,
+) -> Result<()> {
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    source(&mut |passage| {
+        look(&passage)?;
+        bytes += passage.text.len() + passage.title.len();
+        batch.push(passage);
+        if batch.len() < BATCH && bytes < BATCH_BYTES {
+            return Ok(());
+        }
+        bytes = 0;
+        put(std::mem::take(&mut batch))
+    })?;
+    if batch.is_empty() { Ok(()) } else { put(batch) }
 }
 
 /// Those of the passages that the collection does not have, or has otherwise.
 fn changed(connection: &Connection, passages: Vec<Passage>) -> Result<Vec<Passage>> {
-    if passages.is_empty() {
-        return Ok(passages);
-    }
     let these = among(KEY, passages.iter().map(|passage| passage.key.as_str()));
     let rows = connection.query(&connection.address().collection, &these, &[KEY, DIGEST], Consistency::Strong)?;
     let there: HashSet<(&str, &str)> =
@@ -373,28 +368,21 @@ pub fn add(
     let documents: Vec<String> = documents.into_iter().collect();
     let there = keys_of(connection, &documents)?;
     if let (Known::Refuse, Some(first)) = (known, there.first()) {
-        return Err(Error::request(
-            format!("the index has a document {:?} already", document_of(first)),
-            "say --update to replace it, or give the new one another id",
-        ));
+        return Err(known_document(document_of(first)));
     }
     let mut shard = Shard { number: 0, complete: true, fields: collection.fields().clone() };
     let mut terms = Terms::new(collection.analyser());
     progress.start("adding", Some(added), "passages");
+    let mut look = |passage: &Passage| {
+        shard.fields.extend(layout::fields(passage).into_iter().map(|(name, _)| name));
+        Ok(())
+    };
     writing(connection, |send| {
-        let mut batch = Batch::default();
-        let mut put = |batch: &mut Batch| -> Result<()> {
-            let passages = std::mem::take(batch).passages;
+        in_batches(source, &mut look, &mut |passages| {
             send(rows(&passages, &mut terms, None, encode.as_deref_mut())?)?;
             progress.advance(passages.len() as u64);
             check_interrupt(|| "what was written is kept; the same command goes on with --update".to_owned())
-        };
-        source(&mut |passage| {
-            shard.fields.extend(layout::fields(&passage).into_iter().map(|(name, _)| name));
-            batch.push(passage);
-            if batch.is_full() { put(&mut batch) } else { Ok(()) }
-        })?;
-        put(&mut batch)
+        })
     })?;
     progress.finish();
     // What is new stands; now what it replaced, and does not have again, goes.
@@ -418,10 +406,7 @@ pub fn delete(collection: &Collection, ids: &[String]) -> Result<ChangeReport> {
     for id in ids {
         let keys = keys_of(connection, std::slice::from_ref(id))?;
         if keys.is_empty() {
-            return Err(Error::request(
-                format!("the index has no document or passage {id:?}; nothing was deleted"),
-                "`nunatak search` shows the ids of passages",
-            ));
+            return Err(unknown_document(id));
         }
         gone.extend(keys);
     }

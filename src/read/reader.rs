@@ -373,8 +373,7 @@ impl Frozen {
                 })
                 .collect()
         });
-        let mut decoding = settings.decoding.clone();
-        decoding.stop.clone_from(&template.stop);
+        let decoding = Decoding { stop: template.stop.clone(), ..settings.decoding.clone() };
         let cached = self.lm.cache_statistics().hit_tokens;
         let (generations, spans) = self.lm.generate(&prompts, &decoding, constraints, on_text)?;
         Ok(Said {
@@ -407,8 +406,7 @@ fn read_remotely(
     };
     let prompt = |window| if lm.is_exact() { Sent::Tokens(tokens(window)) } else { Sent::Text(text(window)) };
     let prompts: Vec<Sent> = windows.iter().map(prompt).collect();
-    let mut decoding = settings.decoding.clone();
-    decoding.stop.clone_from(&template.stop);
+    let decoding = Decoding { stop: template.stop.clone(), ..settings.decoding.clone() };
     let completions = lm.complete(&prompts, &decoding)?;
     let mut said = Said {
         generations: Vec::with_capacity(windows.len()),

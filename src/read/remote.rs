@@ -202,8 +202,8 @@ impl RemoteLm {
     }
 
     fn post(&self, body: &str) -> Result<String> {
-        let mut pause = Duration::from_millis(500);
-        for attempt in 1.. {
+        let (mut pause, mut attempt) = (Duration::from_millis(500), 1);
+        loop {
             let mut request = self.agent.post(format!("{}/completions", self.url)).content_type("application/json");
             if let Some(key) = &self.key {
                 request = request.header("authorization", format!("Bearer {key}"));
@@ -219,6 +219,7 @@ impl RemoteLm {
                 {
                     std::thread::sleep(pause);
                     pause *= 2;
+                    attempt += 1;
                 }
                 Ok((401 | 403, text)) => {
                     let hint = format!("put its key into the environment variable {LM_KEY}");
@@ -233,7 +234,6 @@ impl RemoteLm {
                 }
             }
         }
-        Err(self.error("it does not answer", "start it, or check --lm-url"))
     }
 
     fn error(&self, problem: impl Into<String>, hint: impl Into<String>) -> Error {

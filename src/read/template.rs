@@ -123,20 +123,16 @@ impl Template {
     /// # Errors
     /// [`Error::Model`] for [`TemplateKind::Chat`] with a model that has no (usable) chat template.
     pub fn new(kind: TemplateKind, shape: &LmShape, tokenizer: &TextTokenizer, model: &str) -> Result<Self> {
-        let mut prefix: Vec<u32> = shape.bos.into_iter().collect();
-        let stop = vec!["\n".to_owned()];
-        match kind {
-            TemplateKind::FewShot | TemplateKind::Plain => {
-                prefix.extend(tokenizer.encode(&text_prefix(kind), false)?);
-                Ok(Self { kind, prefix, after_question: tokenizer.encode(AFTER_QUESTION, false)?, lead: true, stop })
-            }
-            TemplateKind::Chat => {
-                let (before, after) = chat_frame(shape, model)?;
-                prefix = tokenizer.encode_template(&before)?;
-                prefix.extend(tokenizer.encode(&format!("{INSTRUCTION}\n\n"), false)?);
-                Ok(Self { kind, prefix, after_question: tokenizer.encode_template(&after)?, lead: false, stop })
-            }
+        if kind != TemplateKind::Chat {
+            let mut template = Self::of_text(kind, tokenizer)?;
+            template.prefix.splice(0..0, shape.bos);
+            return Ok(template);
         }
+        let (before, after) = chat_frame(shape, model)?;
+        let mut prefix = tokenizer.encode_template(&before)?;
+        prefix.extend(tokenizer.encode(&format!("{INSTRUCTION}\n\n"), false)?);
+        let (after_question, stop) = (tokenizer.encode_template(&after)?, vec!["\n".to_owned()]);
+        Ok(Self { kind, prefix, after_question, lead: false, stop })
     }
 
     /// Prepare a template whose prompts are text, for a model whose special tokens are not known here.

@@ -24,6 +24,9 @@ pub struct GpuLibrary {
     pub from: &'static str,
 }
 
+/// What to do about those that are missing.
+pub const HINT: &str =
+    "packages hold them in folders named lib, which LD_LIBRARY_PATH must name before the program starts";
 /// What comes with every system that has a C and a C++ library.
 const SYSTEM: [&str; 9] = [
     "libc.so",

@@ -103,15 +103,15 @@ struct Runtime {
 
 /// ONNX Runtime, loaded on the first call.
 fn runtime(options: &RuntimeOptions) -> Result<&'static Runtime> {
-    static ENVIRONMENT: OnceLock<Runtime> = OnceLock::new();
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     // ONNX Runtime takes one environment a process, and models may be loaded side by side.
     static LOADING: Mutex<()> = Mutex::new(());
-    if let Some(environment) = ENVIRONMENT.get() {
-        return Ok(environment);
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
     }
     let _loading = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(environment) = ENVIRONMENT.get() {
-        return Ok(environment);
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
     }
     let library = setup::runtime_library(options)?;
     silence_telemetry();
@@ -131,7 +131,7 @@ fn runtime(options: &RuntimeOptions) -> Result<&'static Runtime> {
         problem: format!("cannot load ONNX Runtime from {}: {message}", library.display()),
         hint: Some("run `nunatak setup`, or point ORT_DYLIB_PATH at a libonnxruntime of version 1.24 or later".into()),
     })?;
-    Ok(ENVIRONMENT.get_or_init(|| Runtime { environment, library, threads }))
+    Ok(RUNTIME.get_or_init(|| Runtime { environment, library, threads }))
 }
 
 /// Version of the ONNX Runtime in use, which is loaded for it: `1.32`. A build says no more of itself.

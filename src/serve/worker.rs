@@ -46,13 +46,6 @@ pub enum Edit {
     },
 }
 
-impl Edit {
-    /// Whether it brings texts, which an index with vectors wants encoded.
-    pub fn needs_encoder(&self) -> bool {
-        matches!(self, Self::Put { .. })
-    }
-}
-
 /// What a change did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {

@@ -24,20 +24,20 @@ fn index(folder: &Path, corpus: &Path) -> PathBuf {
 }
 
 /// A server that is stopped when it is no longer of use.
-struct Server {
+pub(crate) struct Server {
     child: Child,
     address: String,
 }
 
 /// What came back.
-struct Reply {
-    status: u16,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
     headers: String,
     body: String,
 }
 
 impl Reply {
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
     }
 }
@@ -57,7 +57,7 @@ impl Server {
     }
 
     /// The same, when it answers.
-    fn ready(indexes: &[&Path], more: &[&str]) -> Self {
+    pub(crate) fn ready(indexes: &[&Path], more: &[&str]) -> Self {
         let server = Self::start(indexes, more);
         server.wait("/ready", |reply| reply.status == 200);
         server
@@ -71,7 +71,7 @@ impl Server {
         }
     }
 
-    fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Reply {
+    pub(crate) fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Reply {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let length = body.len();
         let head = format!(
@@ -90,11 +90,11 @@ impl Server {
         Reply { status, headers: head.to_lowercase(), body }
     }
 
-    fn get(&self, path: &str) -> Reply {
+    pub(crate) fn get(&self, path: &str) -> Reply {
         self.send("GET", path, "", "")
     }
 
-    fn post(&self, path: &str, body: Value) -> Reply {
+    pub(crate) fn post(&self, path: &str, body: Value) -> Reply {
         self.send("POST", path, "content-type: application/json\r\n", &body.to_string())
     }
 }

@@ -24,7 +24,7 @@ use tantivy::{IndexReader, ReloadPolicy, Searcher, SegmentReader, TantivyDocumen
 
 use super::checked::{CheckedFile, damaged};
 use crate::error::{Error, Result};
-use crate::filter::Filter;
+use crate::filter::{Filter, unknown_field};
 use crate::index::allowed::Allowed;
 use crate::types::{Hit, Passage, PassageId};
 
@@ -293,10 +293,7 @@ impl Lexical {
             let known =
                 segments.iter().map(has).collect::<tantivy::Result<Vec<bool>>>().map_err(failed(&self.folder))?;
             if !known.contains(&true) {
-                return Err(Error::request(
-                    format!("no passage has a field {:?} to filter by", condition.field),
-                    format!("the index has the fields {}", self.fields()?.join(", ")),
-                ));
+                return Err(unknown_field(&condition.field, &self.fields()?.join(", ")));
             }
         }
         let parts = segments

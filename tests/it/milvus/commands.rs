@@ -1,11 +1,11 @@
 //! The same on the command line and over HTTP: built by several processes, asked, served and changed.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
 
 use serde_json::{Value, json};
 
 use super::*;
+use crate::serve::Server;
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/demo/passages.jsonl");
 const QUESTION: &str = "Which people's language gave us the word nunatak?";
@@ -138,73 +138,27 @@ fn json_lines(words: &[&str]) -> Vec<Value> {
     run(&[words, &["--json"]].concat()).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A process that serves, stopped when it is no longer of use.
-struct Serving {
-    child: Child,
-    address: String,
-}
-
-impl Serving {
-    fn start(place: &str) -> Self {
-        let mut command = nunatak();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--json", "--writable", "--index", place]);
-        let mut child = command.env_remove("NUNATAK_API_KEY").stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let said: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("it said {line:?}"));
-        let serving = Self { child, address: said["listening"].as_str().unwrap().to_owned() };
-        let began = Instant::now();
-        while serving.send("GET", "/ready", "").0 != 200 {
-            assert!(began.elapsed() < Duration::from_secs(60), "it is never ready");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        serving
-    }
-
-    fn send(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\n\r\n{body}",
-            self.address,
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).unwrap();
-        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap_or_default())
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn two_processes_serve_one_collection_and_see_each_others_changes() {
     let lite = Lite::start();
     let place = lite.place("served");
     run(&["index", "build", "-q", "--corpus", DEMO, "--index", &place]);
-    let (one, two) = (Serving::start(&place), Serving::start(&place));
-    let ask = json!({"question": QUESTION}).to_string();
-    let (first, second) = (one.send("POST", "/v1/answer", &ask), two.send("POST", "/v1/answer", &ask));
-    assert_eq!((first.0, second.0), (200, 200), "{} {}", first.1, second.1);
-    assert_eq!(first.1["answer"], second.1["answer"]);
+    let serving = || Server::ready(&[Path::new(&place)], &["--writable"]);
+    let (one, two) = (serving(), serving());
+    let ask = json!({"question": QUESTION});
+    let (first, second) = (one.post("/v1/answer", ask.clone()), two.post("/v1/answer", ask));
+    assert_eq!((first.status, second.status), (200, 200));
+    assert_eq!(first.json()["answer"], second.json()["answer"]);
     let new =
         json!({"passages": [{"id": "new", "title": "Zyzzyva", "text": "The zyzzyva is a weevil.", "kind": "insect"}]});
-    let (status, said) = one.send("POST", "/v1/passages", &new.to_string());
-    assert_eq!((status, &said["added"]), (200, &json!(1)), "{said}");
-    let search = json!({"question": "zyzzyva", "k": 1}).to_string();
-    let (status, said) = two.send("POST", "/v1/search", &search);
-    assert_eq!((status, said["hits"][0]["passage_id"].as_str()), (200, Some("new")), "{said}");
-    let (status, said) = two.send("GET", "/v1/passages/new", "");
-    assert_eq!((status, said["passages"][0]["metadata"]["kind"].as_str()), (200, Some("insect")), "{said}");
-    assert_eq!(two.send("DELETE", "/v1/passages/new", "").0, 200);
-    assert_eq!(one.send("GET", "/v1/passages/new", "").0, 404);
-    let (status, indexes) = two.send("GET", "/v1/indexes", "");
-    assert_eq!((status, indexes["indexes"][0]["name"].as_str()), (200, Some("served")), "{indexes}");
+    let put = one.post("/v1/passages", new);
+    assert_eq!((put.status, &put.json()["added"]), (200, &json!(1)));
+    let found = two.post("/v1/search", json!({"question": "zyzzyva", "k": 1}));
+    assert_eq!((found.status, &found.json()["hits"][0]["passage_id"]), (200, &json!("new")));
+    let stored = two.get("/v1/passages/new");
+    assert_eq!((stored.status, &stored.json()["passages"][0]["metadata"]["kind"]), (200, &json!("insect")));
+    assert_eq!(two.send("DELETE", "/v1/passages/new", "", "").status, 200);
+    assert_eq!(one.get("/v1/passages/new").status, 404);
+    let indexes = two.get("/v1/indexes");
+    assert_eq!((indexes.status, &indexes.json()["indexes"][0]["name"]), (200, &json!("served")));
 }
