@@ -94,6 +94,12 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// A document is there already, and must not be replaced.
+    #[error("the index has a document {document:?} already")]
+    Known {
+        /// Its id.
+        document: String,
+    },
     /// Ctrl-C. Nothing half-done is visible.
     #[error("interrupted: {kept}")]
     Interrupted {
@@ -121,6 +127,7 @@ impl Error {
             | Self::Device { hint, .. }
             | Self::Request { hint, .. } => hint.as_deref(),
             Self::Locked { .. } => Some("wait until it is done"),
+            Self::Known { .. } => Some("say --update to replace it, or give the new one another id"),
             Self::BadLine { .. } => Some("mend the line, or allow N bad lines with --skip-bad N"),
             Self::File { .. } | Self::Interrupted { .. } | Self::Internal { .. } => None,
         }

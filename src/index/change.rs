@@ -112,19 +112,11 @@ impl Incoming<'_> {
 
     fn replace(&mut self, document: &str, rows: Vec<PassageId>) -> Result<()> {
         if self.known == Known::Refuse && !rows.is_empty() {
-            return Err(known_document(document));
+            return Err(Error::Known { document: document.to_owned() });
         }
         self.replaced.extend(rows);
         Ok(())
     }
-}
-
-/// The error of a document that is there already and must not be replaced.
-pub(crate) fn known_document(document: &str) -> Error {
-    Error::request(
-        format!("the index has a document {document:?} already"),
-        "say --update to replace it, or give the new one another id",
-    )
 }
 
 /// The error of an id that should be deleted and is not there.

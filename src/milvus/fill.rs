@@ -20,7 +20,7 @@ use super::filter::among;
 use super::layout::{self, DIGEST, DOCUMENT, KEY, Shape};
 use super::ledger::{self, FORMAT, Ledger, Made, Shard};
 use crate::error::{Error, Result};
-use crate::index::change::{Known, known_document, unknown_document};
+use crate::index::change::{Known, unknown_document};
 use crate::index::lexical::{Analyser, Bm25, Terms};
 use crate::index::manifest::EncoderIdentity;
 use crate::index::previous::Previous;
@@ -368,7 +368,7 @@ pub fn add(
     let documents: Vec<String> = documents.into_iter().collect();
     let there = keys_of(connection, &documents)?;
     if let (Known::Refuse, Some(first)) = (known, there.first()) {
-        return Err(known_document(document_of(first)));
+        return Err(Error::Known { document: document_of(first).to_owned() });
     }
     let mut shard = Shard { number: 0, complete: true, fields: collection.fields().clone() };
     let mut terms = Terms::new(collection.analyser());

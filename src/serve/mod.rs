@@ -31,9 +31,11 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tower_http::cors::CorsLayer;
-use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 
 pub use keys::Keys;
 use metrics::Metrics;
@@ -55,6 +57,8 @@ pub struct Limits {
     pub connections: usize,
     /// Time for the headers of a request.
     pub headers: Duration,
+    /// Time without a byte of a reply being taken, after which its connection is closed.
+    pub unread: Duration,
     /// Time for what is under way when the server is stopped.
     pub stop: Duration,
     /// Least confidence of an answer that is given, for requests that name none.
@@ -70,6 +74,7 @@ impl Default for Limits {
             question: 4096,
             connections: 512,
             headers: seconds(10),
+            unread: seconds(30),
             stop: seconds(10),
             min_confidence: 0.0,
         }
@@ -116,6 +121,9 @@ type Server = Arc<Shared>;
 #[derive(OpenApi)]
 #[openapi(
     info(title = "nunatak", description = "Answers from your own documents, with the evidence they rest on."),
+    // With keys or without: a server on this machine alone need not ask for one.
+    security((), ("key" = [])),
+    modifiers(&Key),
     paths(
         api::answer,
         api::search,
@@ -130,6 +138,16 @@ type Server = Arc<Shared>;
     )
 )]
 struct Description;
+
+/// How a key is sent, for the description.
+struct Key;
+
+impl Modify for Key {
+    fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        api.components.get_or_insert_default().add_security_scheme("key", SecurityScheme::Http(bearer));
+    }
+}
 
 /// The description of the API, as OpenAPI.
 pub fn openapi() -> serde_json::Value {
@@ -178,6 +196,9 @@ pub async fn serve(
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
+        // Who never reads what it asked for would hold its place among the connections for ever.
+        let mut stream = Box::pin(TimeoutStream::new(stream));
+        stream.as_mut().set_write_timeout_pinned(Some(server.limits.unread));
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(server.limits.headers);
         let (service, watcher) = (TowerToHyperService::new(app.clone()), graceful.watcher());
@@ -297,5 +318,40 @@ async fn metrics(State(server): State<Server>) -> Response {
     match server.metrics.text() {
         Ok(text) => ([("content-type", "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string(), None).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// More replies to it than the buffers of two sockets hold.
+    const REQUEST: &str = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n";
+    const REQUESTS: usize = 2000;
+
+    #[test]
+    fn who_never_reads_does_not_keep_the_only_connection() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let limits = Limits { connections: 1, unread: Duration::from_millis(200), ..Limits::default() };
+            let (bound, address) = oneshot::channel();
+            let local = "127.0.0.1:0".parse().unwrap();
+            let bound = |address| bound.send(address).unwrap();
+            tokio::spawn(serve(local, Vec::new(), limits, Access::default(), bound, std::future::pending()));
+            let address = address.await.unwrap();
+            let mut silent = TcpStream::connect(address).await.unwrap();
+            silent.write_all(REQUEST.repeat(REQUESTS).as_bytes()).await.unwrap();
+            let mut second = TcpStream::connect(address).await.unwrap();
+            second.write_all(b"GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+            let mut reply = String::new();
+            let read = tokio::time::timeout(Duration::from_secs(60), second.read_to_string(&mut reply)).await;
+            assert!(read.is_ok() && reply.starts_with("HTTP/1.1 200"), "the second client got {reply:?}");
+            // The first was open until then.
+            drop(silent);
+        });
     }
 }

@@ -3,7 +3,7 @@
 //! A change is made beside the worker, by the same code as `nunatak index add` and `delete`, and the reply comes when the
 //! worker answers from the new state: who has it can ask about what was sent.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -181,15 +181,23 @@ fn writable<'a>(server: &'a Server, headers: &HeaderMap, index: Option<&str>) ->
     Ok(worker)
 }
 
+/// Time between two looks whether the queue has room.
+const FULL_QUEUE: Duration = Duration::from_millis(50);
+
 /// Make a change, and wait until it is served. A client that goes away, or whose time is over, does not stop it.
 async fn change(server: &Server, worker: &Worker, edit: Edit) -> Result<Json<ChangeResponse>, Problem> {
     let deadline = Instant::now() + server.limits.deadline;
     let worker = worker.clone();
     let work = tokio::spawn(async move {
         let report = worker.change(edit).await?;
-        match worker.ask(Work::Renew, deadline).await? {
-            Done::Renewed(_) => Ok(report),
-            _ => Err(Refusal::Down),
+        loop {
+            match worker.ask(Work::Renew, deadline).await {
+                Ok(Done::Renewed(_)) => return Ok(report),
+                Ok(_) => return Err(Refusal::Down),
+                // The change is made: a full queue only delays that it is served, and is no reason to refuse it.
+                Err(Refusal::Busy) => tokio::time::sleep(FULL_QUEUE).await,
+                Err(refusal) => return Err(refusal),
+            }
         }
     });
     let done = tokio::time::timeout_at(deadline.into(), work).await.map_err(|_| {

@@ -1,7 +1,7 @@
 //! What a request gets when it gets no answer: a status, one sentence, and what to do.
 
 use axum::Json;
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -76,16 +76,25 @@ impl From<Refusal> for Problem {
                     Error::Request { .. } | Error::BadLine { .. } | Error::BadFile { .. } => {
                         StatusCode::UNPROCESSABLE_ENTITY
                     }
-                    Error::Locked { .. } => StatusCode::CONFLICT,
+                    Error::Locked { .. } | Error::Known { .. } => StatusCode::CONFLICT,
                     Error::Interrupted { .. } => StatusCode::SERVICE_UNAVAILABLE,
                     _ => StatusCode::INTERNAL_SERVER_ERROR,
                 };
                 if status.is_server_error() {
                     tracing::error!("{error}");
                 }
-                Self::new(status, error.to_string(), error.hint().map(str::to_owned))
+                Self::new(status, error.to_string(), hint_over_http(&error).map(str::to_owned))
             }
         }
+    }
+}
+
+/// What to do about an error, for who has no command line before them.
+fn hint_over_http(error: &Error) -> Option<&str> {
+    match error {
+        Error::Known { .. } => Some("leave out \"replace\": false to replace it, or give the new one another id"),
+        Error::BadLine { .. } => Some("mend it and send all again; nothing was changed"),
+        error => error.hint(),
     }
 }
 
@@ -93,9 +102,13 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(&self)).into_response();
-        if status == StatusCode::TOO_MANY_REQUESTS {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        }
+        let header = match status {
+            StatusCode::TOO_MANY_REQUESTS => Some((RETRY_AFTER, "1")),
+            // RFC 9110, 15.5.2: a 401 says how to be let in.
+            StatusCode::UNAUTHORIZED => Some((WWW_AUTHENTICATE, "Bearer")),
+            _ => None,
+        };
+        response.headers_mut().extend(header.map(|(name, value)| (name, HeaderValue::from_static(value))));
         response
     }
 }
