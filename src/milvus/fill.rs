@@ -34,6 +34,8 @@ const BATCH: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
 /// How long a write goes on against a server that does not answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a shard is looked through for passages that the server lost.
+const PASSES: usize = 3;
 /// Ids of an expression: far below what a server parses, and what it gives for them below the rows of an answer.
 const IDS: usize = 64;
 
@@ -145,38 +147,61 @@ pub fn fill(
     if was.as_ref().is_none_or(|was| !was.complete) {
         ledger.mark(&shard)?;
     }
-    progress.start("filling", Some(options.shard_passages), "passages");
-    let mut report = FillReport { shards, ..FillReport::default() };
-    let mut known = HashSet::new();
     let previous = made.encoder.as_ref().and_then(|encoder| {
         let (first, others) = options.vectors_from.split_first()?;
         Some(Previous::open(first, others, encoder))
     });
-    writing(&connection, |send| {
-        let mut terms = Terms::new(&made.analyser);
-        let mut look = |passage: &Passage| {
-            report.passages += 1;
-            if !known.insert(hash(&passage.key)) {
-                return Err(Error::request(
-                    format!("two passages have the id {:?}", passage.key),
-                    "give every document of the corpus an id of its own",
-                ));
-            }
-            shard.fields.extend(layout::fields(passage).into_iter().map(|(name, _)| name));
-            Ok(())
-        };
-        in_batches(source, &mut look, &mut |passages| {
-            let count = passages.len() as u64;
-            let new = changed(&connection, passages)?;
-            report.kept += count - new.len() as u64;
-            report.written += new.len() as u64;
-            send(rows(&new, &mut terms, previous.as_ref(), encode.as_deref_mut())?)?;
-            progress.advance(count);
-            check_interrupt(|| "what was written is kept; the same command goes on".to_owned())
-        })
-    })?;
-    progress.finish();
-    connection.flush(&address.collection)?;
+    let mut terms = Terms::new(&made.analyser);
+    let mut known = HashSet::new();
+    let mut look = |passage: &Passage| {
+        if !known.insert(hash(&passage.key)) {
+            return Err(Error::request(
+                format!("two passages have the id {:?}", passage.key),
+                "give every document of the corpus an id of its own",
+            ));
+        }
+        shard.fields.extend(layout::fields(passage).into_iter().map(|(name, _)| name));
+        Ok(())
+    };
+    let mut pass = |doing, look: &mut dyn FnMut(&Passage) -> Result<()>| {
+        progress.start(doing, Some(options.shard_passages), "passages");
+        let (mut kept, mut written) = (0, 0);
+        writing(&connection, |send| {
+            in_batches(source, look, &mut |passages| {
+                let count = passages.len() as u64;
+                let new = changed(&connection, passages)?;
+                kept += count - new.len() as u64;
+                written += new.len() as u64;
+                send(rows(&new, &mut terms, previous.as_ref(), encode.as_deref_mut())?)?;
+                progress.advance(count);
+                check_interrupt(|| "what was written is kept; the same command goes on".to_owned())
+            })
+        })?;
+        progress.finish();
+        connection.flush(&address.collection)?;
+        Ok::<_, Error>((kept, written))
+    };
+    let (kept, written) = pass("filling", &mut look)?;
+    let mut report = FillReport { passages: kept + written, kept, written, shards, ..FillReport::default() };
+    // A server that dies can lose rows that it had taken. It is believed when it counts as many as there are, or, where
+    // other shards are counted too, when a pass over this one finds all of it.
+    let all_there = || {
+        let counted = || connection.count(&address.collection, "", Consistency::Strong);
+        Ok::<_, Error>(shards == 1 && counted()? >= made.passages)
+    };
+    let mut lost = written;
+    for _ in 0..PASSES {
+        if lost == 0 || all_there()? {
+            break;
+        }
+        (_, lost) = pass("checking", &mut |_| Ok(()))?;
+    }
+    if lost > 0 && !all_there()? {
+        return Err(connection.error(
+            format!("of the passages that the server took, {lost} were not there afterwards, {PASSES} times over"),
+            "see why the server loses what it was given, then run the same command again: it goes on from here",
+        ));
+    }
     shard.complete = true;
     ledger.mark(&shard)?;
     report.complete = ledger.shards()?.iter().filter(|shard| shard.complete && shard.number > 0).count() as u64;

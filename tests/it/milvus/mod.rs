@@ -129,6 +129,12 @@ fn fill_options(passages: &[Passage], shard: (u64, u64)) -> FillOptions {
     }
 }
 
+/// Run what the client of Python does.
+fn python(script: &str) {
+    let run = Command::new("python3").env("PYTHONPATH", packages()).args(["-c", script]).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+}
+
 fn filled(address: &Address, passages: &[Passage], options: &FillOptions) -> Result<FillReport> {
     let mut source =
         |sink: &mut dyn FnMut(Passage) -> Result<()>| passages.iter().try_for_each(|passage| sink(passage.clone()));
@@ -331,8 +337,7 @@ fn what_cannot_be_is_said() {
         "from pymilvus import MilvusClient\nMilvusClient('http://127.0.0.1:{}').create_collection('odd2', dimension=4)",
         lite.port
     );
-    let python = Command::new("python3").env("PYTHONPATH", packages()).args(["-c", &script]).output().unwrap();
-    assert!(python.status.success(), "{}", String::from_utf8_lossy(&python.stderr));
+    python(&script);
     let error = Collection::open(&lite.address("odd2")).unwrap_err();
     assert!(error.to_string().contains("nunatak did not make this collection"), "{error}");
     says(filled(&lite.address("odd2"), &passages, &fill_options(&passages, (1, 1))), "that nunatak did not make");
@@ -341,25 +346,46 @@ fn what_cannot_be_is_said() {
     opened("does not answer");
 }
 
-#[test]
-fn a_build_outlives_a_crash_of_the_server() {
-    let mut lite = Lite::start();
-    let (address, passages) = (lite.address("crash"), passages(1200));
-    let options = fill_options(&passages, (1, 1));
-    let (lite, mut batch) = (Mutex::new(&mut lite), 0);
-    let mut encode_and_crash = |texts: &[String]| {
+/// What 1,200 passages that are built in one go become when `trouble` happens while their batch `at` is encoded.
+fn built_with(address: &Address, at: usize, mut trouble: impl FnMut()) -> FillReport {
+    let passages = passages(1200);
+    let mut batch = 0;
+    let mut encode_with_trouble = |texts: &[String]| {
         batch += 1;
-        if batch == 3 {
-            let mut lite = lite.lock().unwrap();
-            lite.kill();
-            lite.restart();
+        if batch == at {
+            trouble();
         }
         encode(texts)
     };
     let mut source =
         |sink: &mut dyn FnMut(Passage) -> Result<()>| passages.iter().try_for_each(|passage| sink(passage.clone()));
-    let report = fill(&address, &mut source, Some(&mut encode_and_crash), &options, &Quiet).unwrap();
+    let options = fill_options(&passages, (1, 1));
+    let report = fill(address, &mut source, Some(&mut encode_with_trouble), &options, &Quiet).unwrap();
+    assert_eq!(Collection::open(address).unwrap().count(None).unwrap(), 1200);
+    report
+}
+
+#[test]
+fn a_build_outlives_a_crash_of_the_server() {
+    let mut lite = Lite::start();
+    let address = lite.address("crash");
+    let report = built_with(&address, 3, || {
+        lite.kill();
+        lite.restart();
+    });
     assert_eq!((report.written, report.total), (1200, Some(1200)));
-    let collection = Collection::open(&address).unwrap();
-    assert_eq!(collection.count(None).unwrap(), 1200);
+}
+
+#[test]
+fn what_a_server_took_and_lost_is_written_again() {
+    let lite = Lite::start();
+    // The fourth batch is encoded when the first is written: one of the two between them waits, the other is on its way.
+    let script = format!(
+        "from pymilvus import MilvusClient\n\
+         client = MilvusClient('http://127.0.0.1:{}')\n\
+         client.delete('lost', ids=['p0', 'p7', 'p255'])",
+        lite.port
+    );
+    let report = built_with(&lite.address("lost"), 4, || python(&script));
+    assert_eq!((report.passages, report.written, report.total), (1200, 1200, Some(1200)));
 }
