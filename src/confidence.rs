@@ -129,7 +129,7 @@ pub const VERSION: u32 = 1;
 const BUILT_IN: &str = include_str!("../models/calibration.json");
 
 /// Settings that move the features: a calibration fitted with others is off.
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 19] = [
     "lm",
     "prompt",
     "template",
@@ -148,9 +148,10 @@ const SETTINGS: [&str; 18] = [
     "rerank_depth",
     "rerank_prior",
     "rerank_patience",
+    "recursion",
 ];
 /// Models that do.
-const MODELS: [&str; 4] = ["lm", "prompt", "encoder", "reranker"];
+const MODELS: [&str; 5] = ["lm", "prompt", "second", "encoder", "reranker"];
 
 /// Of all settings of a run those that a calibration depends on; the unset ones are left out.
 pub fn relevant_settings(all: &Map<String, Value>) -> Map<String, Value> {

@@ -19,6 +19,7 @@ use crate::pack::{self, Budget, Dealing, Packing};
 use crate::read::choose::WindowAnswer;
 use crate::read::lm::OnText;
 use crate::read::reader::{Reader, Reading};
+use crate::read::recursion::{Recursion, SecondPass};
 use crate::rerank::{CrossEncoder, PairCuts, Patience};
 use crate::retrieve::Retriever;
 use crate::types::{Evidence, Hit, PackedPassage, Passage, PassageId, sort_hits};
@@ -61,9 +62,14 @@ pub struct Pipeline {
     depths: Depths,
     calibration: Calibration,
     min_confidence: f32,
+    recursion: Recursion,
+    sure: f32,
     only: Option<Arc<Allowed>>,
     encoder: Option<SharedEncoder>,
 }
+
+/// Confidence from which [`Recursion::Auto`] leaves an answer as it is.
+pub const SURE: f32 = 0.5;
 
 /// The encoder of a dense first stage, for who wants its vectors.
 pub type SharedEncoder = Arc<Mutex<Encoder>>;
@@ -108,6 +114,8 @@ impl Pipeline {
             depths,
             calibration,
             min_confidence: 0.0,
+            recursion: Recursion::None,
+            sure: SURE,
             only: None,
             encoder: None,
         }
@@ -121,6 +129,23 @@ impl Pipeline {
     /// Judge answers by `calibration`, and withhold those of a confidence below `least`.
     pub fn with_confidence(self, calibration: Calibration, least: f32) -> Self {
         Self { calibration, min_confidence: least, ..self }
+    }
+
+    /// Leave answers of this confidence as they are when recursion is [`Recursion::Auto`].
+    pub fn with_sure(self, sure: f32) -> Self {
+        Self { sure, ..self }
+    }
+
+    /// Read questions twice in this way from now on.
+    ///
+    /// # Errors
+    /// As [`Reader::check_recursion`]; [`Error::Request`] without a reader.
+    pub fn recur(&mut self, how: Recursion) -> Result<()> {
+        if how != Recursion::None {
+            self.reader.as_ref().ok_or_else(no_reader)?.check_recursion(how)?;
+        }
+        self.recursion = how;
+        Ok(())
     }
 
     /// Lend the first stage's encoder.
@@ -224,7 +249,7 @@ impl Pipeline {
     /// Answer a question from what was found for it, or was given in its place.
     pub fn answer_from(&mut self, question: &str, found: Found, on_text: OnText) -> Result<Answer> {
         let ((packing, repeated), pack) = timed(|| self.pack(question, &found))?;
-        let (reading, read) = timed(|| self.read(question, &packing, on_text))?;
+        let (reading, read) = timed(|| self.read(question, &found, &packing, on_text))?;
         let total = found.latency_ms.total + pack + read;
         let latency_ms = Latency { pack, read, total, ..found.latency_ms };
         let mut answer = assemble(question, found, packing, reading, latency_ms);
@@ -318,8 +343,15 @@ impl Pipeline {
         Ok(Offered { passages: taken, repeated })
     }
 
-    fn read(&mut self, question: &str, packing: &Packing, on_text: OnText) -> Result<Reading> {
-        self.reader.as_mut().ok_or_else(no_reader)?.read(question, &packing.windows, on_text)
+    fn read(&mut self, question: &str, found: &Found, packing: &Packing, on_text: OnText) -> Result<Reading> {
+        let reader = self.reader.as_mut().ok_or_else(no_reader)?;
+        let first = reader.read(question, &packing.windows, on_text)?;
+        let again = match self.recursion {
+            Recursion::None => false,
+            Recursion::Textual | Recursion::Neural => true,
+            Recursion::Auto => self.calibration.confidence(&features(found, &first)) < self.sure,
+        };
+        if again { reader.read_again(question, &packing.windows, first, self.recursion) } else { Ok(first) }
     }
 }
 
@@ -336,6 +368,19 @@ pub(crate) fn no_reader() -> Error {
     Error::request("there is no reader to answer with", "leave --reader none out, or use `nunatak search`")
 }
 
+/// What the confidence in a reading is computed from.
+fn features(found: &Found, reading: &Reading) -> Features {
+    Features {
+        log_likelihood: Some(reading.log_likelihood),
+        score: Some(reading.score),
+        lead: reading.lead,
+        supported: Some(f32::from(u8::from(!reading.evidence.is_empty()))),
+        p_abstain: reading.p_abstain,
+        ..Features::of_ranking(&found.ranking())
+    }
+    .finite()
+}
+
 fn assemble(question: &str, found: Found, packing: Packing, reading: Reading, latency_ms: Latency) -> Answer {
     let usage = Usage {
         prompt_tokens: reading.prompt_tokens,
@@ -348,20 +393,13 @@ fn assemble(question: &str, found: Found, packing: Packing, reading: Reading, la
     let windows =
         packing.windows.into_iter().map(|window| window.into_iter().map(|packed| packed.passage).collect()).collect();
     let supported = !reading.evidence.is_empty();
-    let features = Features {
-        log_likelihood: Some(reading.log_likelihood),
-        score: Some(reading.score),
-        lead: reading.lead,
-        supported: Some(f32::from(u8::from(supported))),
-        p_abstain: reading.p_abstain,
-        ..Features::of_ranking(&found.ranking())
-    }
-    .finite();
+    let features = features(&found, &reading);
     let trace = Trace {
         retrieved: found.retrieved,
         reranked: found.reranked,
         windows,
         said: reading.windows,
+        second: reading.second,
         left_out: packing.left_out,
         features,
         withheld: None,
@@ -480,6 +518,9 @@ pub struct Trace {
     pub windows: Vec<Vec<PackedPassage>>,
     /// What the reader said to each, before one was chosen.
     pub said: Vec<WindowAnswer>,
+    /// What became of that when it was read again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub second: Option<SecondPass>,
     /// What did not get in whole, and why.
     pub left_out: Vec<LeftOut>,
     /// What the confidence was computed from.

@@ -207,6 +207,23 @@ fn explain_trace(trace: &crate::pipeline::Trace, passages: &dyn Passages) -> Res
             ))?;
         }
     }
+    if let Some(second) = &trace.second {
+        output::line(format_args!(
+            "{BOLD}read again{BOLD:#} with {} candidates  {DIM}{:.0} ms; the first pass said {}{DIM:#}",
+            second.candidates.len(),
+            second.ms,
+            second.first
+        ))?;
+        for candidate in second.candidates.iter().take(SHOWN) {
+            output::line(format_args!(
+                "{:>4}. {}  {DIM}worth {:.2}{}{DIM:#}",
+                candidate.window + 1,
+                candidate.answer,
+                candidate.worth,
+                if candidate.sampled { ", sampled" } else { "" }
+            ))?;
+        }
+    }
     for left in &trace.left_out {
         output::line(format_args!("   -  {:>4} tokens of {} left out: {}", left.tokens, left.key, left.reason))?;
     }

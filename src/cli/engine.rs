@@ -13,13 +13,14 @@ use crate::error::{Error, Result};
 use crate::eval::provenance::CalibrationIdentity;
 use crate::export::Precision;
 use crate::filter::Filter;
-use crate::pipeline::{Depths, Pipeline};
+use crate::pipeline::{Depths, Pipeline, SURE};
 use crate::progress::Progress;
 use crate::read::choose::Choice;
 use crate::read::decode::Decoding;
-use crate::read::prompt_generator::PromptGenerator;
+use crate::read::prompt_generator::{GeneratorFile, PromptGenerator};
 use crate::read::prompts;
-use crate::read::reader::{Reader, ReaderSettings};
+use crate::read::reader::{Learned, Reader, ReaderSettings};
+use crate::read::recursion::{Recursion, Sampling};
 use crate::read::remote::RemoteLm;
 use crate::read::template::TemplateKind;
 use crate::rerank::{CrossEncoder, Patience};
@@ -47,6 +48,8 @@ const PASSAGES: usize = 5;
 /// Weight of a cross-encoder's score when windows compete: it learned the softmax of its scores as the probability of
 /// being the right passage, so the score is that log-probability but for a constant, as the likelihood is the answer's.
 const RERANK_SCORE_WEIGHT: f32 = 1.0;
+/// Most answers that are sampled from a window: they are decoded in one batch.
+const MOST_SAMPLES: usize = 64;
 /// Megabytes for states of passages: some eighty passages of the starter model.
 const PASSAGE_CACHE: u64 = 256;
 
@@ -168,6 +171,25 @@ pub struct ReadingArgs {
     /// Hold the answer to a stretch of a passage
     #[arg(long)]
     pub grounded: bool,
+    /// Read a question twice, the second time with the answers of the first: textual (behind a soft prompt), neural (behind
+    /// vectors that a connector writes from the model's own states), auto (only where the first answer is not sure), or none
+    #[arg(long, default_value_t = Recursion::None, value_name = "HOW")]
+    #[serde(skip_serializing_if = "is_none")]
+    pub recursion: Recursion,
+    /// What stands before the windows in the second pass: a soft prompt's name or file, or a connector's file [default: what
+    /// stood before them in the first]
+    #[arg(long, value_name = "NAME|FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub second: Option<String>,
+    /// Answers that are sampled for the second pass in each of the two best windows; 0 leaves it at what the windows said
+    /// [default: 4]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub samples: Option<usize>,
+    /// Confidence from which `--recursion auto` leaves an answer as it is [default: 0.5]
+    #[arg(long, value_name = "P")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sure: Option<f32>,
     /// Learned prompt, or generator of prompts: a name, a file that `nunatak train` wrote, or none [default: reader, for
     /// the default language model]
     #[arg(long, value_name = "NAME|FILE")]
@@ -205,6 +227,12 @@ pub struct ReadingArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub calibration: Option<PathBuf>,
+}
+
+/// Whether questions are read once: what is not asked for is not recorded, and older records stay comparable.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_none(recursion: &Recursion) -> bool {
+    *recursion == Recursion::None
 }
 
 impl RetrievalArgs {
@@ -265,6 +293,10 @@ impl ReadingArgs {
             keep_duplicates: false,
             choose: settings.choice,
             grounded: settings.grounded,
+            recursion: Recursion::None,
+            second: None,
+            samples: None,
+            sure: None,
             prompt: None,
             template: None,
             passage_cache: PASSAGE_CACHE,
@@ -321,6 +353,25 @@ impl ReadingArgs {
         self.score_weight.unwrap_or(fitting)
     }
 
+    fn check_recursion(&self) -> Result<()> {
+        if self.sure.is_some_and(|sure| !(0.0..=1.0).contains(&sure)) {
+            return Err(Error::request("--sure is a probability, between 0 and 1", "the default is 0.5"));
+        }
+        if self.samples.is_some_and(|samples| samples > MOST_SAMPLES) {
+            return Err(Error::request(format!("--samples must be at most {MOST_SAMPLES}"), "the default is 4"));
+        }
+        if self.sure.is_some() && self.recursion != Recursion::Auto {
+            return Err(Error::request("--sure says when --recursion auto reads again", "add --recursion auto"));
+        }
+        if (self.second.is_some() || self.samples.is_some()) && self.recursion == Recursion::None {
+            return Err(Error::request(
+                "--second and --samples are for a second pass, and there is none",
+                "add --recursion textual, neural or auto",
+            ));
+        }
+        Ok(())
+    }
+
     fn settings(&self, retrieval: &RetrievalArgs, seed: u64) -> Result<ReaderSettings> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return Err(Error::request("--temperature must be 0 or more", "0 takes the likeliest tokens"));
@@ -340,6 +391,7 @@ impl ReadingArgs {
                 "0 gives every answer; `nunatak eval` shows what a threshold costs",
             ));
         }
+        self.check_recursion()?;
         if [self.passages(), self.max_answer, self.per_window, self.budget.unwrap_or(1)].contains(&0) {
             return Err(Error::request(
                 "--passages, --budget, --per-window and --max-answer must be at least 1",
@@ -360,6 +412,7 @@ impl ReadingArgs {
                 seed,
                 ..Decoding::default()
             },
+            sampling: Sampling { answers: self.samples.unwrap_or(Sampling::default().answers), ..Sampling::default() },
         })
     }
 }
@@ -447,7 +500,11 @@ pub fn build(
                 let model = setup::model(&args.lm, &options, progress)?;
                 let prompt = args.learned_prompt(&model)?;
                 models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), p.hash().to_owned())));
-                ReaderModel::Frozen(Box::new(model), args.settings(retrieval, seed)?, prompt.map(|(_, prompt)| prompt))
+                let second = args.second.as_deref().map(|name| Ok::<_, Error>((name, prompts::find_any(name)?)));
+                let second = second.transpose()?;
+                models.extend(second.iter().map(|(name, p)| ("second", (*name).to_owned(), p.hash().to_owned())));
+                let prompts = FrozenPrompts { first: prompt.map(|(_, p)| p), second: second.map(|(_, p)| p) };
+                ReaderModel::Frozen(Box::new(model), args.settings(retrieval, seed)?, prompts)
             }
         }),
         None => None,
@@ -509,7 +566,8 @@ pub fn build(
         if let (true, Some(reason)) = (reading.min_confidence > 0.0, &identity.mismatch) {
             progress.note(&format!("--min-confidence is a guess here, because {} {reason}", identity.name));
         }
-        pipeline = pipeline.with_confidence(found, reading.min_confidence);
+        pipeline = pipeline.with_confidence(found, reading.min_confidence).with_sure(reading.sure.unwrap_or(SURE));
+        pipeline.recur(reading.recursion)?;
         calibration = Some(identity);
     }
     Ok(Engine { pipeline, mode, models, calibration })
@@ -532,29 +590,43 @@ impl Stages {
     }
 }
 
+/// What was learned for a frozen language model.
+struct FrozenPrompts {
+    /// What stands before the windows, or writes it.
+    first: Option<prompts::Found>,
+    /// The same in a second pass.
+    second: Option<prompts::Found>,
+}
+
 /// What a reader is made of.
 enum ReaderModel {
-    Frozen(Box<ModelDir>, ReaderSettings, Option<prompts::Found>),
+    Frozen(Box<ModelDir>, ReaderSettings, FrozenPrompts),
     Remote(Box<RemoteLm>, ReaderSettings),
 }
 
 /// A reader behind a learned prompt, or with a generator of prompts and what that was learned behind, or by an endpoint.
 fn open_reader(model: ReaderModel, options: &RuntimeOptions, progress: &dyn Progress) -> Result<Reader> {
-    let (model, settings, prompt) = match model {
+    let (model, settings, prompts) = match model {
         ReaderModel::Remote(lm, settings) => return Reader::remote(*lm, settings),
-        ReaderModel::Frozen(model, settings, prompt) => (model, settings, prompt),
+        ReaderModel::Frozen(model, settings, prompts) => (model, settings, prompts),
     };
     let model = model.as_ref();
-    match prompt {
+    let generator = |file: &GeneratorFile| PromptGenerator::open(file, Precision::default(), options, progress);
+    let reader = match prompts.first {
         None => Reader::open(model, settings, None, options),
         Some(prompts::Found::Soft(prompt)) => Reader::open(model, settings, Some(prompt), options),
         Some(prompts::Found::Generator(file)) => {
             let behind = file.description.behind.as_ref();
             let behind = behind.map(|behind| prompts::find(&behind.name)).transpose()?;
-            let generator = PromptGenerator::open(&file, Precision::default(), options, progress)?;
-            Reader::open(model, settings, behind, options)?.write_prompts(generator, model)
+            Reader::open(model, settings, behind, options)?.write_prompts(generator(&file)?, model)
         }
-    }
+    }?;
+    let second = match prompts.second {
+        None => return Ok(reader),
+        Some(prompts::Found::Soft(prompt)) => Learned::Soft(prompt),
+        Some(prompts::Found::Generator(file)) => Learned::Generator(Box::new(generator(&file)?)),
+    };
+    reader.read_again_with(second, model)
 }
 
 /// The calibration that is asked for, and whether it is made for what is in use.

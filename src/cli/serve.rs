@@ -74,6 +74,7 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
     let limits = Limits {
         deadline: Duration::from_secs(args.deadline.into()),
         min_confidence: args.reading.min_confidence,
+        recursion: args.reading.recursion,
         ..Limits::default()
     };
     let mut workers = Vec::new();

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::index::passages::Passages;
 use crate::pipeline::{Answer, Found, Trace};
 use crate::read::choose::WindowAnswer;
+use crate::read::recursion::SecondPass;
 use crate::types::{Evidence, Hit};
 
 /// Most entries of each list.
@@ -27,6 +28,9 @@ pub struct QuestionTrace {
     /// What the reader said to each window.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub said: Vec<WindowAnswer>,
+    /// What became of that when it was read again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<SecondPass>,
     /// What did not get in whole.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<Left>,
@@ -103,6 +107,7 @@ impl QuestionTrace {
             reranked: ranked(&found.reranked, Some(&found.retrieved), passages)?,
             packed: trace.map(packed).unwrap_or_default(),
             said: trace.map(|t| t.said.iter().take(KEPT).cloned().collect()).unwrap_or_default(),
+            second: trace.and_then(|t| t.second.clone()),
             left_out: left_out
                 .take(KEPT)
                 .map(|left| Left { key: left.key.clone(), tokens: left.tokens, reason: left.reason.clone() })

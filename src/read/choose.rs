@@ -98,13 +98,13 @@ pub fn choose(answers: &[WindowAnswer], choice: Choice, score_weight: f32) -> Op
 }
 
 /// log(e^a + e^b).
-fn log_sum(a: f32, b: f32) -> f32 {
+pub(super) fn log_sum(a: f32, b: f32) -> f32 {
     let (high, low) = if a >= b { (a, b) } else { (b, a) };
     if low == f32::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() }
 }
 
 /// An answer without what does not make it a different one: case, spaces, punctuation.
-fn plain(answer: &str) -> String {
+pub(super) fn plain(answer: &str) -> String {
     answer.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 

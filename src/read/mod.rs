@@ -2,13 +2,16 @@
 
 pub mod choose;
 pub mod decode;
+mod frozen;
 pub mod ground;
 pub mod lm;
 pub mod prefix;
 pub mod prompt_generator;
 pub mod prompts;
 pub mod reader;
+pub mod recursion;
 pub mod remote;
+mod second_pass;
 pub mod soft_prompt;
 pub mod spans;
 pub mod state_folder;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::read::prompt_generator::GeneratorFile;
+use crate::read::prompt_generator::{Behind, GeneratorFile};
 use crate::read::soft_prompt::SoftPrompt;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::setup;
@@ -84,6 +84,21 @@ pub fn find(name: &str) -> Result<Arc<SoftPrompt>> {
     Err(Error::request(
         format!("there is no prompt {name}"),
         format!("prompts are: {}; or give a file that `nunatak train prompt` wrote", names.join(", ")),
+    ))
+}
+
+/// The prompt that a generator was learned behind.
+///
+/// # Errors
+/// As [`find`]; [`Error::Request`] when the prompt of that name is another by now.
+pub fn behind(behind: &Behind) -> Result<Arc<SoftPrompt>> {
+    let prompt = find(&behind.name)?;
+    if prompt.hash() == behind.hash {
+        return Ok(prompt);
+    }
+    Err(Error::request(
+        format!("the prompt generator was learned behind another prompt {}", behind.name),
+        "train it again with `nunatak train id-prompt --behind PROMPT`",
     ))
 }
 

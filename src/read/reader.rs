@@ -5,20 +5,25 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::pack::Window;
 use crate::read::choose::{Choice, WindowAnswer, choose};
-use crate::read::decode::{Decoding, Generation};
+use crate::read::decode::Decoding;
+use crate::read::frozen::{Frozen, Said};
 use crate::read::ground;
-use crate::read::lm::{FrozenLm, OnText, Prompt};
+use crate::read::lm::{FrozenLm, OnText};
 use crate::read::prefix::{Prefix, check_target};
-use crate::read::prompt_generator::{PromptGenerator, reading_input};
+use crate::read::prompt_generator::PromptGenerator;
+use crate::read::prompts;
+use crate::read::recursion::{Recursion, Sampling, SecondPass};
 use crate::read::remote::{RemoteLm, Sent};
+use crate::read::second_pass::Second;
 use crate::read::soft_prompt::SoftPrompt;
-use crate::read::spans::{Span, SpanConstraint};
+use crate::read::spans::Span;
 use crate::read::state_folder::StateFolder;
 use crate::read::template::{Template, TemplateKind};
 use crate::runtime::kv_session::States;
@@ -42,6 +47,8 @@ pub struct ReaderSettings {
     pub score_weight: f32,
     /// Decoding.
     pub decoding: Decoding,
+    /// What a second pass asks about beside the windows' answers.
+    pub sampling: Sampling,
 }
 
 impl Default for ReaderSettings {
@@ -53,6 +60,7 @@ impl Default for ReaderSettings {
             choice: Choice::default(),
             score_weight: 10.0,
             decoding: Decoding::default(),
+            sampling: Sampling::default(),
         }
     }
 }
@@ -75,6 +83,8 @@ pub struct Reading {
     pub evidence: Vec<Evidence>,
     /// What was said to each window.
     pub windows: Vec<WindowAnswer>,
+    /// What a second pass did.
+    pub second: Option<SecondPass>,
     /// Tokens given to the model, over all windows.
     pub prompt_tokens: usize,
     /// Of these, tokens of passages whose states were at hand.
@@ -100,21 +110,12 @@ enum Model {
     Remote(Box<RemoteLm>),
 }
 
-/// A frozen language model with what stands before every window, and perhaps a generator of that.
-#[derive(Debug)]
-struct Frozen {
-    lm: FrozenLm,
-    prefix: Prefix,
-    generator: Option<PromptGenerator>,
-}
-
-/// What was said to each window.
-struct Said {
-    generations: Vec<Generation>,
-    spans: Vec<Option<Span>>,
-    prompt_tokens: usize,
-    cached_tokens: usize,
-    answer_tokens: usize,
+/// A prompt, or a generator of prompts, to read with.
+pub enum Learned {
+    /// A soft prompt.
+    Soft(Arc<SoftPrompt>),
+    /// A generator.
+    Generator(Box<PromptGenerator>),
 }
 
 impl Reader {
@@ -145,7 +146,11 @@ impl Reader {
         if prefix.positions() < lm.window() {
             lm.prepare_prefix(&prefix)?;
         }
-        Ok(Self { model: Model::Frozen(Box::new(Frozen { lm, prefix, generator: None })), template, settings })
+        Ok(Self {
+            model: Model::Frozen(Box::new(Frozen { lm, prefix, generator: None, second: Second::Same })),
+            template,
+            settings,
+        })
     }
 
     /// Read by a model behind an endpoint.
@@ -193,6 +198,58 @@ impl Reader {
         }
         frozen.generator = Some(generator);
         Ok(self)
+    }
+
+    /// Let this stand before the windows in a second pass. Without it textual recursion reads as the first pass did, and
+    /// there is no neural recursion.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when it was learned for another language model, or a generator is no connector.
+    pub fn read_again_with(mut self, second: Learned, model: &ModelDir) -> Result<Self> {
+        let frozen = frozen_mut(&mut self.model)?;
+        let lm = &mut frozen.lm;
+        frozen.second = match second {
+            Learned::Soft(prompt) => {
+                check_target(&prompt.description.target, model, lm.shape())?;
+                let template = Template::new(prompt.description.template, lm.shape(), lm.tokenizer(), lm.name())?;
+                Second::Learned(prompt, template)
+            }
+            Learned::Generator(generator) => {
+                let description = generator.description();
+                check_target(&description.target, model, lm.shape())?;
+                if !description.encoder.itself {
+                    return Err(Error::request(
+                        "the second pass goes on from the language model's own states, and this generator reads with another model",
+                        "give a connector to --second (`nunatak train connector`), and this to --prompt",
+                    ));
+                }
+                let behind = description.behind.as_ref().map(prompts::behind).transpose()?;
+                let template = Template::new(TemplateKind::Plain, lm.shape(), lm.tokenizer(), lm.name())?;
+                Second::Written(generator, behind, template)
+            }
+        };
+        Ok(self)
+    }
+
+    /// Fail unless questions can be read twice in this way.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a model behind an endpoint, and for neural recursion without a connector.
+    pub fn check_recursion(&self, how: Recursion) -> Result<()> {
+        match (&self.model, how) {
+            (_, Recursion::None) => Ok(()),
+            (Model::Remote(_), _) => Err(Error::request(
+                "a second pass asks how likely each candidate is, which an endpoint does not say",
+                "leave --recursion out, or name a model at hand",
+            )),
+            (Model::Frozen(frozen), Recursion::Neural) if !matches!(frozen.second, Second::Written(..)) => {
+                Err(Error::request(
+                    "there is no connector for a neural second pass",
+                    "train one with `nunatak train connector --index DIR --questions FILE`, and give it to --second",
+                ))
+            }
+            (Model::Frozen(_), _) => Ok(()),
+        }
     }
 
     /// Whether every question gets a prompt of its own, so that nothing read for one is of use to another.
@@ -254,9 +311,9 @@ impl Reader {
     pub fn budget(&self, question: &str) -> Result<usize> {
         let (before, most) = match &self.model {
             Model::Frozen(frozen) => {
-                let Frozen { lm, prefix, generator } = frozen.as_ref();
+                let Frozen { lm, prefix, generator, second } = frozen.as_ref();
                 let written = generator.as_ref().map_or(0, |g| g.description().shape.positions);
-                (prefix.positions() + written, lm.window())
+                ((prefix.positions() + written).max(second.positions()), lm.window())
             }
             // How much the model there takes is for its server to say.
             Model::Remote(_) => (self.template.prefix().len(), usize::MAX),
@@ -304,11 +361,7 @@ impl Reader {
         let evidence = match spans.get(best).copied().flatten() {
             Some(span) => vec![cite(&windows[best], span)],
             None if self.settings.grounded => Vec::new(),
-            None => {
-                let texts: Vec<&str> = windows[best].iter().map(|p| p.passage.text.as_str()).collect();
-                let found = ground::find(&answers[best].text, &texts);
-                found.into_iter().map(|span| cite(&windows[best], span)).collect()
-            }
+            None => stands(&answers[best].text, &windows[best]),
         };
         let answer = match evidence.first() {
             Some(evidence) if self.settings.grounded => evidence.text.clone(),
@@ -323,6 +376,7 @@ impl Reader {
             p_abstain: said[best].p_abstain,
             evidence,
             windows: said,
+            second: None,
             prompt_tokens,
             cached_tokens,
             answer_tokens,
@@ -330,58 +384,46 @@ impl Reader {
     }
 }
 
-impl Frozen {
-    /// What stands before the windows of a question.
-    fn prefix_for(&mut self, tail: &[u32], windows: &[Window]) -> Result<Prefix> {
-        let Some(generator) = &mut self.generator else { return Ok(self.prefix.clone()) };
-        let passages: Vec<u32> = windows.first().into_iter().flatten().flat_map(|p| p.ids.iter().copied()).collect();
-        let tokenizer = self.lm.tokenizer();
-        let input = reading_input(&tokenizer.decode(tail)?, &tokenizer.decode(&passages)?);
-        let prompt = generator.prompt(&input, &mut self.lm)?;
-        let behind = match &self.prefix {
-            Prefix::Learned(behind) => Some(behind.clone()),
-            Prefix::Words(_) | Prefix::Written { .. } => None,
-        };
-        Ok(Prefix::Written { behind, prompt })
-    }
-
-    fn read(
+impl Reader {
+    /// Read the windows a second time, with what the first pass said to them ([`recursion`]). A first pass without an answer
+    /// stays so.
+    ///
+    /// # Errors
+    /// As [`Self::check_recursion`].
+    pub fn read_again(
         &mut self,
         question: &str,
         windows: &[Window],
-        template: &Template,
-        settings: &ReaderSettings,
-        on_text: OnText,
-    ) -> Result<Said> {
-        let tail = template.tail(question, self.lm.tokenizer())?;
-        let prefix = self.prefix_for(&tail, windows)?;
-        let prompts: Vec<Prompt> = windows
-            .iter()
-            .map(|window| Prompt {
-                prefix: prefix.clone(),
-                passages: window.iter().flat_map(|p| p.ids.iter().copied()).collect(),
-                tail: tail.clone(),
-            })
-            .collect();
-        let vocabulary = settings.grounded.then(|| self.lm.vocabulary());
-        let constraints = vocabulary.as_ref().map(|vocabulary| {
-            windows
-                .iter()
-                .map(|window| {
-                    let texts = window.iter().map(|p| p.passage.text.as_str()).collect();
-                    SpanConstraint::new(vocabulary, texts, template.lead)
-                })
-                .collect()
-        });
-        let decoding = Decoding { stop: template.stop.clone(), ..settings.decoding.clone() };
-        let cached = self.lm.cache_statistics().hit_tokens;
-        let (generations, spans) = self.lm.generate(&prompts, &decoding, constraints, on_text)?;
-        Ok(Said {
-            spans,
-            prompt_tokens: prompts.iter().map(Prompt::positions).sum(),
-            cached_tokens: (self.lm.cache_statistics().hit_tokens - cached) as usize,
-            answer_tokens: generations.iter().map(|answer| answer.tokens.len()).sum(),
-            generations,
+        first: Reading,
+        how: Recursion,
+    ) -> Result<Reading> {
+        self.check_recursion(how)?;
+        if how == Recursion::None || first.answer.is_empty() {
+            return Ok(first);
+        }
+        let begin = Instant::now();
+        let frozen = frozen_mut(&mut self.model)?;
+        let (candidates, asked) = frozen.second_pass(question, windows, &first, how, &self.template, &self.settings)?;
+        let Some(best) = candidates.first() else { return Ok(first) };
+        // A window may find likely what stands in another.
+        let order = std::iter::once(best.window).chain(0..windows.len());
+        let evidence = order.map(|at| stands(&best.answer, &windows[at])).find(|found| !found.is_empty());
+        let evidence = evidence.unwrap_or_default();
+        let answer = match evidence.first() {
+            Some(evidence) if self.settings.grounded => evidence.text.clone(),
+            _ => best.answer.clone(),
+        };
+        Ok(Reading {
+            answer,
+            score: best.log_likelihood / asked.lengths.get(&best.answer).map_or(1.0, |&tokens| tokens.max(1) as f32),
+            log_likelihood: best.log_likelihood,
+            lead: candidates.get(1).map(|second| best.worth - second.worth),
+            p_abstain: first.windows.get(best.window).and_then(|said| said.p_abstain),
+            evidence,
+            prompt_tokens: first.prompt_tokens + asked.prompt_tokens,
+            answer_tokens: first.answer_tokens + asked.answer_tokens,
+            second: Some(SecondPass { candidates, first: first.answer, ms: begin.elapsed().as_secs_f64() * 1000.0 }),
+            ..first
         })
     }
 }
@@ -441,6 +483,12 @@ fn not_here() -> Error {
         "the language model is behind an endpoint, which takes text only: no learned prompts, no states of passages",
         "leave --lm-url out for this, and name a model at hand",
     )
+}
+
+/// Where an answer stands in a window's passages.
+fn stands(answer: &str, window: &Window) -> Vec<Evidence> {
+    let texts: Vec<&str> = window.iter().map(|p| p.passage.text.as_str()).collect();
+    ground::find(answer, &texts).into_iter().map(|span| cite(window, span)).collect()
 }
 
 /// A span of a window's passages as evidence. Packed texts are beginnings of the stored ones, so offsets hold in both.

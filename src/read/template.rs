@@ -173,6 +173,18 @@ impl Template {
         ids.extend_from_slice(&self.after_question);
         Ok(ids)
     }
+
+    /// Tokens of an answer, as it follows the tail, with what ends it: a line end, or `end` where the model's own template
+    /// says so.
+    pub fn answer(&self, answer: &str, end: Option<u32>, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
+        let plain = answer.replace(['\n', '\r'], " ");
+        let mut ids = tokenizer.encode(&if self.lead { format!(" {plain}") } else { plain }, false)?;
+        match end.filter(|_| self.kind == TemplateKind::Chat) {
+            Some(end) => ids.push(end),
+            None => ids.extend(tokenizer.encode("\n", false)?),
+        }
+        Ok(ids)
+    }
 }
 
 /// What asks for the answer.

@@ -21,6 +21,7 @@ use utoipa::ToSchema;
 use crate::error::Error;
 use crate::filter::Filter;
 use crate::pipeline::Answer;
+use crate::read::recursion::Recursion;
 use crate::serve::problem::Problem;
 use crate::serve::worker::{Done, Facts, Refusal, State as WorkerState, Work, Worker};
 use crate::serve::{Server, Shared};
@@ -45,6 +46,8 @@ pub struct AnswerRequest {
     /// started with.
     #[schema(minimum = 0, maximum = 1)]
     pub min_confidence: Option<f64>,
+    /// Read the question twice; without it what the server was started with.
+    pub recursion: Option<Recursion>,
     /// Add what every stage did.
     #[serde(default)]
     pub explain: bool,
@@ -159,11 +162,12 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
         return Err(unprocessable("min_confidence is a probability, between 0 and 1"));
     }
     let min_confidence = request.min_confidence.map_or(server.limits.min_confidence, |least| least as f32);
+    let recursion = request.recursion.unwrap_or(server.limits.recursion);
     let deadline = Instant::now() + server.limits.deadline;
     let filter = parse_filter(request.filter.as_deref())?;
     let AnswerRequest { question, explain, stream, .. } = request;
     if !stream {
-        let work = Work::Answer { question, filter, min_confidence, events: None };
+        let work = Work::Answer { question, filter, min_confidence, recursion, events: None };
         let answer = finish(worker.ask(work, deadline).await?, explain, &server)?;
         return Ok(Json(answer).into_response());
     }
@@ -180,7 +184,7 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
     }
     let worker = worker.clone();
     tokio::spawn(async move {
-        let work = Work::Answer { question, filter, min_confidence, events: Some(events) };
+        let work = Work::Answer { question, filter, min_confidence, recursion, events: Some(events) };
         let done = worker.ask(work, deadline).await;
         let last = match done.map_err(Problem::from).and_then(|done| finish(done, explain, &server)) {
             Ok(answer) => event("answer", &answer),

@@ -43,6 +43,7 @@ use problem::Problem;
 use worker::{State as WorkerState, Worker};
 
 use crate::error::{Error, Result};
+use crate::read::recursion::Recursion;
 
 /// What a server allows.
 #[derive(Debug, Clone)]
@@ -63,6 +64,8 @@ pub struct Limits {
     pub stop: Duration,
     /// Least confidence of an answer that is given, for requests that name none.
     pub min_confidence: f32,
+    /// Whether questions are read twice, for requests that do not say.
+    pub recursion: Recursion,
 }
 
 impl Default for Limits {
@@ -77,6 +80,7 @@ impl Default for Limits {
             unread: seconds(30),
             stop: seconds(10),
             min_confidence: 0.0,
+            recursion: Recursion::None,
         }
     }
 }

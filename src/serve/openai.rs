@@ -118,7 +118,8 @@ pub async fn chat(State(server): State<Server>, Body(request): Body<ChatRequest>
     let worker = index_named(&server, Some(&request.model))?.clone();
     let filter = parse_filter(request.filter.as_deref())?;
     let deadline = Instant::now() + server.limits.deadline;
-    let work = Work::Answer { question, filter, min_confidence: server.limits.min_confidence, events: None };
+    let (min_confidence, recursion) = (server.limits.min_confidence, server.limits.recursion);
+    let work = Work::Answer { question, filter, min_confidence, recursion, events: None };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let head = Head { id: format!("chatcmpl-{:x}", now.as_nanos()), created: now.as_secs(), model: request.model };
     if !request.stream {

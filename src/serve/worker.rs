@@ -19,6 +19,7 @@ use crate::index::Index;
 use crate::index::change::Known;
 use crate::index::manifest::Manifest;
 use crate::pipeline::{Answer, Found, Pipeline};
+use crate::read::recursion::Recursion;
 use crate::types::Passage;
 
 /// How often the worker looks whether the index was replaced.
@@ -73,6 +74,8 @@ pub enum Work {
         filter: Option<Filter>,
         /// Withhold an answer that is less sure.
         min_confidence: f32,
+        /// Whether it is read twice.
+        recursion: Recursion,
         /// Text of the first window's answer so far.
         events: Option<stream::UnboundedSender<String>>,
     },
@@ -363,7 +366,7 @@ impl Thread {
             return;
         }
         let done = match job.work {
-            Work::Answer { question, filter, min_confidence, events } => {
+            Work::Answer { question, filter, min_confidence, recursion, events } => {
                 pipeline.withhold_below(min_confidence);
                 let mut tell = |row: usize, text: &str| {
                     if let (0, Some(events)) = (row, &events) {
@@ -371,7 +374,10 @@ impl Thread {
                         let _ = events.send(text.to_owned());
                     }
                 };
-                let answer = pipeline.restrict(filter.as_ref()).and_then(|_| pipeline.answer(&question, &mut tell));
+                let answer = pipeline
+                    .recur(recursion)
+                    .and_then(|()| pipeline.restrict(filter.as_ref()))
+                    .and_then(|_| pipeline.answer(&question, &mut tell));
                 answer.map(|answer| Done::Answer(Box::new(answer)))
             }
             Work::Search { question, filter, k } => {

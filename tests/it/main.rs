@@ -10,6 +10,7 @@ mod export_bert; // exported encoders and cross-encoders against candle's forwar
 mod export_lm; // exported language models against candle's forward pass, and the KV cache contract
 mod index; // building, opening, searching, damaging and killing an index
 mod milvus; // a collection in a cluster in the place of the index: Milvus Lite, a real server
+mod recursion; // questions that are read twice
 mod remote_lm; // a language model behind an endpoint as the reader
 mod serve; // the same over HTTP
 mod setup; // first use, doctor and models: real failures, one clear sentence each

@@ -141,6 +141,10 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
     assert!(answer.get("trace").is_none());
     let explained = server.post("/v1/answer", json!({"question": QUESTION, "explain": true})).json();
     assert!(!explained["trace"]["windows"].as_array().unwrap().is_empty());
+    assert!(explained["trace"].get("second").is_none());
+    let twice = json!({"question": QUESTION, "explain": true, "recursion": "textual"});
+    let twice = server.post("/v1/answer", twice).json();
+    assert_eq!(twice["trace"]["second"]["candidates"][0]["answer"], twice["answer"]);
     let unsure = server.post("/v1/answer", json!({"question": QUESTION, "min_confidence": 1.0})).json();
     assert_eq!((&unsure["abstained"], &unsure["answer"]), (&true.into(), &"".into()));
 
@@ -159,6 +163,7 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
     wrong(ask(json!({"question": QUESTION, "temprature": 1})), 400, "bad_request", "temprature");
     wrong(ask(json!({"question": "  "})), 422, "bad_request", "empty");
     wrong(ask(json!({"question": QUESTION, "min_confidence": 2})), 422, "bad_request", "probability");
+    wrong(ask(json!({"question": QUESTION, "recursion": "neural"})), 422, "bad_request", "connector");
     wrong(ask(json!({"question": QUESTION, "index": "fire"})), 404, "not_found", "\"fire\"");
     wrong(ask(json!({"question": "why ".repeat(2000)})), 413, "too_long", "8000 characters");
     wrong(ask(json!({"question": "why ".repeat(1 << 20)})), 413, "too_long", "");

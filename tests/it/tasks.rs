@@ -357,6 +357,25 @@ fn a_generator_for_readers_writes_for_every_question() {
     json_of(from.arg("--from").arg(begun.join("id-prompt.safetensors")));
     let connected = ask(behind.join("id-prompt.safetensors").to_str().unwrap());
     assert_eq!(tokens(&connected), tokens(&written));
+    // As the second of two passes: vectors that go on from the first one's prompt, and its candidates behind them.
+    let again = |second: &Path| {
+        let mut command = nunatak();
+        command.args([
+            "ask",
+            "How high does the tallest geyser throw water?",
+            "--recursion",
+            "neural",
+            "--samples",
+            "0",
+        ]);
+        command.args(["--explain", "--rerank", "none", "--passages", "2", "--index"]).arg(&index);
+        command.arg("--second").arg(second);
+        command
+    };
+    let neural = json_of(&mut again(&behind.join("id-prompt.safetensors")));
+    assert_eq!(tokens(&neural), tokens(&plain) + tokens(&connected));
+    assert_eq!(neural["trace"]["second"]["first"], plain["answer"]);
+    again(&generator).assert().failure().stderr(predicates::str::contains("reads with another model"));
 
     let mut warm = nunatak();
     warm.args(["index", "warm", "--all", "--prompt"]).arg(&generator).arg("--index").arg(&index);

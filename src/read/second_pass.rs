@@ -1,0 +1,141 @@
+//! A second pass over the windows of a question ([`super::recursion`]) by the frozen language model.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::pack::Window;
+use crate::read::decode::Decoding;
+use crate::read::frozen::{Frozen, generator_input};
+use crate::read::ground;
+use crate::read::lm::Prompt;
+use crate::read::prefix::Prefix;
+use crate::read::prompt_generator::PromptGenerator;
+use crate::read::reader::{ReaderSettings, Reading};
+use crate::read::recursion::{self, Candidate, Candidates, Recursion};
+use crate::read::soft_prompt::SoftPrompt;
+use crate::read::template::Template;
+
+/// What stands before the windows in a second pass.
+#[derive(Debug)]
+pub(super) enum Second {
+    /// What stood before them in the first.
+    Same,
+    /// Another learned prompt.
+    Learned(Arc<SoftPrompt>, Template),
+    /// Vectors that a connector writes for the question and its best passage, perhaps behind a learned prompt.
+    Written(Box<PromptGenerator>, Option<Arc<SoftPrompt>>, Template),
+}
+
+/// What a second pass took.
+#[derive(Default)]
+pub(super) struct Asked {
+    /// Tokens of each candidate and its end.
+    pub(super) lengths: HashMap<String, usize>,
+    pub(super) prompt_tokens: usize,
+    pub(super) answer_tokens: usize,
+}
+
+impl Second {
+    /// Positions that it takes, beside what the first pass takes.
+    pub(super) fn positions(&self) -> usize {
+        match self {
+            Self::Same => 0,
+            Self::Learned(prompt, _) => prompt.positions(),
+            Self::Written(generator, behind, _) => {
+                behind.as_ref().map_or(0, |behind| behind.positions()) + generator.description().shape.positions
+            }
+        }
+    }
+
+    /// The template of the prompts of the second pass, where the first one's is `first`.
+    fn template<'a>(&'a self, how: Recursion, first: &'a Template) -> &'a Template {
+        match self {
+            Self::Learned(_, own) => own,
+            Self::Written(_, _, own) if how != Recursion::Textual => own,
+            Self::Written(..) | Self::Same => first,
+        }
+    }
+}
+
+impl Frozen {
+    /// What stands before the windows of a question in a second pass, and the rest of the prompt.
+    fn second_prefix(
+        &mut self,
+        question: &str,
+        windows: &[Window],
+        how: Recursion,
+        template: &Template,
+    ) -> Result<(Prefix, Vec<u32>)> {
+        let tail = self.second.template(how, template).tail(question, self.lm.tokenizer())?;
+        match &mut self.second {
+            Second::Learned(prompt, _) => Ok((Prefix::Learned(prompt.clone()), tail)),
+            Second::Written(connector, behind, _) if how != Recursion::Textual => {
+                let input = generator_input(&self.lm, &tail, windows)?;
+                let prompt = connector.prompt(&input, &mut self.lm)?;
+                Ok((Prefix::Written { behind: behind.clone(), prompt }, tail))
+            }
+            Second::Same | Second::Written(..) => Ok((self.prefix_for(&tail, windows)?, tail)),
+        }
+    }
+
+    /// All candidates of a first pass, the best first.
+    pub(super) fn second_pass(
+        &mut self,
+        question: &str,
+        windows: &[Window],
+        first: &Reading,
+        how: Recursion,
+        template: &Template,
+        settings: &ReaderSettings,
+    ) -> Result<(Vec<Candidate>, Asked)> {
+        let (said, mut asked, mut candidates) = (&first.windows, Asked::default(), Candidates::default());
+        let worth =
+            |at: &usize| said.get(*at).map_or(f32::MIN, |s| s.log_likelihood + settings.score_weight * s.rank_score);
+        let mut order: Vec<usize> = (0..windows.len()).collect();
+        order.sort_by(|a, b| worth(b).total_cmp(&worth(a)));
+        // The first pass's answer is the first candidate, so that of equal ones it stays.
+        candidates.add(&first.answer, false);
+        order.iter().filter_map(|at| said.get(*at)).for_each(|said| candidates.add(&said.answer, false));
+        let prompt = |prefix: &Prefix, window: &Window, tail: &[u32]| Prompt {
+            prefix: prefix.clone(),
+            passages: window.iter().flat_map(|p| p.ids.iter().copied()).collect(),
+            tail: tail.to_vec(),
+        };
+        let tail = template.tail(question, self.lm.tokenizer())?;
+        let prefix = self.prefix_for(&tail, windows)?;
+        let sampled = if settings.sampling.answers == 0 { 0 } else { settings.sampling.windows };
+        for &at in order.iter().take(sampled) {
+            let prompt = prompt(&prefix, &windows[at], &tail);
+            let decoding = Decoding { stop: template.stop.clone(), ..settings.decoding.clone() };
+            let texts: Vec<&str> = windows[at].iter().map(|p| p.passage.text.as_str()).collect();
+            // A grounded answer is a stretch of a passage, and so is a grounded candidate.
+            let kept = |answer: &str| match ground::find(answer, &texts).first() {
+                Some(span) if settings.grounded => texts[span.passage].get(span.start..span.end).map(str::to_owned),
+                None if settings.grounded => None,
+                _ => Some(answer.to_owned()),
+            };
+            asked.prompt_tokens += settings.sampling.answers * prompt.positions();
+            asked.answer_tokens +=
+                recursion::sample(&mut self.lm, &prompt, settings.sampling, &decoding, &mut candidates, kept)?;
+        }
+        let (prefix, tail) = self.second_prefix(question, windows, how, template)?;
+        let template = self.second.template(how, template);
+        let end = self.lm.shape().eos.first().copied();
+        let mut continuations = Vec::new();
+        for answer in candidates.answers() {
+            let mut tokens = template.answer(answer, end, self.lm.tokenizer())?;
+            // What was cut at the longest answer has no end of its own.
+            tokens.truncate(settings.decoding.max_new_tokens);
+            asked.lengths.insert(answer.to_owned(), tokens.len());
+            continuations.push(tokens);
+        }
+        let mut scores = Vec::with_capacity(windows.len());
+        for (window, said) in windows.iter().zip(said) {
+            let prompt = prompt(&prefix, window, &tail);
+            asked.prompt_tokens += prompt.positions();
+            scores.push((self.lm.score(&prompt, &continuations)?, settings.score_weight * said.rank_score));
+        }
+        Ok((candidates.ranked(scores), asked))
+    }
+}
