@@ -183,25 +183,12 @@ pub fn fill(
     };
     let (kept, written) = pass("filling", &mut look)?;
     let mut report = FillReport { passages: kept + written, kept, written, shards, ..FillReport::default() };
-    // A server that dies can lose rows that it had taken. It is believed when it counts as many as there are, or, where
-    // other shards are counted too, when a pass over this one finds all of it.
+    // Where other shards are counted too, only a pass over this one tells.
     let all_there = || {
         let counted = || connection.count(&address.collection, "", Consistency::Strong);
         Ok::<_, Error>(shards == 1 && counted()? >= made.passages)
     };
-    let mut lost = written;
-    for _ in 0..PASSES {
-        if lost == 0 || all_there()? {
-            break;
-        }
-        (_, lost) = pass("checking", &mut |_| Ok(()))?;
-    }
-    if lost > 0 && !all_there()? {
-        return Err(connection.error(
-            format!("of the passages that the server took, {lost} were not there afterwards, {PASSES} times over"),
-            "see why the server loses what it was given, then run the same command again: it goes on from here",
-        ));
-    }
+    settle(&connection, written, all_there, || Ok(pass("checking", &mut |_| Ok(()))?.1))?;
     shard.complete = true;
     ledger.mark(&shard)?;
     report.complete = ledger.shards()?.iter().filter(|shard| shard.complete && shard.number > 0).count() as u64;
@@ -217,6 +204,32 @@ pub fn fill(
     }
     report.seconds = begin.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Look for what of `written` rows a server lost, and have that written `again`, which says how many it were.
+///
+/// A server that dies can lose rows that it had taken. It is believed when it counts as many as there are, or when a pass over
+/// all of them finds none that is missing.
+fn settle(
+    connection: &Connection,
+    written: u64,
+    all_there: impl Fn() -> Result<bool>,
+    mut again: impl FnMut() -> Result<u64>,
+) -> Result<()> {
+    let mut lost = written;
+    for _ in 0..PASSES {
+        if lost == 0 || all_there()? {
+            return Ok(());
+        }
+        lost = again()?;
+    }
+    if lost == 0 || all_there()? {
+        return Ok(());
+    }
+    Err(connection.error(
+        format!("of the passages that the server took, {lost} were not there afterwards, {PASSES} times over"),
+        "see why the server loses what it was given; then the same command goes on, `index add` with --update",
+    ))
 }
 
 /// Have the collection there, made as it should be.
@@ -381,7 +394,7 @@ pub fn add(
     mut encode: Option<&mut Encode>,
     progress: &dyn Progress,
 ) -> Result<ChangeReport> {
-    let connection = collection.connection();
+    let connection = &Connection::open(collection.connection().address())?.with_patience(PATIENCE);
     // All is looked at before anything is changed: a document that is refused, or a bad line, leaves the collection as it is.
     let (mut documents, mut keys, mut added) = (BTreeSet::new(), HashSet::new(), 0);
     source(&mut |passage| {
@@ -402,14 +415,32 @@ pub fn add(
         shard.fields.extend(layout::fields(passage).into_iter().map(|(name, _)| name));
         Ok(())
     };
-    writing(connection, |send| {
-        in_batches(source, &mut look, &mut |passages| {
-            send(rows(&passages, &mut terms, None, encode.as_deref_mut())?)?;
-            progress.advance(passages.len() as u64);
-            check_interrupt(|| "what was written is kept; the same command goes on with --update".to_owned())
-        })
-    })?;
-    progress.finish();
+    let mut pass = |look: &mut dyn FnMut(&Passage) -> Result<()>, missing: bool| {
+        let mut written = 0;
+        writing(connection, |send| {
+            in_batches(source, look, &mut |passages| {
+                let count = passages.len() as u64;
+                let passages = if missing { changed(connection, passages)? } else { passages };
+                written += passages.len() as u64;
+                send(rows(&passages, &mut terms, None, encode.as_deref_mut())?)?;
+                progress.advance(count);
+                check_interrupt(|| "what was written is kept; the same command goes on with --update".to_owned())
+            })
+        })?;
+        progress.finish();
+        connection.flush(&connection.address().collection)?;
+        Ok::<_, Error>(written)
+    };
+    let written = pass(&mut look, false)?;
+    settle(
+        connection,
+        written,
+        || Ok(false),
+        || {
+            progress.start("checking", Some(added), "passages");
+            pass(&mut |_| Ok(()), true)
+        },
+    )?;
     // What is new stands; now what it replaced, and does not have again, goes.
     let gone: Vec<String> = there.iter().filter(|key| !keys.contains(*key)).cloned().collect();
     remove(connection, &gone)?;
@@ -426,7 +457,7 @@ pub fn add(
 /// # Errors
 /// [`Error::Request`] naming an id that is not there; then nothing was deleted.
 pub fn delete(collection: &Collection, ids: &[String]) -> Result<ChangeReport> {
-    let connection = collection.connection();
+    let connection = &Connection::open(collection.connection().address())?.with_patience(PATIENCE);
     let mut gone = BTreeSet::new();
     for id in ids {
         let keys = keys_of(connection, std::slice::from_ref(id))?;

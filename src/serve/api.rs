@@ -152,8 +152,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     (status = 200, description = "An answer with its evidence, or server-sent events",
         content((Answer = "application/json"), ("text/event-stream"))),
     (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
-    (status = 413, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
-    (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
+    (status = 408, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem),
+    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
+    (status = 504, body = Problem),
 ))]
 pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequest>) -> Result<Response, Problem> {
     let worker = prepare(&server, &request.question, request.index.as_deref())?;
@@ -217,8 +218,9 @@ pub(super) fn finish(done: Done, explain: bool, server: &Shared) -> Result<Answe
 #[utoipa::path(post, path = "/v1/search", request_body = SearchRequest, responses(
     (status = 200, description = "Passages, best first", body = SearchResponse),
     (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
-    (status = 413, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
-    (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
+    (status = 408, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem),
+    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
+    (status = 504, body = Problem),
 ))]
 pub async fn search(
     State(server): State<Server>,

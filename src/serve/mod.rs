@@ -7,6 +7,7 @@ mod api;
 mod keys;
 mod metrics;
 mod openai;
+mod openai_reply;
 mod page;
 mod passages;
 mod problem;

@@ -23,9 +23,14 @@ use utoipa::ToSchema;
 
 use crate::pipeline::Answer;
 use crate::serve::api::{Body, finish, index_named, parse_filter, question_fits, unprocessable};
+use crate::serve::openai_reply::{
+    Completion, CompletionChoice, CompletionMessage, CompletionUsage, DocumentText, Embedding, Embeddings,
+    EmbeddingsUsage, Grounds, Model, Models, PromptTokens, Reranked, RerankedText, Vector,
+};
 use crate::serve::problem::Problem;
 use crate::serve::worker::{Done, Refusal, Work};
 use crate::serve::{Server, Shared};
+use crate::types::Evidence;
 
 /// Most texts of one request.
 const MOST_TEXTS: usize = 1000;
@@ -33,11 +38,12 @@ const MOST_TEXTS: usize = 1000;
 const NO_ANSWER: &str = "The documents do not seem to hold an answer.";
 
 /// `GET /v1/models`.
-#[utoipa::path(get, path = "/v1/models", responses((status = 200, description = "The indexes, as models"), (status = 401, body = Problem)))]
-pub async fn models(State(server): State<Server>) -> Json<Value> {
-    let model = |name: &String| json!({"id": name, "object": "model", "created": 0, "owned_by": "nunatak"});
-    let models: Vec<Value> = server.indexes.iter().map(|(name, _)| model(name)).collect();
-    Json(json!({"object": "list", "data": models}))
+#[utoipa::path(get, path = "/v1/models", responses(
+    (status = 200, description = "The indexes, as models", body = Models), (status = 401, body = Problem),
+))]
+pub async fn models(State(server): State<Server>) -> Json<Models> {
+    let model = |name: &String| Model { id: name.clone(), object: "model", created: 0, owned_by: "nunatak" };
+    Json(Models { object: "list", data: server.indexes.iter().map(|(name, _)| model(name)).collect() })
 }
 
 /// A chat to go on with.
@@ -104,10 +110,11 @@ impl ChatRequest {
 /// `POST /v1/chat/completions`.
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
     (status = 200, description = "A chat completion, or server-sent chunks of one",
-        content((Object = "application/json"), ("text/event-stream"))),
+        content((Completion = "application/json"), ("text/event-stream"))),
     (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
-    (status = 413, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
-    (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
+    (status = 408, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem),
+    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
+    (status = 504, body = Problem),
 ))]
 pub async fn chat(State(server): State<Server>, Body(request): Body<ChatRequest>) -> Result<Response, Problem> {
     if request.n.unwrap_or(1) != 1 || request.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
@@ -124,7 +131,7 @@ pub async fn chat(State(server): State<Server>, Body(request): Body<ChatRequest>
     let head = Head { id: format!("chatcmpl-{:x}", now.as_nanos()), created: now.as_secs(), model: request.model };
     if !request.stream {
         let answer = finish(worker.ask(work, deadline).await?, false, &server)?;
-        return Ok(Json(head.completion(&answer)).into_response());
+        return Ok(Json(head.completion(answer)).into_response());
     }
     if worker.is_full() {
         return Err(Refusal::Busy.into());
@@ -158,25 +165,34 @@ struct Head {
 }
 
 impl Head {
-    fn completion(&self, answer: &Answer) -> Value {
-        let usage = &answer.usage;
-        let message = json!({
-            "role": "assistant", "content": content(answer), "refusal": null, "annotations": annotations(answer),
-        });
-        json!({
-            "id": self.id, "object": "chat.completion", "created": self.created, "model": self.model,
-            "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": "stop"}],
-            "usage": {
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.answer_tokens,
-                "total_tokens": usage.prompt_tokens + usage.answer_tokens,
-                "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    fn completion(self, answer: Answer) -> Completion {
+        let message = CompletionMessage {
+            role: "assistant",
+            content: content(&answer).to_owned(),
+            refusal: None,
+            annotations: annotations(&answer),
+        };
+        let usage = answer.usage;
+        Completion {
+            id: self.id,
+            object: "chat.completion",
+            created: self.created,
+            model: self.model,
+            choices: [CompletionChoice { index: 0, message, logprobs: None, finish_reason: "stop" }],
+            usage: CompletionUsage {
+                prompt_tokens: usage.prompt_tokens,
+                completion_tokens: usage.answer_tokens,
+                total_tokens: usage.prompt_tokens + usage.answer_tokens,
+                prompt_tokens_details: PromptTokens { cached_tokens: usage.cached_tokens },
             },
-            "nunatak": {
-                "confidence": digits(answer.confidence), "abstained": answer.abstained, "supported": answer.supported,
-                "evidence": answer.evidence, "latency_ms": usage.latency_ms,
+            nunatak: Grounds {
+                confidence: digits(answer.confidence),
+                abstained: answer.abstained,
+                supported: answer.supported,
+                evidence: answer.evidence,
+                latency_ms: usage.latency_ms,
             },
-        })
+        }
     }
 
     fn chunk(&self, delta: Value, finish: Option<&str>) -> Value {
@@ -194,7 +210,7 @@ fn content(answer: &Answer) -> &str {
 /// Evidence as citations of the whole answer, which is a few words. The url names the passage and the bytes of it.
 fn annotations(answer: &Answer) -> Vec<Value> {
     let end = answer.answer.chars().count();
-    let of = |evidence: &crate::types::Evidence| {
+    let of = |evidence: &Evidence| {
         let url = format!("passage:{}#bytes={}-{}", evidence.passage_id, evidence.start, evidence.end);
         let title = if evidence.title.is_empty() { &evidence.passage_id } else { &evidence.title };
         json!({"type": "url_citation", "url_citation": {"start_index": 0, "end_index": end, "title": title, "url": url}})
@@ -237,10 +253,12 @@ pub enum Encoding {
 
 /// `POST /v1/embeddings`.
 #[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingsRequest, responses(
-    (status = 200, description = "Unit vectors, in the order of the texts; `truncated` counts texts that were too long"),
+    (status = 200, description = "Unit vectors, in the order of the texts; `truncated` counts texts that were too long",
+        body = Embeddings),
     (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
-    (status = 413, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
-    (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
+    (status = 408, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem),
+    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
+    (status = 504, body = Problem),
 ))]
 pub async fn embeddings(
     State(server): State<Server>,
@@ -267,32 +285,8 @@ pub async fn embeddings(
             Embedding { object: "embedding", index, embedding }
         })
         .collect();
-    let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
+    let usage = EmbeddingsUsage { prompt_tokens: tokens, total_tokens: tokens };
     Ok(Json(Embeddings { object: "list", model: request.model, data, truncated, usage }))
-}
-
-/// Vectors of texts. Not a [`Value`]: that would write a 32-bit float with the digits of a 64-bit one.
-#[derive(Debug, Serialize)]
-pub struct Embeddings {
-    object: &'static str,
-    model: String,
-    data: Vec<Embedding>,
-    truncated: usize,
-    usage: Value,
-}
-
-#[derive(Debug, Serialize)]
-struct Embedding {
-    object: &'static str,
-    index: usize,
-    embedding: Vector,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Vector {
-    Numbers(Vec<f32>),
-    Bytes(String),
 }
 
 /// The 64-bit float that is written with a 32-bit one's digits.
@@ -334,12 +328,17 @@ pub enum Document {
 
 /// `POST /v1/rerank`, in the form that Cohere, Jina and others share.
 #[utoipa::path(post, path = "/v1/rerank", request_body = RerankRequest, responses(
-    (status = 200, description = "Places of the texts in the request, best first, with scores between 0 and 1"),
+    (status = 200, description = "Places of the texts in the request, best first, with scores between 0 and 1",
+        body = Reranked),
     (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
-    (status = 413, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem),
-    (status = 500, body = Problem), (status = 503, body = Problem), (status = 504, body = Problem),
+    (status = 408, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem),
+    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
+    (status = 504, body = Problem),
 ))]
-pub async fn rerank(State(server): State<Server>, Body(request): Body<RerankRequest>) -> Result<Json<Value>, Problem> {
+pub async fn rerank(
+    State(server): State<Server>,
+    Body(request): Body<RerankRequest>,
+) -> Result<Json<Reranked>, Problem> {
     let texts: Vec<String> = request
         .documents
         .into_iter()
@@ -358,14 +357,12 @@ pub async fn rerank(State(server): State<Server>, Body(request): Body<RerankRequ
     order.truncate(request.top_n.unwrap_or(usize::MAX));
     let result = |(index, score): (usize, f32)| {
         let relevance = 1.0 / (1.0 + (-f64::from(score)).exp());
-        let mut result = json!({"index": index, "relevance_score": relevance, "score": digits(score)});
-        if request.return_documents {
-            result["document"] = json!({"text": texts.get(index)});
-        }
-        result
+        let document = texts.get(index).filter(|_| request.return_documents);
+        let document = document.map(|text| DocumentText { text: text.clone() });
+        RerankedText { index, relevance_score: relevance, score: digits(score), document }
     };
-    let results: Vec<Value> = order.into_iter().map(result).collect();
-    Ok(Json(json!({"model": model_name(&server, request.model), "results": results, "truncated": truncated})))
+    let results = order.into_iter().map(result).collect();
+    Ok(Json(Reranked { model: model_name(&server, request.model), results, truncated }))
 }
 
 fn model_name(server: &Shared, named: Option<String>) -> String {

@@ -86,7 +86,8 @@ pub struct Which {
 #[utoipa::path(post, path = "/v1/passages", request_body = PutRequest, responses(
     (status = 200, description = "They can be found now", body = ChangeResponse),
     (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
-    (status = 404, body = Problem), (status = 409, body = Problem), (status = 413, body = Problem),
+    (status = 404, body = Problem), (status = 408, body = Problem), (status = 409, body = Problem),
+    (status = 413, body = Problem),
     (status = 422, body = Problem), (status = 429, body = Problem), (status = 500, body = Problem),
     (status = 503, body = Problem), (status = 504, body = Problem),
 ))]

@@ -201,6 +201,12 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
         "search",
     ];
     assert_eq!(paths, routes.map(|route| format!("/v1/{route}")).iter().collect::<Vec<_>>());
+    for (path, methods) in described["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
+            assert!(schema["$ref"].is_string(), "{method} {path} says what a good reply is: {schema}");
+        }
+    }
     let page = server.get("/");
     assert!(page.headers.contains("content-security-policy: default-src 'none'"));
     for outside in ["http://", "https://", "src=", "url(", "@import"] {

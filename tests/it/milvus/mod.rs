@@ -379,13 +379,25 @@ fn a_build_outlives_a_crash_of_the_server() {
 #[test]
 fn what_a_server_took_and_lost_is_written_again() {
     let lite = Lite::start();
+    let lose = |ids: &str| {
+        let client = format!("MilvusClient('http://127.0.0.1:{}')", lite.port);
+        python(&format!("from pymilvus import MilvusClient\n{client}.delete('lost', ids={ids})"));
+    };
     // The fourth batch is encoded when the first is written: one of the two between them waits, the other is on its way.
-    let script = format!(
-        "from pymilvus import MilvusClient\n\
-         client = MilvusClient('http://127.0.0.1:{}')\n\
-         client.delete('lost', ids=['p0', 'p7', 'p255'])",
-        lite.port
-    );
-    let report = built_with(&lite.address("lost"), 4, || python(&script));
+    let report = built_with(&lite.address("lost"), 4, || lose("['p0', 'p7', 'p255']"));
     assert_eq!((report.passages, report.written, report.total), (1200, 1200, Some(1200)));
+
+    let collection = Collection::open(&lite.address("lost")).unwrap();
+    let new: Vec<Passage> = (2000..3000).map(with_metadata).collect();
+    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| new.iter().try_for_each(|p| sink(p.clone()));
+    let mut batch = 0;
+    let mut encode_and_lose = |texts: &[String]| {
+        batch += 1;
+        if batch == 4 {
+            lose("['p2000', 'p2255']");
+        }
+        encode(texts)
+    };
+    let report = add(&collection, &mut source, Known::Refuse, Some(&mut encode_and_lose), &Quiet).unwrap();
+    assert_eq!((report.added, report.passages), (1000, 2200));
 }
