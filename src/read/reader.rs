@@ -421,6 +421,7 @@ impl Reader {
             p_abstain: first.windows.get(best.window).and_then(|said| said.p_abstain),
             evidence,
             prompt_tokens: first.prompt_tokens + asked.prompt_tokens,
+            cached_tokens: first.cached_tokens + asked.cached_tokens,
             answer_tokens: first.answer_tokens + asked.answer_tokens,
             second: Some(SecondPass { candidates, first: first.answer, ms: begin.elapsed().as_secs_f64() * 1000.0 }),
             ..first

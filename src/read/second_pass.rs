@@ -33,6 +33,7 @@ pub(super) struct Asked {
     /// Tokens of each candidate and its end.
     pub(super) lengths: HashMap<String, usize>,
     pub(super) prompt_tokens: usize,
+    pub(super) cached_tokens: usize,
     pub(super) answer_tokens: usize,
 }
 
@@ -90,6 +91,7 @@ impl Frozen {
         settings: &ReaderSettings,
     ) -> Result<(Vec<Candidate>, Asked)> {
         let (said, mut asked, mut candidates) = (&first.windows, Asked::default(), Candidates::default());
+        let cached = self.lm.cache_statistics().hit_tokens;
         let worth =
             |at: &usize| said.get(*at).map_or(f32::MIN, |s| s.log_likelihood + settings.score_weight * s.rank_score);
         let mut order: Vec<usize> = (0..windows.len()).collect();
@@ -136,6 +138,7 @@ impl Frozen {
             asked.prompt_tokens += prompt.positions();
             scores.push((self.lm.score(&prompt, &continuations)?, settings.score_weight * said.rank_score));
         }
+        asked.cached_tokens = (self.lm.cache_statistics().hit_tokens - cached) as usize;
         Ok((candidates.ranked(scores), asked))
     }
 }

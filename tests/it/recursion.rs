@@ -58,6 +58,9 @@ fn a_second_pass_scores_what_the_first_one_said() {
     }
     let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
     assert_eq!(tokens(&twice), 2 * tokens(&once));
+    let windows = once["trace"]["windows"].as_array().unwrap();
+    let packed: u64 = windows.iter().map(|window| window[0]["tokens"].as_u64().unwrap()).sum();
+    assert_eq!(twice["usage"]["cached_tokens"], packed, "passages are not computed twice");
 
     let sampled = ask(OPEN, &index, &["--recursion", "textual", "--samples", "6", "--seed", "3"]);
     let marked = |answer: &Value| {
