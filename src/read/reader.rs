@@ -385,8 +385,8 @@ impl Reader {
 }
 
 impl Reader {
-    /// Read the windows a second time, with what the first pass said to them ([`recursion`]). A first pass without an answer
-    /// stays so.
+    /// Read the windows a second time, with what the first pass said to them ([`crate::read::recursion`]). A first pass
+    /// without an answer stays so.
     ///
     /// # Errors
     /// As [`Self::check_recursion`].
