@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::eval::dataset::{records, unpacked};
+use crate::read::template::answer_line;
 use crate::runtime::tokenizer::TextTokenizer;
 
 /// An input and what should be said to it.
@@ -137,10 +138,7 @@ pub fn input_tokens(tokenizer: &TextTokenizer, input: &str, most: usize) -> Resu
 
 /// What should be said to it: the text behind a space, and the end of the line.
 pub fn target_tokens(tokenizer: &TextTokenizer, target: &str) -> Result<Vec<u32>> {
-    // Within a target a line end would be the end of it.
-    let mut ids = tokenizer.encode(&format!(" {}", target.replace(['\n', '\r'], " ")), false)?;
-    ids.extend(tokenizer.encode("\n", false)?);
-    Ok(ids)
+    answer_line(target, tokenizer)
 }
 
 fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {

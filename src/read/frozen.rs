@@ -52,23 +52,10 @@ impl Frozen {
     ) -> Result<Said> {
         let tail = template.tail(question, self.lm.tokenizer())?;
         let prefix = self.prefix_for(&tail, windows)?;
-        let prompts: Vec<Prompt> = windows
-            .iter()
-            .map(|window| Prompt {
-                prefix: prefix.clone(),
-                passages: window.iter().flat_map(|p| p.ids.iter().copied()).collect(),
-                tail: tail.clone(),
-            })
-            .collect();
+        let prompts: Vec<Prompt> = windows.iter().map(|window| prompt(&prefix, window, &tail)).collect();
         let vocabulary = settings.grounded.then(|| self.lm.vocabulary());
         let constraints = vocabulary.as_ref().map(|vocabulary| {
-            windows
-                .iter()
-                .map(|window| {
-                    let texts = window.iter().map(|p| p.passage.text.as_str()).collect();
-                    SpanConstraint::new(vocabulary, texts, template.lead)
-                })
-                .collect()
+            windows.iter().map(|window| SpanConstraint::new(vocabulary, texts(window), template.lead)).collect()
         });
         let decoding = Decoding { stop: template.stop.clone(), ..settings.decoding.clone() };
         let cached = self.lm.cache_statistics().hit_tokens;
@@ -83,8 +70,23 @@ impl Frozen {
     }
 }
 
+/// The prompt of a window.
+pub(super) fn prompt(prefix: &Prefix, window: &Window, tail: &[u32]) -> Prompt {
+    Prompt { prefix: prefix.clone(), passages: tokens(window).collect(), tail: tail.to_vec() }
+}
+
+/// The tokens of a window's passages.
+fn tokens(window: &Window) -> impl Iterator<Item = u32> + '_ {
+    window.iter().flat_map(|packed| packed.ids.iter().copied())
+}
+
+/// The texts of a window's passages.
+pub(super) fn texts(window: &Window) -> Vec<&str> {
+    window.iter().map(|packed| packed.passage.text.as_str()).collect()
+}
+
 /// What a generator is told of a question and its windows.
 pub(super) fn generator_input(lm: &FrozenLm, tail: &[u32], windows: &[Window]) -> Result<String> {
-    let passages: Vec<u32> = windows.first().into_iter().flatten().flat_map(|p| p.ids.iter().copied()).collect();
+    let passages: Vec<u32> = windows.first().into_iter().flat_map(tokens).collect();
     Ok(reading_input(&lm.tokenizer().decode(tail)?, &lm.tokenizer().decode(&passages)?))
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::pack::Window;
 use crate::read::choose::{Choice, WindowAnswer, choose};
 use crate::read::decode::Decoding;
-use crate::read::frozen::{Frozen, Said};
+use crate::read::frozen::{Frozen, Said, texts};
 use crate::read::ground;
 use crate::read::lm::{FrozenLm, OnText};
 use crate::read::prefix::{Prefix, check_target};
@@ -382,9 +382,7 @@ impl Reader {
             answer_tokens,
         })
     }
-}
 
-impl Reader {
     /// Read the windows a second time, with what the first pass said to them ([`crate::read::recursion`]). A first pass
     /// without an answer stays so.
     ///
@@ -488,8 +486,7 @@ fn not_here() -> Error {
 
 /// Where an answer stands in a window's passages.
 fn stands(answer: &str, window: &Window) -> Vec<Evidence> {
-    let texts: Vec<&str> = window.iter().map(|p| p.passage.text.as_str()).collect();
-    ground::find(answer, &texts).into_iter().map(|span| cite(window, span)).collect()
+    ground::find(answer, &texts(window)).into_iter().map(|span| cite(window, span)).collect()
 }
 
 /// A span of a window's passages as evidence. Packed texts are beginnings of the stored ones, so offsets hold in both.

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::pack::Window;
 use crate::read::decode::Decoding;
-use crate::read::frozen::{Frozen, generator_input};
+use crate::read::frozen::{Frozen, generator_input, prompt, texts};
 use crate::read::ground;
-use crate::read::lm::Prompt;
 use crate::read::prefix::Prefix;
 use crate::read::prompt_generator::PromptGenerator;
 use crate::read::reader::{ReaderSettings, Reading};
@@ -60,23 +59,24 @@ impl Second {
 }
 
 impl Frozen {
-    /// What stands before the windows of a question in a second pass, and the rest of the prompt.
+    /// What stands before the windows of a question in a second pass, and the rest of the prompt; `None` when both are those of
+    /// the first.
     fn second_prefix(
         &mut self,
         question: &str,
         windows: &[Window],
         how: Recursion,
         template: &Template,
-    ) -> Result<(Prefix, Vec<u32>)> {
+    ) -> Result<Option<(Prefix, Vec<u32>)>> {
         let tail = self.second.template(how, template).tail(question, self.lm.tokenizer())?;
         match &mut self.second {
-            Second::Learned(prompt, _) => Ok((Prefix::Learned(prompt.clone()), tail)),
+            Second::Learned(prompt, _) => Ok(Some((Prefix::Learned(prompt.clone()), tail))),
             Second::Written(connector, behind, _) if how != Recursion::Textual => {
                 let input = generator_input(&self.lm, &tail, windows)?;
                 let prompt = connector.prompt(&input, &mut self.lm)?;
-                Ok((Prefix::Written { behind: behind.clone(), prompt }, tail))
+                Ok(Some((Prefix::Written { behind: behind.clone(), prompt }, tail)))
             }
-            Second::Same | Second::Written(..) => Ok((self.prefix_for(&tail, windows)?, tail)),
+            Second::Same | Second::Written(..) => Ok(None),
         }
     }
 
@@ -99,18 +99,13 @@ impl Frozen {
         // The first pass's answer is the first candidate, so that of equal ones it stays.
         candidates.add(&first.answer, false);
         order.iter().filter_map(|at| said.get(*at)).for_each(|said| candidates.add(&said.answer, false));
-        let prompt = |prefix: &Prefix, window: &Window, tail: &[u32]| Prompt {
-            prefix: prefix.clone(),
-            passages: window.iter().flat_map(|p| p.ids.iter().copied()).collect(),
-            tail: tail.to_vec(),
-        };
         let tail = template.tail(question, self.lm.tokenizer())?;
         let prefix = self.prefix_for(&tail, windows)?;
         let sampled = if settings.sampling.answers == 0 { 0 } else { settings.sampling.windows };
+        let decoding = Decoding { stop: template.stop.clone(), ..settings.decoding.clone() };
         for &at in order.iter().take(sampled) {
             let prompt = prompt(&prefix, &windows[at], &tail);
-            let decoding = Decoding { stop: template.stop.clone(), ..settings.decoding.clone() };
-            let texts: Vec<&str> = windows[at].iter().map(|p| p.passage.text.as_str()).collect();
+            let texts = texts(&windows[at]);
             // A grounded answer is a stretch of a passage, and so is a grounded candidate.
             let kept = |answer: &str| match ground::find(answer, &texts).first() {
                 Some(span) if settings.grounded => texts[span.passage].get(span.start..span.end).map(str::to_owned),
@@ -121,7 +116,7 @@ impl Frozen {
             asked.answer_tokens +=
                 recursion::sample(&mut self.lm, &prompt, settings.sampling, &decoding, &mut candidates, kept)?;
         }
-        let (prefix, tail) = self.second_prefix(question, windows, how, template)?;
+        let (prefix, tail) = self.second_prefix(question, windows, how, template)?.unwrap_or((prefix, tail));
         let template = self.second.template(how, template);
         let end = self.lm.shape().eos.first().copied();
         let mut continuations = Vec::new();

@@ -177,14 +177,27 @@ impl Template {
     /// Tokens of an answer, as it follows the tail, with what ends it: a line end, or `end` where the model's own template
     /// says so.
     pub fn answer(&self, answer: &str, end: Option<u32>, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
-        let plain = answer.replace(['\n', '\r'], " ");
-        let mut ids = tokenizer.encode(&if self.lead { format!(" {plain}") } else { plain }, false)?;
         match end.filter(|_| self.kind == TemplateKind::Chat) {
-            Some(end) => ids.push(end),
-            None => ids.extend(tokenizer.encode("\n", false)?),
+            Some(end) => {
+                let mut ids = tokenizer.encode(&one_line(answer), false)?;
+                ids.push(end);
+                Ok(ids)
+            }
+            None => answer_line(answer, tokenizer),
         }
-        Ok(ids)
     }
+}
+
+/// Tokens of an answer behind `Answer:` and of the line end that ends it.
+pub fn answer_line(answer: &str, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
+    let mut ids = tokenizer.encode(&format!(" {}", one_line(answer)), false)?;
+    ids.extend(tokenizer.encode("\n", false)?);
+    Ok(ids)
+}
+
+/// Within an answer a line end would be the end of it.
+fn one_line(answer: &str) -> String {
+    answer.replace(['\n', '\r'], " ")
 }
 
 /// What asks for the answer.
