@@ -14,6 +14,7 @@ use crate::cli::train_reranker::{self, RerankerArgs};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::read::soft_prompt::PromptKind;
+use crate::runtime::device::Device;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup::{self, Manifest};
@@ -78,7 +79,7 @@ pub(super) struct LoopArgs {
     /// Seed of everything drawn
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// How exact large matrix products are [default: bf16 where the processor has it, which is faster]
+    /// How exact large matrix products are [default: bf16 where the processor has it, tf32 on a GPU: faster]
     #[arg(long, value_enum)]
     precision: Option<Precision>,
 }
@@ -90,24 +91,34 @@ enum Precision {
     F32,
     /// Operands rounded to 16-bit brain floats, sums in 32 bits
     Bf16,
+    /// Operands rounded to 19 bits, sums in 32 bits, on a GPU
+    Tf32,
 }
 
 impl LoopArgs {
     /// Set the precision of this process's products; gives it.
-    fn set_precision(&self) -> Result<ops::Precision> {
+    fn set_precision(&self, on_gpu: bool) -> Result<ops::Precision> {
         let precision = match self.precision {
-            None => ops::Precision::fastest(),
+            None => ops::Precision::fastest(on_gpu),
             Some(Precision::F32) => ops::Precision::F32,
             Some(Precision::Bf16) => ops::Precision::Bf16,
+            Some(Precision::Tf32) => ops::Precision::Tf32,
         };
-        ops::set_precision(precision)?;
+        ops::set_precision(precision, on_gpu)?;
         Ok(precision)
     }
 
-    /// The settings of the loop; the precision is in force from here on.
-    pub(super) fn settings(&self, tokens_per_pass: usize, optimiser: OptimiserSettings) -> Result<TrainerSettings> {
+    /// The settings of the loop; the precision is in force from here on. A pass has `cpu_tokens` tokens on the processor.
+    pub(super) fn settings(
+        &self,
+        device: Device,
+        cpu_tokens: usize,
+        optimiser: OptimiserSettings,
+    ) -> Result<TrainerSettings> {
+        let on_gpu = matches!(device, Device::Cuda(_));
+        let tokens_per_pass = if on_gpu { GPU_TOKENS_PER_PASS } else { cpu_tokens };
         let settings = TrainerSettings {
-            precision: self.set_precision()?,
+            precision: self.set_precision(on_gpu)?,
             examples: self.examples,
             batch: self.batch,
             tokens_per_pass,
@@ -181,11 +192,13 @@ struct PromptArgs {
     training: LoopArgs,
 }
 
-/// Tokens to a pass: more would not be faster, and takes memory.
+/// Tokens to a pass on a GPU, which wants large products.
+const GPU_TOKENS_PER_PASS: usize = 8192;
+/// The same on the processor: more would not be faster, and takes memory.
 const TOKENS_PER_PASS: usize = 1536;
 
 impl PromptArgs {
-    fn run(&self) -> Result<PromptRun> {
+    fn run(&self, device: Device) -> Result<PromptRun> {
         for (name, share) in
             [("several", self.several), ("absent", self.absent), ("short", self.short), ("warm-up", self.warm_up)]
         {
@@ -227,6 +240,7 @@ impl PromptArgs {
                 seed: self.training.seed,
             },
             trainer: self.training.settings(
+                device,
                 TOKENS_PER_PASS,
                 OptimiserSettings { learning_rate: self.lr, warm_up: self.warm_up, weight_decay: 0.0, clip: 1.0 },
             )?,
@@ -265,7 +279,7 @@ pub(super) fn lm_weights(
 }
 
 fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
-    let run = args.run()?;
+    let run = args.run(globals.device)?;
     let device = device::open(globals.device)?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let model = setup::locate(&args.lm, &options, progress.as_ref())?;

@@ -11,6 +11,7 @@ use crate::cli::output;
 use crate::cli::train::{LoopArgs, lm_weights};
 use crate::error::{Error, Result};
 use crate::eval::task_set::{self, TaskSet};
+use crate::runtime::device::Device;
 use crate::runtime::setup::{self, Manifest};
 use crate::train::device;
 use crate::train::optimiser::OptimiserSettings;
@@ -131,7 +132,7 @@ impl GeneratorArgs {
         task_set::read(&self.tasks, self.training.skip_bad)?.select(&self.only, &self.without)
     }
 
-    fn run(&self, shared: bool, encoder: Option<&str>) -> Result<TaskPromptRun> {
+    fn run(&self, on: Device, shared: bool, encoder: Option<&str>) -> Result<TaskPromptRun> {
         let learning_rate = self.lr.unwrap_or(if shared { 1e-2 } else { 5e-4 });
         let optimiser = OptimiserSettings { learning_rate, warm_up: self.warm_up, weight_decay: 0.0, clip: 1.0 };
         let seed = self.training.seed;
@@ -162,7 +163,7 @@ impl GeneratorArgs {
                 encoder_tokens: self.encoder_tokens,
                 seed,
             },
-            trainer: self.training.settings(TOKENS_PER_PASS, optimiser)?,
+            trainer: self.training.settings(on, TOKENS_PER_PASS, optimiser)?,
         })
     }
 }
@@ -180,7 +181,7 @@ pub fn run_connector(args: &ConnectorArgs, globals: &Globals) -> Result<()> {
 fn train(args: &GeneratorArgs, shared: bool, encoder: Option<&str>, globals: &Globals) -> Result<()> {
     args.check()?;
     let set = if args.index.is_some() { None } else { Some(args.set()?) };
-    let run = args.run(shared, encoder)?;
+    let run = args.run(globals.device, shared, encoder)?;
     let device = device::open(globals.device)?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let progress = progress.as_ref();

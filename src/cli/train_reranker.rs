@@ -15,6 +15,7 @@ use crate::index::Index;
 use crate::progress::Progress;
 use crate::rerank::CrossEncoder;
 use crate::retrieve::Mode;
+use crate::runtime::device::Device;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup::{self, Manifest};
 use crate::train::device;
@@ -117,7 +118,7 @@ impl RerankerArgs {
         Ok(())
     }
 
-    fn run(&self, retrieval: &RetrievalArgs, mode: Mode) -> Result<RerankerRun> {
+    fn run(&self, on: Device, retrieval: &RetrievalArgs, mode: Mode) -> Result<RerankerRun> {
         Ok(RerankerRun {
             index: self.index.clone(),
             questions: self.questions.clone(),
@@ -133,6 +134,7 @@ impl RerankerArgs {
             teacher: self.teacher.clone().map(|name| (name, self.teacher_weight)),
             groups: GroupSettings { negatives: self.negatives, max_tokens: self.max_tokens, seed: self.training.seed },
             trainer: self.training.settings(
+                on,
                 TOKENS_PER_PASS,
                 OptimiserSettings {
                     learning_rate: self.lr,
@@ -174,7 +176,7 @@ pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
     let mined = args.mined.clone().unwrap_or_else(|| args.training.out.join(MINED));
     let parts = Parts { index: index.clone(), retriever: retriever.as_mut(), others, init, teacher, mined, device };
     let record =
-        reranker_run::train(&args.run(&retrieval, mode)?, parts, &args.training.out, args.training.resume, progress)?;
+        reranker_run::train(&args.run(globals.device, &retrieval, mode)?, parts, &args.training.out, args.training.resume, progress)?;
     if globals.json {
         return output::json(&record);
     }

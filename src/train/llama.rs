@@ -5,7 +5,7 @@
 //! enters as input embeddings or as a prefix of keys and values in each layer.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
@@ -160,6 +160,7 @@ impl Decoder {
             inverse_frequencies: self.config.inverse_frequencies.clone(),
             packed,
             start,
+            plan: OnceLock::new(),
         }
     }
 

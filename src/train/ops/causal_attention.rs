@@ -5,11 +5,12 @@
 //! else together.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::batched_attention::{self, Plan};
 use super::gemm::{Into, Matrix, Threads, multiply};
 use super::{Packed, Sequence, floats, with_floats};
 use crate::train::math::{dot, exp_all, largest, sum};
@@ -31,6 +32,8 @@ pub struct Attention {
     pub packed: Packed,
     /// Position of the first token of a sequence that goes on from no other: the length of the prefix.
     pub start: usize,
+    /// Where rows go on a GPU: made by the first layer, for all.
+    pub(in crate::train) plan: OnceLock<Arc<Plan>>,
 }
 
 /// Attention of `qkv [tokens, (heads + 2 kv_heads) * head_dim]` (queries, keys and values of each token side by side,
@@ -38,7 +41,7 @@ pub struct Attention {
 /// their positions applied, and values), giving `[tokens, heads * head_dim]`.
 pub fn causal_attention(qkv: &Tensor, prefix: Option<&Tensor>, attention: &Arc<Attention>) -> Result<Tensor> {
     if !qkv.device().is_cpu() {
-        return composed(qkv, prefix, attention);
+        return batched_attention::attention(qkv, prefix, attention);
     }
     let op = Causal(attention.clone());
     match prefix {
@@ -67,7 +70,7 @@ impl Attention {
         key <= query && self.sliding_window.is_none_or(|window| query - key < window)
     }
 
-    fn longest(&self) -> usize {
+    pub(super) fn longest(&self) -> usize {
         self.packed.sequences().iter().map(|s| self.before(s) + s.rows.len()).max().unwrap_or(self.start)
     }
 
@@ -97,13 +100,13 @@ impl Attention {
         self.packed.sequences().iter().flat_map(|s| (0..self.kv_heads).map(move |head| (s, head))).collect()
     }
 
-    fn check(&self, qkv: &Layout, prefix: Option<&Layout>) -> Result<()> {
-        if qkv.dims() != [self.packed.tokens(), self.row()] {
-            candle_core::bail!("attention over {} tokens got {:?}", self.packed.tokens(), qkv.dims());
+    pub(super) fn check(&self, qkv: &[usize], prefix: Option<&[usize]>) -> Result<()> {
+        if qkv != [self.packed.tokens(), self.row()] {
+            candle_core::bail!("attention over {} tokens got {:?}", self.packed.tokens(), qkv);
         }
         match prefix {
-            Some(prefix) if prefix.dims() != [2, self.start, self.kv_heads * self.head_dim] => {
-                candle_core::bail!("a prefix of {} positions has the shape {:?}", self.start, prefix.dims())
+            Some(prefix) if prefix != [2, self.start, self.kv_heads * self.head_dim] => {
+                candle_core::bail!("a prefix of {} positions has the shape {prefix:?}", self.start)
             }
             None if self.start > 0 => candle_core::bail!("the prefix of {} positions is missing", self.start),
             _ => Ok(()),
@@ -287,7 +290,7 @@ impl CustomOp1 for Causal {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.0.check(layout, None)?;
+        self.0.check(layout.dims(), None)?;
         let out = self.forward(floats(storage, layout)?, &[]);
         Ok((CpuStorage::F32(out), Shape::from((self.0.packed.tokens(), self.0.heads * self.0.head_dim))))
     }
@@ -304,7 +307,7 @@ impl CustomOp2 for Causal {
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.0.check(l1, Some(l2))?;
+        self.0.check(l1.dims(), Some(l2.dims()))?;
         let out = self.forward(floats(s1, l1)?, floats(s2, l2)?);
         Ok((CpuStorage::F32(out), Shape::from((self.0.packed.tokens(), self.0.heads * self.0.head_dim))))
     }
@@ -324,7 +327,8 @@ impl CustomOp2 for Causal {
     }
 }
 
-/// The same, of candle's own operations.
+/// The same, of candle's own operations, sequence after sequence: what the tests compare with.
+#[cfg(test)]
 fn composed(qkv: &Tensor, prefix: Option<&Tensor>, attention: &Attention) -> Result<Tensor> {
     let Attention { heads, kv_heads, head_dim: dim, start, .. } = *attention;
     let device = qkv.device();
@@ -387,6 +391,7 @@ mod tests {
             inverse_frequencies: vec![1.0, 0.3, 0.01],
             packed: Packed::new([5, 1, 9]),
             start,
+            plan: OnceLock::new(),
         }
     }
 
@@ -395,27 +400,29 @@ mod tests {
     }
 
     #[test]
-    fn fused_equals_composed() {
+    fn fused_equals_composed_and_batched() {
         let qkv = random(&[15, 8 * 6], 1);
         for window in [None, Some(3)] {
             let attention = attention(0, window);
             let fused = causal_attention(&qkv, None, &attention).unwrap();
             same(&[&qkv], &fused, &composed(&qkv, None, &attention).unwrap());
+            same(&[&qkv], &fused, &batched_attention::attention(&qkv, None, &attention).unwrap());
         }
     }
 
     #[test]
-    fn fused_equals_composed_behind_a_prefix() {
+    fn fused_equals_composed_and_batched_behind_a_prefix() {
         let (qkv, prefix) = (random(&[15, 8 * 6], 1), random(&[2, 4, 2 * 6], 2));
         for window in [None, Some(6)] {
             let attention = attention(4, window);
             let fused = causal_attention(&qkv, Some(&prefix), &attention).unwrap();
             same(&[&qkv, &prefix], &fused, &composed(&qkv, Some(&prefix), &attention).unwrap());
+            same(&[&qkv, &prefix], &fused, &batched_attention::attention(&qkv, Some(&prefix), &attention).unwrap());
         }
     }
 
     #[test]
-    fn fused_equals_composed_when_sequences_go_on_from_others() {
+    fn fused_equals_composed_and_batched_when_sequences_go_on_from_others() {
         let (qkv, prefix) = (random(&[15, 8 * 6], 1), random(&[2, 4, 2 * 6], 2));
         let mut packed = Packed::default();
         let first = packed.push(5, 0..0);
@@ -427,6 +434,7 @@ mod tests {
             let attention = Arc::new(Attention { packed: packed.clone(), ..with(4, window) });
             let fused = causal_attention(&qkv, Some(&prefix), &attention).unwrap();
             same(&[&qkv, &prefix], &fused, &composed(&qkv, Some(&prefix), &attention).unwrap());
+            same(&[&qkv, &prefix], &fused, &batched_attention::attention(&qkv, Some(&prefix), &attention).unwrap());
         }
     }
 

@@ -23,20 +23,35 @@ pub enum Precision {
     F32,
     /// Operands rounded to 16-bit brain floats, sums in 32 bits: faster where the processor has it.
     Bf16,
+    /// Operands rounded to 19 bits, sums in 32 bits: the matrix units of a GPU.
+    Tf32,
 }
 
 impl Precision {
-    /// The fastest that this processor has.
-    pub fn fastest() -> Self {
-        if bfloat::available() { Self::Bf16 } else { Self::F32 }
+    /// The fastest that this processor has, or a GPU.
+    pub fn fastest(on_gpu: bool) -> Self {
+        match on_gpu {
+            true => Self::Tf32,
+            false if bfloat::available() => Self::Bf16,
+            false => Self::F32,
+        }
     }
 }
 
 /// Decide, for the whole process, how exact large products are. Without this they are in 32-bit floats.
 ///
 /// # Errors
-/// [`Error::Request`] when the processor has no such products.
-pub fn set_precision(precision: Precision) -> Result<()> {
+/// [`Error::Request`] when the processor, or a GPU, has no such products.
+pub fn set_precision(precision: Precision, on_gpu: bool) -> Result<()> {
+    let elsewhere = if on_gpu { Precision::Bf16 } else { Precision::Tf32 };
+    if precision == elsewhere {
+        let problem = match on_gpu {
+            true => "training on a GPU knows no products of 16-bit brain floats; they are the processor's",
+            false => "products of 19-bit floats (tf32) are a GPU's, and this training runs on the processor",
+        };
+        return Err(Error::request(problem, "leave --precision out, or say f32"));
+    }
+    candle_core::cuda::set_gemm_reduced_precision_f32(precision == Precision::Tf32);
     if precision == Precision::Bf16 && !bfloat::available() {
         return Err(Error::request(
             "this processor has no products of 16-bit brain floats (AVX-512 BF16)",

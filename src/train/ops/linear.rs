@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::gemm::{Into, Matrix, Threads, multiply};
+use super::given::with_gradient;
 use super::{floats, with_floats};
 
 /// `y = x W^T + b` with `W [out, in]`, `b [out]`.
@@ -23,7 +24,8 @@ impl FrozenLinear {
         let y = if x.device().is_cpu() {
             x.contiguous()?.apply_op1(Times { weight: self.weight.clone(), turned: true })?
         } else {
-            x.matmul(&self.weight.t()?)?
+            let (weight, value) = (self.weight.clone(), x.detach().matmul(&self.weight.t()?)?);
+            with_gradient(x, value, move |gradient| gradient.matmul(&weight))?
         };
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),

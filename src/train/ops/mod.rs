@@ -2,15 +2,17 @@
 //!
 //! candle's own operations would do, one by one, but on a CPU its elementwise ones run on one thread, keep every
 //! intermediate result for the way back, and its matrix product computes a gradient for a weight that is frozen. Here
-//! each is one pass over the data on all threads. On another device the same formula is composed of candle's
-//! operations, which is also what the tests compare with.
+//! each is one pass over the data on all threads. On a GPU the same formulas, forward and back, are composed of candle's
+//! kernels. The tests compare both with what candle makes of the forward formula.
 //!
 //! Sequences of a batch lie one behind another, `[tokens, width]`, without padding; [`Packed`] says where each begins,
 //! and which of them go on from another one.
 
+mod batched_attention;
 mod bfloat;
 mod causal_attention;
 pub(in crate::train) mod gemm;
+mod given;
 mod linear;
 mod rms_norm;
 mod swiglu;
