@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::progress::check_interrupt;
 use crate::runtime::batch::{self, Padded};
-use crate::runtime::device::Device;
+use crate::runtime::device::{Device, check_precision};
 use crate::runtime::model_dir::{ModelDir, ModelKind};
 use crate::runtime::session::{Input, Output, RuntimeOptions, Session};
 use crate::runtime::tokenizer::{Cut, TextTokenizer};
@@ -76,6 +76,7 @@ impl Encoder {
             ));
         };
         let session = Session::open(&model.graph(), options)?;
+        check_precision(model, session.device())?;
         let outputs = session.output_names();
         let known = ["sentence_embedding", "last_hidden_state", "token_embeddings"];
         let output = known.into_iter().find(|o| outputs.contains(o)).or(outputs.first().copied());

@@ -141,7 +141,8 @@ fn cache() -> Result<String> {
 fn prove_order(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> Result<String> {
     let model = setup::model(name, options, progress)?;
     model.verify()?;
-    let scores = CrossEncoder::open(&model, options)?.score(QUESTION, &[ANSWERS[0].into(), ANSWERS[1].into()])?;
+    let mut encoder = CrossEncoder::open(&model, options)?;
+    let scores = encoder.score(QUESTION, &[ANSWERS[0].into(), ANSWERS[1].into()])?;
     let apart = scores.first().zip(scores.get(1)).map_or(f32::NAN, |(right, wrong)| right - wrong);
     if apart.is_nan() || apart <= 0.0 {
         return Err(Error::model(
@@ -150,7 +151,8 @@ fn prove_order(name: &str, options: &RuntimeOptions, progress: &dyn Progress) ->
             format!("remove {} and run `nunatak setup` again", model.path.display()),
         ));
     }
-    Ok(format!("{}: the passage that answers is {apart:.1} above the one that does not", model.name()))
+    let device = encoder.device();
+    Ok(format!("{} on {device}: the passage that answers is {apart:.1} above the one that does not", model.name()))
 }
 
 /// Run a starter model and look at what it gives.
@@ -169,7 +171,8 @@ fn prove(starter: &StarterModel, options: &RuntimeOptions, progress: &dyn Progre
         if !text.contains(PROMPT.1) {
             return Err(wrong(format!("it runs, but goes on after \"{}\" with \"{text}\"", PROMPT.0)));
         }
-        return Ok(format!("{}: \"{}\" goes on with \"{}\"", model.name(), PROMPT.0, text.trim()));
+        let device = lm.device();
+        return Ok(format!("{} on {device}: \"{}\" goes on with \"{}\"", model.name(), PROMPT.0, text.trim()));
     }
     let mut encoder = Encoder::open(&model, options)?;
     let vectors = encoder.encode(&SENTENCES.map(String::from))?;

@@ -11,7 +11,6 @@ use crate::cli::first_stage::Place;
 use crate::confidence::Calibration;
 use crate::error::{Error, Result};
 use crate::eval::provenance::CalibrationIdentity;
-use crate::export::Precision;
 use crate::filter::Filter;
 use crate::pipeline::{Depths, Pipeline, SURE};
 use crate::progress::Progress;
@@ -611,7 +610,8 @@ fn open_reader(model: ReaderModel, options: &RuntimeOptions, progress: &dyn Prog
         ReaderModel::Frozen(model, settings, prompts) => (model, settings, prompts),
     };
     let model = model.as_ref();
-    let generator = |file: &GeneratorFile| PromptGenerator::open(file, Precision::default(), options, progress);
+    let precision = setup::default_precision(options, progress)?;
+    let generator = |file: &GeneratorFile| PromptGenerator::open(file, precision, options, progress);
     let reader = match prompts.first {
         None => Reader::open(model, settings, None, options),
         Some(prompts::Found::Soft(prompt)) => Reader::open(model, settings, Some(prompt), options),

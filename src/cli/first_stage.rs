@@ -15,6 +15,7 @@ use crate::milvus::{Address, Collection};
 use crate::pipeline::SharedEncoder;
 use crate::progress::Progress;
 use crate::retrieve::{Bm25Retriever, DenseRetriever, HybridRetriever, MilvusRetriever, Mode, Retriever};
+use crate::runtime::device::Device;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup;
 
@@ -64,7 +65,16 @@ fn open_encoder(
     models: &mut Models,
 ) -> Result<(SharedEncoder, String)> {
     let model = setup::model(name, options, progress)?;
-    let encoder = Encoder::open(&model, options)?;
+    let mut options = options.clone();
+    if options.device != Device::Cpu && model.description.precision == "int8" {
+        // The passages' vectors are of this encoder, so questions must be; one question takes milliseconds there.
+        progress.note(&format!(
+            "the index's encoder {} runs on the processor: a GPU has no kernels for 8-bit integers",
+            model.name()
+        ));
+        options = RuntimeOptions { device: Device::Cpu, beside: options.beside.or(Some(options.device)), ..options };
+    }
+    let encoder = Encoder::open(&model, &options)?;
     let fingerprint = encoder.fingerprint().to_owned();
     models.push(("encoder", model.name(), fingerprint.clone()));
     Ok((Arc::new(Mutex::new(encoder)), fingerprint))

@@ -11,7 +11,6 @@ use crate::cli::output;
 use crate::error::{Error, Result};
 use crate::eval::candidates::{self, Sampling};
 use crate::eval::task_set;
-use crate::export::Precision;
 use crate::read::lm::FrozenLm;
 use crate::runtime::setup;
 
@@ -67,8 +66,8 @@ pub fn run(args: &CandidatesArgs, globals: &Globals) -> Result<()> {
     let progress = progress.as_ref();
     let model = setup::model(&args.lm, &options, progress)?;
     let mut lm = FrozenLm::open(&model, &options)?;
-    let (mut prompts, _) =
-        open_prompts(args.prompt.as_deref(), &set, Precision::default(), (&model, &lm), &options, progress)?;
+    let precision = setup::default_precision(&options, progress)?;
+    let (mut prompts, _) = open_prompts(args.prompt.as_deref(), &set, precision, (&model, &lm), &options, progress)?;
     let sampling = Sampling {
         samples: args.samples,
         temperature: args.temperature,

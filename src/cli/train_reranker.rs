@@ -175,8 +175,13 @@ pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
     };
     let mined = args.mined.clone().unwrap_or_else(|| args.training.out.join(MINED));
     let parts = Parts { index: index.clone(), retriever: retriever.as_mut(), others, init, teacher, mined, device };
-    let record =
-        reranker_run::train(&args.run(globals.device, &retrieval, mode)?, parts, &args.training.out, args.training.resume, progress)?;
+    let record = reranker_run::train(
+        &args.run(globals.device, &retrieval, mode)?,
+        parts,
+        &args.training.out,
+        args.training.resume,
+        progress,
+    )?;
     if globals.json {
         return output::json(&record);
     }

@@ -19,6 +19,7 @@ use crate::read::soft_prompt::{PromptKind, SoftPrompt};
 use crate::read::spans::{Span, SpanConstraint, Vocabulary};
 use crate::read::state_folder::StateFolder;
 use crate::read::states::{CacheStatistics, StateCache};
+use crate::runtime::device::Device;
 use crate::runtime::kv_session::{KvCache, KvSession, States};
 use crate::runtime::model_dir::{LmShape, ModelDir, ModelKind};
 use crate::runtime::session::{Input, RuntimeOptions, Session};
@@ -85,8 +86,12 @@ impl FrozenLm {
             ));
         };
         let hidden = model.description.hidden;
+        // The table of embeddings stays in the processor's memory: looking rows up there and copying them is all there is
+        // to do, and the graph takes its inputs from there.
+        let beside = (options.device != Device::Cpu).then_some(options.device);
+        let of_table = RuntimeOptions { device: Device::Cpu, beside: beside.or(options.beside), ..options.clone() };
         Ok(Self {
-            embed: Session::open(&model.file("embed.onnx"), options)?,
+            embed: Session::open(&model.file("embed.onnx"), &of_table)?,
             graph: KvSession::open(&model.graph(), shape, hidden, options)?,
             tokenizer: TextTokenizer::open(model)?,
             shape: shape.clone(),
@@ -119,6 +124,11 @@ impl FrozenLm {
     /// Longest sequence in tokens.
     pub fn window(&self) -> usize {
         self.window
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> Device {
+        self.graph.device()
     }
 
     /// Its tokenizer.
@@ -297,7 +307,7 @@ impl FrozenLm {
     /// The states of passages behind a prefix, computed or taken from where they are kept.
     pub fn passage_states(&mut self, prefix: &Prefix, passages: &[u32]) -> Result<Arc<States>> {
         let mut cache = self.graph.new_cache(1, prefix.positions() + passages.len())?;
-        self.read_passages(prefix, passages, &mut cache)
+        self.read_passages(prefix, passages, &mut cache, true)
     }
 
     /// States of a written prompt behind a learned one, those of the learned one included.
@@ -321,16 +331,24 @@ impl FrozenLm {
     }
 
     /// Fill an empty cache with the states of a prefix and of the passages behind it; gives the latter, or none behind a
-    /// written prefix.
-    fn read_passages(&mut self, prefix: &Prefix, passages: &[u32], cache: &mut KvCache) -> Result<Arc<States>> {
+    /// written prefix, or where they are not `wanted` and nobody keeps them.
+    fn read_passages(
+        &mut self,
+        prefix: &Prefix,
+        passages: &[u32],
+        cache: &mut KvCache,
+        wanted: bool,
+    ) -> Result<Arc<States>> {
         let key = prefix.key();
         let before = self.prefix_states(prefix, &key)?;
         self.graph.append(&before, cache)?;
         if passages.is_empty() {
             return Ok(Arc::new(States::short(Vec::new(), 0)));
         }
-        if prefix.is_written() {
-            // Nobody else will ask for these, and keeping them would push out what somebody asks for.
+        // Behind a written prefix nobody else will ask for them, and keeping them would push out what somebody asks for.
+        // Where none are kept, states of 16 bits need not leave the cache either: rounding changes nothing of them.
+        let unkept = !wanted && self.graph.is_short() && self.beside.is_none() && !self.passages.keeps();
+        if prefix.is_written() || unkept {
             let embeds = self.embed(passages)?;
             self.graph.forward(cache, embeds, &[passages.len()], &[], false)?;
             return Ok(Arc::new(States::short(Vec::new(), 0)));
@@ -360,7 +378,7 @@ impl FrozenLm {
     /// States of a prompt, and the logits after its last token.
     fn prefill(&mut self, prompt: &Prompt, capacity: usize) -> Result<(KvCache, Vec<f32>)> {
         let mut cache = self.graph.new_cache(1, capacity)?;
-        self.read_passages(&prompt.prefix, &prompt.passages, &mut cache)?;
+        self.read_passages(&prompt.prefix, &prompt.passages, &mut cache, false)?;
         let embeds = self.embed(&prompt.tail)?;
         let last = prompt.tail.len().saturating_sub(1);
         let pass = self.graph.forward(&mut cache, embeds, &[prompt.tail.len()], &[last], false)?;

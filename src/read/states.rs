@@ -57,6 +57,11 @@ impl StateCache {
         Self { limit, ..Self::default() }
     }
 
+    /// Whether it keeps anything.
+    pub fn keeps(&self) -> bool {
+        self.limit > 0
+    }
+
     /// The states of `passages` behind the prefix of this key, if they are kept.
     pub fn get(&mut self, prefix: &str, passages: &[u32]) -> Option<Arc<States>> {
         let key: Key = (prefix.into(), passages.into());

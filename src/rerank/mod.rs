@@ -17,6 +17,7 @@ pub use patience::Patience;
 use crate::error::{Error, Result};
 use crate::progress::check_interrupt;
 use crate::runtime::batch;
+use crate::runtime::device::{Device, check_precision};
 use crate::runtime::model_dir::{ModelDir, ModelKind, Prior};
 use crate::runtime::session::{Input, RuntimeOptions, Session};
 use crate::runtime::tokenizer::{Cut, Prepared, TextTokenizer};
@@ -76,6 +77,7 @@ impl CrossEncoder {
             ));
         }
         let session = Session::open(&model.graph(), options)?;
+        check_precision(model, session.device())?;
         let outputs = session.output_names();
         let output = ["score", "logits"].into_iter().find(|o| outputs.contains(o)).or(outputs.first().copied());
         let output = output.unwrap_or_default().to_owned();
@@ -91,6 +93,11 @@ impl CrossEncoder {
             cuts: PairCuts::default(),
             session,
         })
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> Device {
+        self.session.device()
     }
 
     /// The model's fingerprint.

@@ -12,6 +12,7 @@ use ort::ep::{CUDA, ExecutionProvider, TensorRT};
 use ort::session::builder::SessionBuilder;
 
 use crate::error::{Error, Result};
+use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup;
 
@@ -92,6 +93,22 @@ pub(in crate::runtime) fn register(
             }
         },
     }
+}
+
+/// Refuse to run a graph of 8-bit integers on a GPU: encoders and cross-encoders multiply in them by operators that only the
+/// processor has, so the graph would run there, unsaid.
+///
+/// # Errors
+/// [`Error::Device`].
+pub fn check_precision(model: &ModelDir, device: Device) -> Result<()> {
+    if device == Device::Cpu || model.description.precision != "int8" {
+        return Ok(());
+    }
+    Err(Error::Device {
+        device: device.to_string(),
+        problem: format!("{} is of 8-bit integers, which a GPU has no kernels for", model.name()),
+        hint: Some(format!("take {}@fp16, or run it on the processor", model.stem())),
+    })
 }
 
 /// Register the provider, or say in ONNX Runtime's words what it lacks.

@@ -3,7 +3,8 @@
 //! Keys and values of past positions are the largest tensors in decoding. Here each is allocated once,
 //! at the capacity the caller asks for, and bound to the graph as both `past` and `present`: the graph's
 //! GroupQueryAttention then writes new positions behind the old ones and nothing is copied from step to
-//! step. The attention mask says how much of the buffer is filled.
+//! step. The attention mask says how much of the buffer is filled. On a GPU the buffers lie in its memory, and what
+//! goes into them or comes out of them goes by [`CudaMemory`], row by row.
 
 use std::borrow::Cow;
 
@@ -13,6 +14,8 @@ use ort::session::IoBinding;
 use ort::value::{DynTensor, Tensor, TensorElementType};
 
 use crate::error::{Error, Result};
+use crate::runtime::cuda_memory::{CudaMemory, Rows};
+use crate::runtime::device::Device;
 use crate::runtime::model_dir::LmShape;
 use crate::runtime::session::{RuntimeOptions, Session, floats};
 
@@ -22,6 +25,14 @@ pub struct KvSession {
     session: Session,
     shape: LmShape,
     hidden: usize,
+    gpu: Option<Gpu>,
+}
+
+/// Where buffers are on a GPU.
+#[derive(Debug)]
+struct Gpu {
+    allocator: Allocator,
+    memory: CudaMemory,
 }
 
 /// Keys and values of a batch of sequences, all in one buffer capacity.
@@ -96,7 +107,28 @@ pub struct Pass {
 impl KvSession {
     /// Load the graph at `path`.
     pub fn open(path: &std::path::Path, shape: &LmShape, hidden: usize, options: &RuntimeOptions) -> Result<Self> {
-        Ok(Self { session: Session::open(path, options)?, shape: shape.clone(), hidden })
+        let mut session = Session::open(path, options)?;
+        let gpu = match session.device() {
+            Device::Cpu | Device::Auto => None,
+            Device::Cuda(number) | Device::TensorRt(number) => {
+                let failed = Error::internal("allocating on a GPU");
+                let id = i32::try_from(number).unwrap_or(i32::MAX);
+                let info = MemoryInfo::new(AllocationDevice::CUDA, id, AllocatorType::Device, MemoryType::Default);
+                let allocator = info.and_then(|info| Allocator::new(session.ort(), info)).map_err(failed)?;
+                Some(Gpu { allocator, memory: CudaMemory::open(number)? })
+            }
+        };
+        Ok(Self { session, shape: shape.clone(), hidden, gpu })
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> Device {
+        self.session.device()
+    }
+
+    /// Whether its cache holds 16-bit floats.
+    pub fn is_short(&self) -> bool {
+        self.shape.kv_dtype == "f16"
     }
 
     /// Empty buffers for `batch` sequences of up to `capacity` positions each.
@@ -105,11 +137,11 @@ impl KvSession {
         let dims = [batch, self.shape.kv_heads, capacity, self.shape.head_dim];
         let element =
             if self.shape.kv_dtype == "f16" { TensorElementType::Float16 } else { TensorElementType::Float32 };
-        let allocator = Allocator::default();
+        let of_cpu = Allocator::default();
+        let allocator = self.gpu.as_ref().map_or(&of_cpu, |gpu| &gpu.allocator);
         let mut tensors = Vec::with_capacity(2 * self.shape.layers);
         for _ in 0..2 * self.shape.layers {
-            tensors
-                .push(DynTensor::new(&allocator, element, dims).map_err(Error::internal("allocating the KV cache"))?);
+            tensors.push(DynTensor::new(allocator, element, dims).map_err(Error::internal("allocating the KV cache"))?);
         }
         let mut binding = self.session.ort().create_binding().map_err(failed)?;
         for (i, tensor) in tensors.iter_mut().enumerate() {
@@ -196,6 +228,13 @@ impl KvSession {
         let length = cache.lengths.first().copied().unwrap_or(0);
         let slice = Slice { heads: self.shape.kv_heads, width: self.shape.head_dim, capacity: cache.capacity };
         let positions = length.saturating_sub(from);
+        if let Some(gpu) = &self.gpu {
+            let data = match self.is_short() {
+                true => Floats::F16(gpu.taken(&cache.tensors, &slice, from, positions)?),
+                false => Floats::F32(gpu.taken(&cache.tensors, &slice, from, positions)?),
+            };
+            return Ok(States { positions, data });
+        }
         let data = if self.shape.kv_dtype == "f16" {
             Floats::F16(extracted(cache, |tensor: &[f16]| slice.take(tensor, from, positions))?)
         } else {
@@ -229,6 +268,23 @@ impl KvSession {
             });
         }
         let slice = Slice { heads: self.shape.kv_heads, width: self.shape.head_dim, capacity: cache.capacity };
+        if let Some(gpu) = &self.gpu {
+            match (&states.data, self.is_short()) {
+                (Floats::F16(data), false) => {
+                    let wide: Vec<Vec<f32>> = data.iter().map(|t| t.iter().map(|x| x.to_f32()).collect()).collect();
+                    gpu.put(&wide, &mut cache.tensors, &slice, from, states.positions)?;
+                }
+                (Floats::F16(data), true) => gpu.put(data, &mut cache.tensors, &slice, from, states.positions)?,
+                (Floats::F32(data), false) => gpu.put(data, &mut cache.tensors, &slice, from, states.positions)?,
+                (Floats::F32(_), true) => {
+                    gpu.put(&states.halves(), &mut cache.tensors, &slice, from, states.positions)?;
+                }
+            }
+            if let Some(length) = cache.lengths.first_mut() {
+                *length += states.positions;
+            }
+            return Ok(());
+        }
         match &states.data {
             Floats::F32(data) => {
                 for (target, source) in cache.tensors.iter_mut().zip(data) {
@@ -273,6 +329,10 @@ impl KvSession {
         let (heads, width) = (self.shape.kv_heads, self.shape.head_dim);
         let place = Placement { row, heads, width, length, from: source.capacity, to: cache.capacity };
         cache.lengths[row] = length;
+        if let Some(gpu) = &self.gpu {
+            let size = if self.is_short() { size_of::<f16>() } else { size_of::<f32>() };
+            return gpu.place(&source.tensors, &mut cache.tensors, &place, size);
+        }
         for (from, to) in source.tensors.iter().zip(&mut cache.tensors) {
             if self.shape.kv_dtype == "f16" {
                 let (_, source) = from.try_extract_tensor::<f16>().map_err(Error::internal(failed))?;
@@ -285,6 +345,66 @@ impl KvSession {
             }
         }
         Ok(())
+    }
+}
+
+#[expect(unsafe_code, reason = "memory of a GPU is raw")]
+impl Gpu {
+    /// [`Slice::take`] of every tensor.
+    fn taken<T: Copy + Default>(
+        &self,
+        tensors: &[DynTensor],
+        slice: &Slice,
+        from: usize,
+        positions: usize,
+    ) -> Result<Vec<Vec<T>>> {
+        let mut taken = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            let mut data = vec![T::default(); slice.heads * positions * slice.width];
+            let to = Rows { first: data.as_mut_ptr().cast(), pitch: positions * slice.width * size_of::<T>() };
+            // SAFETY: the tensor holds heads rows of capacity positions, of which those up to from + positions are filled,
+            // and `data` holds as many rows; ONNX Runtime is done with the tensor when a run returns.
+            unsafe { self.memory.copy(to, slice.rows::<T>(tensor, from), to.pitch, slice.heads)? };
+            taken.push(data);
+        }
+        self.memory.wait()?;
+        Ok(taken)
+    }
+
+    /// [`Slice::put`] into every tensor.
+    fn put<T: Copy>(
+        &self,
+        sources: &[Vec<T>],
+        tensors: &mut [DynTensor],
+        slice: &Slice,
+        from: usize,
+        positions: usize,
+    ) -> Result<()> {
+        let pitch = positions * slice.width * size_of::<T>();
+        for (source, tensor) in sources.iter().zip(tensors) {
+            if size_of_val(source.as_slice()) != slice.heads * pitch {
+                return Err(Error::Internal {
+                    doing: "filling the KV cache",
+                    message: "states of another size".into(),
+                });
+            }
+            let source = Rows { first: source.as_ptr().cast_mut().cast(), pitch };
+            // SAFETY: as the caller has checked, from + positions fit the capacity; `source` has just been measured.
+            unsafe { self.memory.copy(slice.rows::<T>(tensor, from), source, pitch, slice.heads)? };
+        }
+        self.memory.wait()
+    }
+
+    /// [`Placement::copy`] of every tensor, whose numbers have `size` bytes.
+    fn place(&self, from: &[DynTensor], to: &mut [DynTensor], place: &Placement, size: usize) -> Result<()> {
+        let (source, target) = (place.from * place.width * size, place.to * place.width * size);
+        for (from, to) in from.iter().zip(to) {
+            let from = Rows { first: from.data_ptr().cast_mut(), pitch: source };
+            let to = Rows { first: to.data_ptr_mut(), pitch: target }.after(place.row * place.heads * target);
+            // SAFETY: as the caller has checked, the row is one of the batch, and the length fits both capacities.
+            unsafe { self.memory.copy(to, from, place.length * place.width * size, place.heads)? };
+        }
+        self.memory.wait()
     }
 }
 
@@ -313,6 +433,12 @@ struct Slice {
 }
 
 impl Slice {
+    /// Where the rows of a tensor's heads begin at a position.
+    fn rows<T>(&self, tensor: &DynTensor, from: usize) -> Rows {
+        let width = self.width * size_of::<T>();
+        Rows { first: tensor.data_ptr().cast_mut(), pitch: self.capacity * width }.after(from * width)
+    }
+
     fn take<T: Copy>(&self, tensor: &[T], from: usize, positions: usize) -> Vec<T> {
         let head = |head: usize| {
             let at = (head * self.capacity + from) * self.width;

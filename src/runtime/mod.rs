@@ -2,6 +2,7 @@
 //! all of them get onto the machine.
 
 pub mod batch;
+pub mod cuda_memory;
 pub mod device;
 pub mod gpu_libraries;
 pub mod kv_session;

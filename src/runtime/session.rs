@@ -140,6 +140,18 @@ pub fn runtime_version(options: &RuntimeOptions) -> Result<String> {
     Ok(minor.map_or("of an unknown version".to_owned(), |minor| format!("1.{minor}")))
 }
 
+/// The device that a model gets: the one asked for, or what `auto` takes on this machine, for which ONNX Runtime is loaded.
+///
+/// # Errors
+/// As [`Session::open`].
+pub fn taken_device(options: &RuntimeOptions) -> Result<device::Device> {
+    if options.device != device::Device::Auto {
+        return Ok(options.device);
+    }
+    let builder = OrtSession::builder(&runtime(options)?.environment).map_err(Error::internal("asking for a GPU"))?;
+    Ok(device::register(builder, options)?.1)
+}
+
 impl Session {
     /// Load the graph at `path` on the device of `options`.
     ///

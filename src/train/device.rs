@@ -21,7 +21,9 @@ pub fn open(device: Device) -> Result<candle_core::Device> {
 #[cfg(feature = "cuda")]
 fn cuda(device: Device, number: usize) -> Result<candle_core::Device> {
     let hint = "`nvidia-smi` shows the GPUs and their driver; without one leave --device out";
-    candle_core::Device::new_cuda(number).map_err(|e| missing(device, &e.to_string(), hint))
+    let cuda = candle_core::Device::new_cuda(number).map_err(|e| missing(device, &e.to_string(), hint))?;
+    crate::runtime::cuda_memory::keep_freed_memory(number as u32)?;
+    Ok(cuda)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -58,9 +58,9 @@ pub struct TasksArgs {
     /// Longest input in tokens; of a longer one the beginning is lost
     #[arg(long, default_value_t = 384, value_name = "TOKENS", value_parser = super::at_least_one)]
     pub window: usize,
-    /// Precision of the encoder inside a generator: int8 or fp32
-    #[arg(long, default_value_t = Precision::Int8, value_name = "PRECISION")]
-    pub encoder_precision: Precision,
+    /// Precision of the encoder inside a generator: int8, fp16 or fp32 [default: int8, or fp16 on a GPU]
+    #[arg(long, value_name = "PRECISION")]
+    pub encoder_precision: Option<Precision>,
     /// Seed of everything drawn, the intervals included
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
@@ -89,7 +89,8 @@ pub fn run(args: &TasksArgs, globals: &Globals) -> Result<()> {
     let (mut prompts, hash) = if args.shots > 0 {
         (Prompts::PerTask(shots(args, &set, &lm)?), None)
     } else {
-        open_prompts(args.prompt.as_deref(), &set, args.encoder_precision, (&model, &lm), &options, progress)?
+        let own = args.encoder_precision.map_or_else(|| setup::default_precision(&options, progress), Ok)?;
+        open_prompts(args.prompt.as_deref(), &set, own, (&model, &lm), &options, progress)?
     };
     let settings = json!({
         "tasks": set.sha256,

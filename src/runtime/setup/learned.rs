@@ -8,7 +8,7 @@ use crate::export::{Precision, bert};
 use crate::progress::Progress;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
-use crate::runtime::setup::{EXPORT_VERSION, Manifest, cache, source, store};
+use crate::runtime::setup::{EXPORT_VERSION, Manifest, cache, default_precision, source, store};
 
 /// Name and file of each. All are cross-encoders.
 const SHIPPED: [(&str, &[u8]); 1] = [("reranker", include_bytes!("../../../models/reranker.safetensors"))];
@@ -26,7 +26,7 @@ pub(super) fn model(
     progress: &dyn Progress,
 ) -> Result<Option<ModelDir>> {
     let Some((name, bytes)) = SHIPPED.iter().find(|(shipped, _)| *shipped == name) else { return Ok(None) };
-    let precision: Precision = precision.map_or(Ok(Precision::default()), str::parse)?;
+    let precision: Precision = precision.map_or_else(|| default_precision(options, progress), str::parse)?;
     let learned = Learned::read(bytes, Path::new(name))?;
     let base = Manifest::get()?.starter(&learned.base).ok_or_else(|| Error::Internal {
         doing: "making a learned model whole",

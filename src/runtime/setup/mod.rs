@@ -19,7 +19,7 @@ use crate::export::{Precision, bert, llama};
 use crate::progress::{Progress, Quiet};
 use crate::runtime::device::Device;
 use crate::runtime::model_dir::ModelDir;
-use crate::runtime::session::RuntimeOptions;
+use crate::runtime::session::{RuntimeOptions, taken_device};
 
 pub use cache::home;
 pub use manifest::{Manifest, RuntimeLibrary, StarterModel, Tags, Wheel};
@@ -71,8 +71,8 @@ pub fn fetch_runtime(options: &RuntimeOptions, progress: &dyn Progress) -> Resul
 
 /// The model of this name or in this folder, ready to be run.
 ///
-/// A name may carry a precision, `all-MiniLM-L6-v2@fp32`; without one it is int8 for a starter model, and
-/// whatever was imported for another. A starter model is fetched and exported on first use, and the runtime
+/// A name may carry a precision, `all-MiniLM-L6-v2@fp32`; without one it is [`default_precision`] for a starter model,
+/// and whatever was imported for another. A starter model is fetched and exported on first use, and the runtime
 /// library with it. A folder is taken as one when its path has a separator in it or no model has that name.
 ///
 /// # Errors
@@ -91,7 +91,7 @@ pub fn locate(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> 
     }
     let (stem, precision) = store::split_name(name)?;
     if let Some(starter) = Manifest::get()?.starter(stem) {
-        let precision = precision.map_or(Ok(Precision::default()), str::parse)?;
+        let precision = precision.map_or_else(|| default_precision(options, progress), str::parse)?;
         return starter_model(starter, precision, options, progress);
     }
     if let Some(model) = learned::model(stem, precision, options, progress)? {
@@ -108,6 +108,22 @@ pub fn locate(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> 
         "there is no model of this name",
         "see `nunatak models list`; get one with `nunatak models pull` or `nunatak models import`",
     ))
+}
+
+/// How the weights of a model stand in its graph if nobody says: in 8-bit integers on the processor, which is fastest there,
+/// and in 16-bit floats on a GPU, which has no kernels for the former.
+///
+/// # Errors
+/// Where `auto` is asked for, what loading ONNX Runtime says.
+pub fn default_precision(options: &RuntimeOptions, progress: &dyn Progress) -> Result<Precision> {
+    let device = match options.device {
+        Device::Auto => {
+            fetch_runtime(options, progress)?;
+            taken_device(options)?
+        }
+        asked => asked,
+    };
+    Ok(if device == Device::Cpu { Precision::Int8 } else { Precision::Fp16 })
 }
 
 /// Names of the models that come with the program, all cross-encoders.
