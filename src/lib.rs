@@ -19,6 +19,7 @@ mod digest;
 mod disk;
 mod durable;
 pub mod error;
+mod math;
 pub mod plot;
 pub mod progress;
 pub mod types;

@@ -12,6 +12,8 @@ use nunatak::encode::Encoder;
 use nunatak::progress::Quiet;
 use nunatak::read::decode::Decoding;
 use nunatak::read::lm::{FrozenLm, Prompt};
+use nunatak::read::prefix::Prefix;
+use nunatak::read::prompts;
 use nunatak::rerank::CrossEncoder;
 use nunatak::runtime::device::Device;
 use nunatak::runtime::kv_session::KvSession;
@@ -43,6 +45,7 @@ fn main() {
         encoder_parity(&texts, &gpu, &cpu),
         reranker_parity(&questions, &texts, &gpu, &cpu),
         lm_parity(&texts, &gpu, &cpu),
+        reader_parity(&questions, &texts, &gpu, &cpu),
     ];
     encode(&texts, &gpu);
     rerank(&questions, &texts, &gpu);
@@ -131,6 +134,40 @@ fn lm_parity(texts: &[String], gpu: &RuntimeOptions, cpu: &RuntimeOptions) -> bo
         in_batch >= 0.8,
     );
     far && apart && together
+}
+
+/// Answers behind the reader's prompt, five windows at a time as a reader has them, after a long pass has used the memory.
+fn reader_parity(questions: &[String], texts: &[String], gpu: &RuntimeOptions, cpu: &RuntimeOptions) -> bool {
+    let Ok(reader) = prompts::find("reader") else {
+        return parity("the reader's prompt", 0.0, "found", false);
+    };
+    let decoding = Decoding { max_new_tokens: 8, ..Decoding::default() };
+    let answers = |precision: &str, options: &RuntimeOptions| -> Vec<Vec<u32>> {
+        let mut lm = FrozenLm::open(&model(LM, precision, options), options).unwrap();
+        let long = Prompt::of(tokens(&lm, texts));
+        lm.generate(&vec![long; 8], &decoding, None, &mut |_, _| {}).unwrap();
+        let mut answers = Vec::new();
+        for (question, texts) in questions.iter().zip(texts.chunks(5)).take(20) {
+            let tail = lm.tokenizer().encode(&format!("Question: {question}\nAnswer:"), false).unwrap();
+            let prompt = |text: &String| Prompt {
+                prefix: Prefix::Learned(reader.clone()),
+                passages: lm.tokenizer().encode(&format!("{text}\n"), false).unwrap(),
+                tail: tail.clone(),
+            };
+            let prompts: Vec<Prompt> = texts.iter().map(prompt).collect();
+            let made = lm.generate(&prompts, &decoding, None, &mut |_, _| {}).unwrap().0;
+            answers.extend(made.into_iter().map(|answer| answer.tokens));
+        }
+        answers
+    };
+    let (ours, exact) = (answers("fp16", gpu), answers("fp32", cpu));
+    let same = ours.iter().zip(&exact).filter(|(a, b)| a == b).count() as f32 / exact.len() as f32;
+    parity(
+        "answers behind the reader's prompt, fp16 on the GPU to fp32 on the processor: share that is the same",
+        same,
+        ">= 0.8",
+        same >= 0.8,
+    )
 }
 
 /// Time `work` a few times after two runs to warm up; `units` a run, `flops` in all.

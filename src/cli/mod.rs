@@ -76,6 +76,11 @@ impl Globals {
         RuntimeOptions { device: self.device, threads: self.threads, offline: self.offline, beside: None }
     }
 
+    /// How models beside a training are run: its `--device` is where it computes, and they need no GPU build of ONNX Runtime.
+    pub fn runtime_on_cpu(&self) -> RuntimeOptions {
+        RuntimeOptions { device: Device::Cpu, ..self.runtime() }
+    }
+
     /// Where progress is shown.
     pub fn progress(&self) -> Box<dyn Progress> {
         match (self.quiet, std::io::stderr().is_terminal()) {

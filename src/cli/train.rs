@@ -281,7 +281,7 @@ pub(super) fn lm_weights(
 fn prompt(args: &PromptArgs, globals: &Globals) -> Result<()> {
     let run = args.run(globals.device)?;
     let device = device::open(globals.device)?;
-    let (options, progress) = (globals.runtime(), globals.progress());
+    let (options, progress) = (globals.runtime_on_cpu(), globals.progress());
     let model = setup::locate(&args.lm, &options, progress.as_ref())?;
     let weights = lm_weights(&model, args.weights.as_deref(), &options, progress.as_ref())?;
     let record = prompt_run::train(

@@ -183,7 +183,7 @@ fn train(args: &GeneratorArgs, shared: bool, encoder: Option<&str>, globals: &Gl
     let set = if args.index.is_some() { None } else { Some(args.set()?) };
     let run = args.run(globals.device, shared, encoder)?;
     let device = device::open(globals.device)?;
-    let (options, progress) = (globals.runtime(), globals.progress());
+    let (options, progress) = (globals.runtime_on_cpu(), globals.progress());
     let progress = progress.as_ref();
     let model = setup::locate(&args.lm, &options, progress)?;
     let lm = lm_weights(&model, args.weights.as_deref(), &options, progress)?;

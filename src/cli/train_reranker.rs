@@ -151,7 +151,7 @@ impl RerankerArgs {
 pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
     args.check()?;
     let device = device::open(globals.device)?;
-    let (options, progress) = (globals.runtime(), globals.progress());
+    let (options, progress) = (globals.runtime_on_cpu(), globals.progress());
     let progress = progress.as_ref();
     let init = weights(&args.init, &options, progress)?;
     let index = Arc::new(Index::open(&args.index)?);

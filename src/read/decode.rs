@@ -4,6 +4,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::math;
 use crate::read::spans::SpanConstraint;
 
 /// How an answer is decoded.
@@ -76,11 +77,11 @@ impl Generation {
     }
 }
 
-/// `log(softmax(logits))` at one index: `logits[i] - log(sum(exp(logits)))`, in f64 sums.
+/// `log(softmax(logits))` at one index: `logits[i] - log(sum(exp(logits)))`, summed in 64 bits. Not a number if one of the
+/// logits is none.
 pub fn log_probability(logits: &[f32], index: usize) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
-    (f64::from(logits[index] - max) - sum.ln()) as f32
+    let most = math::largest(logits);
+    (f64::from(logits[index] - most) - math::sum_of_exp(logits, most).ln()) as f32
 }
 
 /// Picks tokens for one sequence.
@@ -174,6 +175,12 @@ mod tests {
         assert!((total - 1.0).abs() < 1e-6);
         // ln(e^3 / (e + e^2 + e^3 + e^-4)) worked out by hand: -0.408209
         assert!((log_probability(&logits, 2) - -0.408_209).abs() < 1e-5);
+    }
+
+    #[test]
+    fn a_logit_that_is_no_number_shows() {
+        assert!(log_probability(&[1.0, f32::NAN, 0.0], 0).is_nan());
+        assert_eq!(log_probability(&[1.0, f32::NEG_INFINITY], 0), 0.0);
     }
 
     #[test]

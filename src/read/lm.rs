@@ -479,7 +479,15 @@ impl<'a> Rows<'a> {
         };
         let (Next::Token(token) | Next::End(token)) = next;
         let answer = &mut self.answers[row];
-        answer.logprobs.push(log_probability(logits, token as usize));
+        let logprob = log_probability(logits, token as usize);
+        if logprob.is_nan() {
+            // Nothing could be chosen, and going on would look like an answer.
+            return Err(Error::Internal {
+                doing: "reading with the language model",
+                message: "it gave logits that are no numbers (NaN)".to_owned(),
+            });
+        }
+        answer.logprobs.push(logprob);
         answer.tokens.push(token);
         if let Next::End(_) = next {
             answer.finish = Finish::Stop;

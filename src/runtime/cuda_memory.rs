@@ -17,12 +17,14 @@ const BY_ADDRESS: c_int = 4;
 
 type Copy2d = unsafe extern "C" fn(*mut c_void, usize, *const c_void, usize, usize, usize, c_int) -> c_int;
 type Call = unsafe extern "C" fn() -> c_int;
+type Fill = unsafe extern "C" fn(*mut c_void, c_int, usize) -> c_int;
 type WithInt = unsafe extern "C" fn(c_int) -> c_int;
 
 /// CUDA's functions that copy.
 #[derive(Debug)]
 pub(in crate::runtime) struct CudaMemory {
     copy: Copy2d,
+    fill: Fill,
     wait: Call,
     take: WithInt,
     device: c_int,
@@ -76,13 +78,14 @@ impl CudaMemory {
             (|| {
                 Ok::<_, libloading::Error>((
                     *library.get::<Copy2d>(b"cudaMemcpy2D\0")?,
+                    *library.get::<Fill>(b"cudaMemset\0")?,
                     *library.get::<Call>(b"cudaDeviceSynchronize\0")?,
                     *library.get::<WithInt>(b"cudaSetDevice\0")?,
                 ))
             })()
         };
-        let (copy, wait, take) = found.map_err(|e| lacks(number, &e))?;
-        Ok(Self { copy, wait, take, device: c_int::try_from(number).unwrap_or(c_int::MAX) })
+        let (copy, fill, wait, take) = found.map_err(|e| lacks(number, &e))?;
+        Ok(Self { copy, fill, wait, take, device: c_int::try_from(number).unwrap_or(c_int::MAX) })
     }
 
     /// Copy `height` rows of `width` bytes.
@@ -98,6 +101,20 @@ impl CudaMemory {
         let status = unsafe {
             (self.take)(self.device);
             (self.copy)(to.first, to.pitch, from.first.cast_const(), from.pitch, width, height, BY_ADDRESS)
+        };
+        self.check(status)
+    }
+
+    /// Make so many bytes 0.
+    ///
+    /// # Safety
+    /// There must be so many, and nobody may use them meanwhile.
+    #[expect(unsafe_code, reason = "raw memory of a GPU")]
+    pub(in crate::runtime) unsafe fn clear(&self, first: *mut c_void, bytes: usize) -> Result<()> {
+        // SAFETY: what the caller promises.
+        let status = unsafe {
+            (self.take)(self.device);
+            (self.fill)(first, 0, bytes)
         };
         self.check(status)
     }

@@ -131,6 +131,11 @@ impl KvSession {
         self.shape.kv_dtype == "f16"
     }
 
+    /// Bytes of a number of the cache.
+    fn number_size(&self) -> usize {
+        if self.is_short() { size_of::<f16>() } else { size_of::<f32>() }
+    }
+
     /// Empty buffers for `batch` sequences of up to `capacity` positions each.
     pub fn new_cache(&mut self, batch: usize, capacity: usize) -> Result<KvCache> {
         let failed = Error::internal("allocating the KV cache");
@@ -142,6 +147,9 @@ impl KvSession {
         let mut tensors = Vec::with_capacity(2 * self.shape.layers);
         for _ in 0..2 * self.shape.layers {
             tensors.push(DynTensor::new(allocator, element, dims).map_err(Error::internal("allocating the KV cache"))?);
+        }
+        if let Some(gpu) = &self.gpu {
+            gpu.clear(&mut tensors, dims.iter().product::<usize>() * self.number_size())?;
         }
         let mut binding = self.session.ort().create_binding().map_err(failed)?;
         for (i, tensor) in tensors.iter_mut().enumerate() {
@@ -196,7 +204,9 @@ impl KvSession {
             }
             Ok(())
         };
-        bind(&mut cache.binding).map_err(Error::internal("binding the language model's inputs"))?;
+        bind(&mut cache.binding)
+            .and_then(|()| cache.binding.synchronize_inputs())
+            .map_err(Error::internal("binding the language model's inputs"))?;
         let outputs =
             self.session.ort().run_binding(&cache.binding).map_err(Error::internal("running the language model"))?;
         let take = |name: &str| -> Result<Vec<f32>> {
@@ -330,8 +340,7 @@ impl KvSession {
         let place = Placement { row, heads, width, length, from: source.capacity, to: cache.capacity };
         cache.lengths[row] = length;
         if let Some(gpu) = &self.gpu {
-            let size = if self.is_short() { size_of::<f16>() } else { size_of::<f32>() };
-            return gpu.place(&source.tensors, &mut cache.tensors, &place, size);
+            return gpu.place(&source.tensors, &mut cache.tensors, &place, self.number_size());
         }
         for (from, to) in source.tensors.iter().zip(&mut cache.tensors) {
             if self.shape.kv_dtype == "f16" {
@@ -350,6 +359,16 @@ impl KvSession {
 
 #[expect(unsafe_code, reason = "memory of a GPU is raw")]
 impl Gpu {
+    /// Make new tensors of so many bytes each 0. What lies behind the end of a sequence is masked, but 0 times what was left
+    /// there by others may be no number.
+    fn clear(&self, tensors: &mut [DynTensor], bytes: usize) -> Result<()> {
+        for tensor in tensors {
+            // SAFETY: the tensor has just been allocated with so many bytes, and nobody uses it yet.
+            unsafe { self.memory.clear(tensor.data_ptr_mut(), bytes)? };
+        }
+        self.memory.wait()
+    }
+
     /// [`Slice::take`] of every tensor.
     fn taken<T: Copy + Default>(
         &self,

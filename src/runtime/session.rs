@@ -140,14 +140,11 @@ pub fn runtime_version(options: &RuntimeOptions) -> Result<String> {
     Ok(minor.map_or("of an unknown version".to_owned(), |minor| format!("1.{minor}")))
 }
 
-/// The device that a model gets: the one asked for, or what `auto` takes on this machine, for which ONNX Runtime is loaded.
+/// The device that a model gets: the one asked for, or what `auto` takes on this machine. ONNX Runtime is loaded to see.
 ///
 /// # Errors
 /// As [`Session::open`].
 pub fn taken_device(options: &RuntimeOptions) -> Result<device::Device> {
-    if options.device != device::Device::Auto {
-        return Ok(options.device);
-    }
     let builder = OrtSession::builder(&runtime(options)?.environment).map_err(Error::internal("asking for a GPU"))?;
     Ok(device::register(builder, options)?.1)
 }
@@ -222,7 +219,14 @@ impl Session {
                     doing: "running a model",
                     message: format!("the graph {} has no output {name}", self.path.display()),
                 })?;
-                floats(value)
+                let output = floats(value)?;
+                if output.data.iter().any(|x| x.is_nan()) {
+                    return Err(Error::Internal {
+                        doing: "running a model",
+                        message: format!("{} gave numbers that are none (NaN)", self.path.display()),
+                    });
+                }
+                Ok(output)
             })
             .collect()
     }

@@ -9,7 +9,6 @@ pub mod checkpoint;
 pub mod device;
 pub mod generator;
 pub mod llama;
-mod math;
 pub mod mine;
 pub mod ops;
 pub mod optimiser;

@@ -114,16 +114,13 @@ pub fn locate(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> 
 /// and in 16-bit floats on a GPU, which has no kernels for the former.
 ///
 /// # Errors
-/// Where `auto` is asked for, what loading ONNX Runtime says.
+/// For a GPU, what loading ONNX Runtime says, and [`Error::Device`] when it cannot be had.
 pub fn default_precision(options: &RuntimeOptions, progress: &dyn Progress) -> Result<Precision> {
-    let device = match options.device {
-        Device::Auto => {
-            fetch_runtime(options, progress)?;
-            taken_device(options)?
-        }
-        asked => asked,
-    };
-    Ok(if device == Device::Cpu { Precision::Int8 } else { Precision::Fp16 })
+    if options.device == Device::Cpu {
+        return Ok(Precision::Int8);
+    }
+    fetch_runtime(options, progress)?;
+    Ok(if taken_device(options)? == Device::Cpu { Precision::Int8 } else { Precision::Fp16 })
 }
 
 /// Names of the models that come with the program, all cross-encoders.

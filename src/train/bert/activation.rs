@@ -3,7 +3,7 @@
 use multiversion::multiversion;
 
 use crate::export::bert_source::Activation;
-use crate::train::math::{erf, exp};
+use crate::math::{erf, exp};
 
 /// √(2/π) of the tanh form.
 const TANH_SCALE: f32 = 0.797_884_6;

@@ -6,7 +6,7 @@
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-use crate::train::math::{dot, exp, largest, sum};
+use crate::math::{dot, exp, largest, sum};
 use crate::train::ops::gemm::{Into, Matrix, Threads, multiply};
 
 /// Texts in a row of tokens, and which of their tokens ask.

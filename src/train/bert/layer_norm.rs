@@ -5,7 +5,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::dense::add;
-use crate::train::math::{dot, sum};
+use crate::math::{dot, sum};
 use crate::train::ops::{floats, with_floats};
 
 /// Rows that one task takes.

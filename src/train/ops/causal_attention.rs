@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::batched_attention::{self, Plan};
 use super::gemm::{Into, Matrix, Threads, multiply};
 use super::{Packed, Sequence, floats, with_floats};
-use crate::train::math::{dot, exp_all, largest, sum};
+use crate::math::{dot, exp_all, largest, sum};
 
 /// The sizes of attention and the batch that it is computed for.
 #[derive(Debug)]

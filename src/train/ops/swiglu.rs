@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::given::with_gradient;
 use super::{floats, with_floats};
-use crate::train::math::exp_all;
+use crate::math::exp_all;
 
 /// Rows a task takes at once.
 const ROWS: usize = 16;

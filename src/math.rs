@@ -11,7 +11,7 @@ const LANES: usize = 16;
 ///
 /// Cephes' `expf`: x = n ln 2 + r with n whole, e^r by a polynomial, 2^n by its bits.
 #[inline(always)]
-pub(in crate::train) fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     /// Adding it leaves a whole number in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
     let kept = if x < -87.0 { 0.0 } else { 1.0 };
@@ -29,7 +29,7 @@ pub(in crate::train) fn exp(x: f32) -> f32 {
 
 /// [`exp`] of every number of a slice.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
-pub(in crate::train) fn exp_all(values: &mut [f32]) {
+pub(crate) fn exp_all(values: &mut [f32]) {
     for value in values {
         *value = exp(*value);
     }
@@ -37,7 +37,7 @@ pub(in crate::train) fn exp_all(values: &mut [f32]) {
 
 /// The error function, off by less than 5e-7; the rational approximation that Eigen and XLA use for 32-bit floats.
 #[inline(always)]
-pub(in crate::train) fn erf(x: f32) -> f32 {
+pub(crate) fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let s = x * x;
     let mut p = -2.726_142_3e-10;
@@ -53,7 +53,7 @@ pub(in crate::train) fn erf(x: f32) -> f32 {
 
 /// The sum of a slice.
 #[inline(always)]
-pub(in crate::train) fn sum(x: &[f32]) -> f32 {
+pub(crate) fn sum(x: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {
@@ -67,9 +67,27 @@ pub(in crate::train) fn sum(x: &[f32]) -> f32 {
     total(lanes)
 }
 
+/// `sum(exp(x - most))`, added up in 64 bits. A number that is none makes the sum none.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
+pub(crate) fn sum_of_exp(x: &[f32], most: f32) -> f64 {
+    let mut lanes = [0f64; LANES];
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    for block in blocks {
+        for i in 0..LANES {
+            lanes[i] += f64::from(exp(block[i] - most));
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += f64::from(exp(x - most));
+    }
+    let sum: f64 = lanes.iter().sum();
+    // The polynomial makes some number of one that is none.
+    if x.iter().any(|x| x.is_nan()) { f64::NAN } else { sum }
+}
+
 /// The dot product of two slices of one length.
 #[inline(always)]
-pub(in crate::train) fn dot(x: &[f32], y: &[f32]) -> f32 {
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0.0; LANES];
     let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
     for (x, y) in xs.iter().zip(ys) {
@@ -85,7 +103,7 @@ pub(in crate::train) fn dot(x: &[f32], y: &[f32]) -> f32 {
 
 /// The largest number of a slice.
 #[inline(always)]
-pub(in crate::train) fn largest(x: &[f32]) -> f32 {
+pub(crate) fn largest(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {
@@ -147,6 +165,15 @@ mod tests {
         let mut ends = [f32::NEG_INFINITY, -100.0, 0.0];
         exp_all(&mut ends);
         assert_eq!(ends, [0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn sums_of_exponentials_are_as_exact_as_in_64_bits() {
+        let x: Vec<f32> = (0..49_153).map(|i| (i as f32 * 0.37).sin() * 12.0).collect();
+        let exact: f64 = x.iter().map(|&x| (f64::from(x) - 12.0).exp()).sum();
+        assert!((sum_of_exp(&x, 12.0) / exact - 1.0).abs() < 1e-6);
+        assert_eq!(sum_of_exp(&[f32::NEG_INFINITY, 0.0], 0.0), 1.0);
+        assert!(sum_of_exp(&[0.0, f32::NAN], 0.0).is_nan());
     }
 
     #[test]
