@@ -12,6 +12,14 @@ use crate::runtime::setup;
 /// Prompts that come with the program: name and file. The first that fits a language model is its default.
 const SHIPPED: [(&str, &[u8]); 1] = [("reader", include_bytes!("../../models/prompts/reader.safetensors"))];
 
+/// Generators that come with the program.
+const GENERATORS: [(&str, &[u8]); 1] = [("tasks", include_bytes!("../../models/prompts/tasks.safetensors"))];
+
+/// Names of all that comes with the program.
+fn shipped() -> impl Iterator<Item = &'static str> {
+    SHIPPED.iter().chain(&GENERATORS).map(|(name, _)| *name)
+}
+
 /// What a name stands for.
 #[derive(Debug, Clone)]
 pub enum Found {
@@ -36,6 +44,9 @@ impl Found {
 /// # Errors
 /// As [`find`].
 pub fn find_any(name: &str) -> Result<Found> {
+    if let Some((_, bytes)) = GENERATORS.iter().find(|(shipped, _)| *shipped == name) {
+        return GeneratorFile::from_bytes(bytes, Path::new(name)).map(|file| Found::Generator(Box::new(file)));
+    }
     match own_file(name)? {
         Some(path) => load(&path),
         None => find(name).map(Found::Soft),
@@ -57,7 +68,7 @@ pub fn load(path: &Path) -> Result<Found> {
 /// The file that a name stands for, unless it comes with the program.
 fn own_file(name: &str) -> Result<Option<PathBuf>> {
     let path = Path::new(name);
-    if SHIPPED.iter().any(|(shipped, _)| *shipped == name) {
+    if shipped().any(|shipped| shipped == name) {
         return Ok(None);
     }
     if path.is_file() {
@@ -80,7 +91,7 @@ pub fn find(name: &str) -> Result<Arc<SoftPrompt>> {
     if let Some(path) = own_file(name)? {
         return SoftPrompt::load(&path);
     }
-    let names: Vec<&str> = SHIPPED.iter().map(|(name, _)| *name).chain(["none"]).collect();
+    let names: Vec<&str> = shipped().chain(["none"]).collect();
     Err(Error::request(
         format!("there is no prompt {name}"),
         format!("prompts are: {}; or give a file that `nunatak train prompt` wrote", names.join(", ")),
@@ -111,4 +122,19 @@ pub fn default_for(model: &ModelDir) -> Result<Option<(String, Arc<SoftPrompt>)>
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_with_the_program_is_whole_and_has_its_name() {
+        let names: Vec<&str> = shipped().collect();
+        assert_eq!(names, ["reader", "tasks"]);
+        assert!(matches!(find_any("reader").unwrap(), Found::Soft(prompt) if prompt.positions() > 0));
+        let Found::Generator(tasks) = find_any("tasks").unwrap() else { panic!("tasks is a generator") };
+        assert!(tasks.description.behind.is_none() && tasks.description.target.name == "SmolLM2-135M-Instruct");
+        assert!(find("tasks").is_err() && find_any("nobody").unwrap_err().hint().unwrap().contains("tasks"));
+    }
 }

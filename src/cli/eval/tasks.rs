@@ -39,9 +39,9 @@ pub struct TasksArgs {
     /// Folder for predictions.jsonl and report.json
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// A generator or a soft prompt that `nunatak train` wrote, or a folder with a prompt TASK.safetensors for each task;
-    /// without it the model is given the input alone
-    #[arg(long, value_name = "PATH", conflicts_with = "shots")]
+    /// A generator or a soft prompt, by name (`tasks` comes with the program) or in a file that `nunatak train` wrote, or a
+    /// folder with a prompt TASK.safetensors for each task; without it the model is given the input alone
+    #[arg(long, value_name = "NAME|PATH", conflicts_with = "shots")]
     pub prompt: Option<PathBuf>,
     /// Show the model so many training examples of the task before the input instead
     #[arg(long, default_value_t = 0, value_name = "N")]
@@ -112,7 +112,7 @@ pub fn run(args: &TasksArgs, globals: &Globals) -> Result<()> {
     output::line(report.table().trim_end())
 }
 
-/// What stands before inputs: what the file or the folder `path` holds, or nothing; and the hash of a file.
+/// What stands before inputs: what the name or the file or the folder `path` stands for, or nothing; and its hash, but for a folder.
 pub(in crate::cli) fn open_prompts(
     path: Option<&Path>,
     set: &TaskSet,
@@ -136,7 +136,7 @@ fn of_file(
     options: &RuntimeOptions,
     progress: &dyn Progress,
 ) -> Result<(Prompts, Option<String>)> {
-    let found = prompts::load(path)?;
+    let found = prompts::find_any(&path.to_string_lossy())?;
     let hash = Some(found.hash().to_owned());
     let file = match found {
         Found::Soft(prompt) => {
