@@ -20,6 +20,12 @@ fn shipped() -> impl Iterator<Item = &'static str> {
     SHIPPED.iter().chain(&GENERATORS).map(|(name, _)| *name)
 }
 
+/// Whether what is called so comes with the program. Such a name stands for that and not for a file or a folder, which may be
+/// given with a separator: `./reader`.
+pub fn is_shipped(name: &str) -> bool {
+    shipped().any(|shipped| shipped == name)
+}
+
 /// What a name stands for.
 #[derive(Debug, Clone)]
 pub enum Found {
@@ -68,7 +74,7 @@ pub fn load(path: &Path) -> Result<Found> {
 /// The file that a name stands for, unless it comes with the program.
 fn own_file(name: &str) -> Result<Option<PathBuf>> {
     let path = Path::new(name);
-    if shipped().any(|shipped| shipped == name) {
+    if is_shipped(name) {
         return Ok(None);
     }
     if path.is_file() {
@@ -132,6 +138,7 @@ mod tests {
     fn what_comes_with_the_program_is_whole_and_has_its_name() {
         let names: Vec<&str> = shipped().collect();
         assert_eq!(names, ["reader", "tasks"]);
+        assert!(is_shipped("tasks") && !is_shipped("./tasks") && !is_shipped("tasks/"));
         assert!(matches!(find_any("reader").unwrap(), Found::Soft(prompt) if prompt.positions() > 0));
         let Found::Generator(tasks) = find_any("tasks").unwrap() else { panic!("tasks is a generator") };
         assert!(tasks.description.behind.is_none() && tasks.description.target.name == "SmolLM2-135M-Instruct");

@@ -4,7 +4,7 @@
 //! at the capacity the caller asks for, and bound to the graph as both `past` and `present`: the graph's
 //! GroupQueryAttention then writes new positions behind the old ones and nothing is copied from step to
 //! step. The attention mask says how much of the buffer is filled. On a GPU the buffers lie in its memory, and what
-//! goes into them or comes out of them goes by [`CudaMemory`], row by row.
+//! goes into them or comes out of them goes by `cuda_memory.rs`, row by row.
 
 use std::borrow::Cow;
 

@@ -123,7 +123,9 @@ pub(in crate::cli) fn open_prompts(
 ) -> Result<(Prompts, Option<String>)> {
     match path {
         None => Ok((Prompts::Fixed(Prefix::Words(Vec::new())), None)),
-        Some(path) if path.is_dir() => Ok((Prompts::PerTask(of_folder(path, set, model, lm)?), None)),
+        Some(path) if path.is_dir() && !prompts::is_shipped(&path.to_string_lossy()) => {
+            Ok((Prompts::PerTask(of_folder(path, set, model, lm)?), None))
+        }
         Some(path) => of_file(path, precision, (model, lm), options, progress),
     }
 }
