@@ -30,6 +30,7 @@ pub mod runtime;
 pub mod confidence;
 pub mod corpus;
 pub mod encode;
+pub mod explain;
 pub mod filter;
 pub mod index;
 pub mod milvus;

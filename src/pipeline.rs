@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize, Serializer};
+use tracing::{Span, info_span};
 use utoipa::ToSchema;
 
 use crate::confidence::{Calibration, Features};
@@ -21,7 +22,7 @@ use crate::read::lm::OnText;
 use crate::read::reader::{Reader, Reading};
 use crate::read::recursion::{Recursion, SecondPass};
 use crate::rerank::{CrossEncoder, PairCuts, Patience};
-use crate::retrieve::Retriever;
+use crate::retrieve::{Parts, Retriever};
 use crate::types::{Evidence, Hit, PackedPassage, Passage, PassageId, sort_hits};
 
 /// How many passages each stage hands to the next.
@@ -77,6 +78,8 @@ pub type SharedEncoder = Arc<Mutex<Encoder>>;
 /// What the first stages found for a question.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
+    /// What the parts of the first stage found.
+    pub parts: Parts,
     /// The first stage's list, best first.
     pub retrieved: Vec<Hit>,
     /// The cross-encoder's list, best first; empty without one.
@@ -248,8 +251,8 @@ impl Pipeline {
 
     /// Answer a question from what was found for it, or was given in its place.
     pub fn answer_from(&mut self, question: &str, found: Found, on_text: OnText) -> Result<Answer> {
-        let ((packing, repeated), pack) = timed(|| self.pack(question, &found))?;
-        let (reading, read) = timed(|| self.read(question, &found, &packing, on_text))?;
+        let ((packing, repeated), pack) = timed(info_span!("pack"), || self.pack(question, &found))?;
+        let (reading, read) = timed(info_span!("read"), || self.read(question, &found, &packing, on_text))?;
         let total = found.latency_ms.total + pack + read;
         let latency_ms = Latency { pack, read, total, ..found.latency_ms };
         let mut answer = assemble(question, found, packing, reading, latency_ms);
@@ -261,12 +264,13 @@ impl Pipeline {
 
     /// Retrieve and re-rank.
     pub fn find(&mut self, question: &str) -> Result<Found> {
-        let (retrieved, retrieve) =
-            timed(|| self.retriever.retrieve(question, self.depths.retrieve, self.only.as_ref()))?;
-        let (reranked, rerank) = timed(|| self.rerank(question, &retrieved))?;
+        let (retrieved, retrieve) = timed(info_span!("retrieve"), || {
+            self.retriever.retrieve(question, self.depths.retrieve, self.only.as_ref())
+        })?;
+        let (reranked, rerank) = timed(info_span!("rerank"), || self.rerank(question, &retrieved))?;
         let cuts = self.reranker.as_ref().map(CrossEncoder::cuts).unwrap_or_default();
         let latency_ms = Latency { retrieve, rerank, total: retrieve + rerank, ..Latency::default() };
-        Ok(Found { retrieved, reranked, cuts, latency_ms })
+        Ok(Found { parts: self.retriever.parts(), retrieved, reranked, cuts, latency_ms })
     }
 
     fn rerank(&mut self, question: &str, hits: &[Hit]) -> Result<Vec<Hit>> {
@@ -395,6 +399,8 @@ fn assemble(question: &str, found: Found, packing: Packing, reading: Reading, la
     let supported = !reading.evidence.is_empty();
     let features = features(&found, &reading);
     let trace = Trace {
+        words: found.parts.words,
+        meaning: found.parts.meaning,
         retrieved: found.retrieved,
         reranked: found.reranked,
         windows,
@@ -433,9 +439,10 @@ fn judge(mut answer: Answer, calibration: &Calibration, least: f32) -> Answer {
     answer
 }
 
-fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+/// Do a stage's work in its span, and say how many milliseconds it took.
+fn timed<T>(stage: Span, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     let begin = Instant::now();
-    let result = work()?;
+    let result = stage.in_scope(work)?;
     Ok((result, millis(begin)))
 }
 
@@ -510,6 +517,12 @@ pub struct Latency {
 /// What every stage did.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Trace {
+    /// What the first stage found by words, best first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub words: Vec<Hit>,
+    /// What it found by meaning.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub meaning: Vec<Hit>,
     /// What the first stage found, best first.
     pub retrieved: Vec<Hit>,
     /// The same after the cross-encoder; empty without one.

@@ -22,8 +22,8 @@ use crate::index::estimate::{Workload, estimate};
 use crate::index::lexical::{Analyser, HEAVIEST_TITLE};
 use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, BuildReport};
-use crate::milvus::Address;
 use crate::milvus::fill::{self, CorpusHash, FillOptions};
+use crate::milvus::{Address, VectorIndex};
 use crate::progress::check_interrupt;
 use crate::runtime::setup;
 use crate::types::Passage;
@@ -102,6 +102,10 @@ struct BuildArgs {
     /// Candidates considered for them: higher is slower to build and better to search
     #[arg(long, default_value_t = 200, value_name = "N")]
     ef_construction: usize,
+    /// What a cluster makes of the vectors: hnsw (a graph in memory), hnsw-sq8 (the same over bytes, a third of the memory), or
+    /// diskann (a graph on the disk of the query nodes); a folder has one kind [default: hnsw]
+    #[arg(long, value_name = "KIND")]
+    vector_index: Option<VectorIndex>,
     /// Build a part of the index only, the I-th of N: machines that share a corpus build one each, and `nunatak index merge`
     /// makes of them, in their order, the index of the whole; in a collection they meet by themselves
     #[arg(long, value_name = "I/N")]
@@ -175,7 +179,10 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
             refuse_in_cluster(args)?;
             fill::reach(address)?;
         }
-        None => writer::refuse_existing(&args.index, args.overwrite)?,
+        None => {
+            index_cluster::refuse_vector_index(args.vector_index)?;
+            writer::refuse_existing(&args.index, args.overwrite)?;
+        }
     }
     let analyser = analyser(args)?;
     let corpus_options = CorpusOptions { passage_words: args.passage_words, skip_bad: args.skip_bad };
@@ -245,6 +252,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
             shard_passages: range.end - range.start,
             m: args.neighbours,
             ef_construction: args.ef_construction,
+            vectors: args.vector_index.unwrap_or_default(),
             overwrite: args.overwrite,
             vectors_from: Vec::new(),
         };

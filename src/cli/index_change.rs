@@ -17,10 +17,10 @@ use crate::index::change::{self, ChangeReport, Known};
 use crate::index::export;
 use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, Encode};
-use crate::milvus::Address;
+use crate::milvus::{Address, VectorIndex};
 use crate::progress::{Progress, Quiet};
 use crate::runtime::setup;
-use crate::serve::worker::{Changed, Edit};
+use crate::serve::workers::{Changed, Edit};
 
 /// Options of `nunatak index add`.
 #[derive(Debug, Args)]
@@ -98,6 +98,9 @@ pub struct MergeArgs {
     /// Indexes to put together, of one encoder and without a common id; into a collection one alone may go
     #[arg(required = true, num_args = 1.., value_name = "INDEX")]
     from: Vec<PathBuf>,
+    /// What a cluster makes of the vectors, as for `index build` [default: hnsw]
+    #[arg(long, value_name = "KIND")]
+    vector_index: Option<VectorIndex>,
     /// Replace an index that is there
     #[arg(long)]
     overwrite: bool,
@@ -270,8 +273,15 @@ fn write_corpus(index: &Index, new: &Path, path: &Path, progress: &dyn Progress)
 /// Run `nunatak index merge`.
 pub fn merge(args: &MergeArgs, globals: &Globals) -> Result<()> {
     if let Some(address) = Address::of(&args.index)? {
-        return index_cluster::merge(&address, &args.from, args.overwrite, globals);
+        return index_cluster::merge(
+            &address,
+            &args.from,
+            args.vector_index.unwrap_or_default(),
+            args.overwrite,
+            globals,
+        );
     }
+    index_cluster::refuse_vector_index(args.vector_index)?;
     if args.from.len() < 2 {
         return Err(Error::request("there is one index, and nothing to put it together with", "name two or more"));
     }

@@ -9,16 +9,16 @@ use crate::cli::index_change::{KeptEncoder, encoder};
 use crate::cli::output::{self, BOLD, DIM, GOOD};
 use crate::corpus::{self, CorpusOptions};
 use crate::encode::Encoder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::index::change::{self, Known};
 use crate::index::manifest::EncoderIdentity;
 use crate::index::passages::Passages;
 use crate::index::writer::{BuildOptions, Encode, Source};
 use crate::milvus::fill::{self, ChangeReport, CorpusHash, FillOptions, FillReport};
-use crate::milvus::{Address, Collection};
+use crate::milvus::{Address, Collection, VectorIndex};
 use crate::progress::{Progress, Quiet, check_interrupt};
-use crate::serve::worker::{Changed, Edit};
+use crate::serve::workers::{Changed, Edit};
 use crate::types::Passage;
 
 /// Fill a collection, or a shard of it, and say how far it is.
@@ -60,7 +60,13 @@ fn print_fill(address: &Address, report: FillReport, globals: &Globals) -> Resul
 }
 
 /// Put indexes together in a collection: what has outgrown its machine moves, and nothing is encoded again.
-pub fn merge(address: &Address, from: &[PathBuf], overwrite: bool, globals: &Globals) -> Result<()> {
+pub fn merge(
+    address: &Address,
+    from: &[PathBuf],
+    vectors: VectorIndex,
+    overwrite: bool,
+    globals: &Globals,
+) -> Result<()> {
     let indexes = change::of_one_kind(from)?;
     let Some(first) = indexes.first().map(Index::manifest) else { return Ok(()) };
     let (mut hash, progress) = (CorpusHash::default(), globals.progress());
@@ -85,6 +91,7 @@ pub fn merge(address: &Address, from: &[PathBuf], overwrite: bool, globals: &Glo
         shard_passages: passages,
         m: graph.map_or(usual.m, |graph| graph.m),
         ef_construction: graph.map_or(usual.ef_construction, |graph| graph.ef_construction),
+        vectors,
         overwrite,
         vectors_from: from.to_vec(),
     };
@@ -184,4 +191,20 @@ pub fn info(address: &Address, globals: &Globals) -> Result<()> {
         row("fields", format!("{} (for --filter)", fields.join(", ")))?;
     }
     row("checksum", identity.checksum)
+}
+
+/// Refuse a kind of index over vectors for a folder.
+///
+/// # Errors
+/// [`Error::Request`] if one is given.
+pub fn refuse_vector_index(given: Option<VectorIndex>) -> Result<()> {
+    match given {
+        None => Ok(()),
+        Some(kind) => Err(Error::request(
+            format!(
+                "--vector-index {kind}: an index in a folder has one kind, a graph over 8-bit integers on the disk"
+            ),
+            "leave the option out, or build a collection: --index milvus://host:port/collection",
+        )),
+    }
 }

@@ -14,12 +14,14 @@ pub mod first_stage;
 pub mod index;
 pub mod index_change;
 mod index_cluster;
+mod log;
 pub mod models;
 pub mod output;
 pub mod progress;
 pub mod search;
 pub mod serve;
 pub mod setup;
+mod traces;
 pub mod train;
 pub mod train_candidates;
 pub mod train_curves;
@@ -140,7 +142,18 @@ pub fn main() -> ExitCode {
         }
     };
     memory::keep_freed_memory();
-    output::init_log(cli.globals.quiet);
+    let traces = match &cli.command {
+        Command::Serve(args) => args.traces(),
+        _ => Ok(None),
+    };
+    let traces = match traces {
+        Ok(traces) => traces,
+        Err(error) => {
+            output::print_error(&error);
+            return ExitCode::FAILURE;
+        }
+    };
+    log::init(cli.globals.quiet, traces.as_ref());
     if let Err(error) = ctrlc::set_handler(crate::progress::interrupt) {
         tracing::warn!("Ctrl-C will stop the process at once: {error}");
     }

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, Result};
 
@@ -19,26 +18,6 @@ pub const GOOD: Style = AnsiColor::Green.on_default().bold();
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
 /// What to do.
 pub const HINT: Style = AnsiColor::Cyan.on_default();
-
-/// Send the library's log to stderr: warnings, or what `NUNATAK_LOG` asks for; one JSON object a line, with the time, if
-/// `NUNATAK_LOG_FORMAT` is `json`.
-pub fn init_log(quiet: bool) {
-    let default = if quiet { "error" } else { "warn,ort=error,tantivy=error" };
-    let filter = EnvFilter::try_from_env("NUNATAK_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    // A second subscriber in one process is refused; the first one serves.
-    if std::env::var("NUNATAK_LOG_FORMAT").is_ok_and(|format| format == "json") {
-        let log = tracing_subscriber::fmt().json().flatten_event(true).with_target(false);
-        let _ = log.with_env_filter(filter).with_writer(io::stderr).try_init();
-        return;
-    }
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never)
-        .with_target(false)
-        .without_time()
-        .try_init();
-}
 
 /// Print an error and what to do about it.
 pub fn print_error(error: &Error) {

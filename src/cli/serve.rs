@@ -13,10 +13,11 @@ use crate::cli::first_stage::Place;
 use crate::cli::index_change::{self, KeptEncoder};
 use crate::cli::index_cluster;
 use crate::cli::output::{self, BOLD, DIM};
+use crate::cli::traces::Traces;
 use crate::error::{Error, Result};
 use crate::milvus::Address;
 use crate::progress::Quiet;
-use crate::serve::worker::{Editor, Worker};
+use crate::serve::workers::{Editor, Open, Workers};
 use crate::serve::{self, Access, Keys, Limits, Origin, tls};
 
 /// Environment variable with a key, for who has no file.
@@ -55,9 +56,16 @@ pub struct ServeArgs {
     /// Requests that may wait for an index; more are turned away with 429
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     queue: u16,
+    /// Requests of an index that are answered at once, each with its share of the cores and models of its own: one gives the
+    /// shortest answer, as many as there are cores the most answers a second
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
     /// Seconds for a request, waiting included
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(1..))]
     deadline: u16,
+    /// OpenTelemetry collector that gets a trace of every request, by OTLP over HTTP: http://localhost:4318
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
     /// Candidates that the first stage finds
     #[arg(long, default_value_t = 100, value_name = "N")]
     depth: usize,
@@ -65,6 +73,13 @@ pub struct ServeArgs {
     ranking: RankingArgs,
     #[command(flatten)]
     reading: ReadingArgs,
+}
+
+impl ServeArgs {
+    /// What sends traces, where that is asked for.
+    pub fn traces(&self) -> Result<Option<Traces>> {
+        self.otlp.as_deref().map(Traces::to).transpose()
+    }
 }
 
 /// Run `nunatak serve`.
@@ -77,10 +92,13 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         recursion: args.reading.recursion,
         ..Limits::default()
     };
-    let mut workers = Vec::new();
+    let workers = usize::from(args.workers);
+    let globals = &Globals { threads: threads_for(globals.runtime().thread_count(), workers), ..globals.clone() };
+    let cache = args.reading.passage_cache / args.workers as u64;
+    let mut indexes = Vec::new();
     for named in &args.indexes {
         let (name, dir) = name_of(named);
-        if workers.iter().any(|(other, _)| *other == name) {
+        if indexes.iter().any(|(other, _)| *other == name) {
             return Err(Error::request(
                 format!("two indexes are called {name}"),
                 "give them names: --index one=DIR --index two=DIR",
@@ -89,11 +107,12 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         // A place that is no index is an error before anything listens.
         Place::open(&dir)?;
         let retrieval = RetrievalArgs { ranking: args.ranking.clone(), ..RetrievalArgs::at(&dir) };
-        let (reading, depth, globals) = (args.reading.clone(), args.depth, globals.clone());
-        let with = globals.clone();
+        let reading = ReadingArgs { passage_cache: cache, ..args.reading.clone() };
+        let (depth, with) = (args.depth, globals.clone());
         let open = move || Ok(engine::build(&retrieval, Some(&reading), depth, 0, &with, &Quiet)?.pipeline);
-        let worker = Worker::start(dir.clone(), Arc::new(open), args.queue.into())?;
-        workers.push((name, if args.writable { worker.with_editor(editor(dir, globals)) } else { worker }));
+        let open: Open = Arc::new(open);
+        let served = Workers::start(&dir, &open, args.queue.into(), workers)?;
+        indexes.push((name, if args.writable { served.with_editor(editor(dir, globals.clone())) } else { served }));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -112,7 +131,13 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         // Nobody reads it: no reason not to serve.
         let _ = said;
     };
-    runtime.block_on(serve::serve(args.listen, workers, limits, access, bound, stopped()))
+    runtime.block_on(serve::serve(args.listen, indexes, limits, access, bound, stopped()))
+}
+
+/// Threads of the pool that all workers' sessions share. Each worker's own thread works beside it, so that when all are at work,
+/// so many threads run as there are cores, and a request that is alone still gets most of them.
+fn threads_for(cores: usize, workers: usize) -> usize {
+    (cores + 1).saturating_sub(workers).max(1)
 }
 
 /// What changes the index at `dir`.
@@ -170,5 +195,18 @@ fn name_of(typed: &str) -> (String, PathBuf) {
             let name = dir.file_name().map_or_else(|| typed.to_owned(), |n| n.to_string_lossy().into_owned());
             (name, dir)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_and_their_pool_are_as_many_threads_as_cores() {
+        let busy = |cores, workers| workers + threads_for(cores, workers) - 1;
+        assert_eq!((busy(2, 1), busy(2, 2), busy(16, 4)), (2, 2, 16));
+        // Who asks for more workers than cores gets them, without a pool.
+        assert_eq!(threads_for(2, 5), 1);
     }
 }

@@ -1,7 +1,7 @@
 //! What the pipeline asks of the place that passages lie in, whether that is a folder or a cluster.
 
 use super::Index;
-use super::manifest::EncoderIdentity;
+use super::manifest::{EncoderIdentity, Manifest};
 use crate::error::{Error, Result};
 use crate::types::{Passage, PassageId};
 
@@ -25,6 +25,10 @@ pub struct Identity {
 pub trait Passages: Send + Sync {
     /// What it is now.
     fn identity(&self) -> Result<Identity>;
+
+    /// Whether what lies there now is what was opened: a folder with the same manifest, a collection that was made the same way
+    /// (passages may have come and gone: it answers from what it has).
+    fn is_current(&self) -> Result<bool>;
 
     /// The passage of an id.
     fn passage(&self, id: PassageId) -> Result<Passage>;
@@ -57,6 +61,10 @@ impl Passages for Index {
             passages: manifest.passages,
             encoder: manifest.encoder.clone(),
         })
+    }
+
+    fn is_current(&self) -> Result<bool> {
+        Ok(Manifest::read(self.path())?.checksum == self.manifest().checksum)
     }
 
     fn passage(&self, id: PassageId) -> Result<Passage> {

@@ -18,9 +18,6 @@ use crate::index::manifest::EncoderIdentity;
 use crate::index::passages::{Identity, Passages};
 use crate::types::{Hit, Passage, PassageId};
 
-/// Candidates of the walk through a graph, at least: the width at which recall@20 is within a point of all vectors compared.
-const LEAST_EF: usize = 200;
-
 /// A collection, opened.
 pub struct Collection {
     connection: Connection,
@@ -160,8 +157,8 @@ impl Collection {
 
     /// The passages nearest to a vector, with their cosines.
     pub fn by_vector(&self, vector: &[f32], depth: usize, only: &str) -> Result<Found> {
-        let ef = LEAST_EF.max(2 * depth);
-        self.search(VECTOR, SearchVectors::Float(vec![vector.to_vec()]), depth, only, Some(ef))
+        let width = self.made.vectors.width(depth);
+        self.search(VECTOR, SearchVectors::Float(vec![vector.to_vec()]), depth, only, Some(width))
     }
 
     /// The cosines of passages to a vector.
@@ -176,7 +173,14 @@ impl Collection {
         self.by_vector(vector, keys.len(), &these)
     }
 
-    fn search(&self, field: &str, what: SearchVectors, depth: usize, only: &str, ef: Option<usize>) -> Result<Found> {
+    fn search(
+        &self,
+        field: &str,
+        what: SearchVectors,
+        depth: usize,
+        only: &str,
+        width: Option<(String, String)>,
+    ) -> Result<Found> {
         let address = self.address();
         let request = SearchRequest::builder()
             .collection_name(address.collection.as_str())
@@ -185,7 +189,7 @@ impl Collection {
             .filter(only)
             .output_fields(PASSAGE)
             .limit(depth as i64)
-            .extra_params(ef.map(|ef| ("ef".to_owned(), ef.to_string())).into_iter().collect())
+            .extra_params(width.into_iter().collect())
             .consistency_level(address.consistency.level());
         let request = built(request.build())?;
         let said = self.connection.read(&address.collection, || self.connection.client().search(request.clone()))?;
@@ -230,6 +234,11 @@ impl Passages for Collection {
             passages: self.count(None)?,
             encoder: self.made.encoder.clone(),
         })
+    }
+
+    fn is_current(&self) -> Result<bool> {
+        let ledger = Ledger::of(&self.connection);
+        Ok(ledger.exists()? && ledger.made()?.as_ref() == Some(&self.made))
     }
 
     fn passage(&self, id: PassageId) -> Result<Passage> {

@@ -19,6 +19,7 @@ use super::connection::Connection;
 use super::filter::among;
 use super::layout::{self, DIGEST, DOCUMENT, KEY, Shape};
 use super::ledger::{self, FORMAT, Ledger, Made, Shard};
+use super::vector_index::VectorIndex;
 use crate::error::{Error, Result};
 use crate::index::change::{Known, unknown_document};
 use crate::index::lexical::{Analyser, Bm25, Terms};
@@ -60,6 +61,8 @@ pub struct FillOptions {
     pub m: usize,
     /// Candidates while the graph is built.
     pub ef_construction: usize,
+    /// What the cluster makes of the vectors.
+    pub vectors: VectorIndex,
     /// Drop a collection that is there before.
     pub overwrite: bool,
     /// Indexes whose vectors of the same passages are taken over.
@@ -244,6 +247,7 @@ fn prepare(connection: &Connection, ledger: &Ledger, options: &FillOptions) -> R
         passages: options.passages,
         shards: options.shard.1,
         bm25: (bm25.k1, bm25.b),
+        vectors: options.vectors,
     };
     let name = &connection.address().collection;
     if options.overwrite {
@@ -269,7 +273,8 @@ fn prepare(connection: &Connection, ledger: &Ledger, options: &FillOptions) -> R
         ));
     }
     let dim = made.encoder.as_ref().map_or(0, |encoder| encoder.dim);
-    let shape = Shape { dim, m: options.m, ef_construction: options.ef_construction, bm25: made.bm25 };
+    let (m, ef_construction) = (options.m, options.ef_construction);
+    let shape = Shape { dim, m, ef_construction, vectors: made.vectors, bm25: made.bm25 };
     ledger::create(connection, name, layout::schema(shape), layout::indexes(shape))?;
     Ok(made)
 }
@@ -284,6 +289,8 @@ fn difference(made: &Made, wanted: &Made) -> String {
         format!("with vectors by {}, where {} is asked for", name(made), name(wanted))
     } else if made.analyser != wanted.analyser {
         format!("with other words ({}, where {} is asked for)", made.analyser, wanted.analyser)
+    } else if made.vectors != wanted.vectors {
+        format!("with vectors in {}, where {} is asked for", made.vectors, wanted.vectors)
     } else if made.shards != wanted.shards {
         format!("built in {} shards, not in {}", made.shards, wanted.shards)
     } else {

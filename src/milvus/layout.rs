@@ -11,6 +11,7 @@ use milvus::v2::prelude::{EntityRow, Function, FunctionType, IndexParam, IndexTy
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use super::vector_index::VectorIndex;
 use crate::digest::short_hex;
 use crate::error::{Error, Result};
 use crate::index::lexical::{SOURCE_FILE, Terms};
@@ -44,6 +45,8 @@ pub(super) struct Shape {
     pub(super) m: usize,
     /// Candidates while the graph is built.
     pub(super) ef_construction: usize,
+    /// What is made of the vectors.
+    pub(super) vectors: VectorIndex,
     /// BM25's two numbers.
     pub(super) bm25: (f32, f32),
 }
@@ -85,10 +88,7 @@ pub(super) fn indexes(shape: Shape) -> Vec<IndexParam> {
         .index_type(IndexType::SparseInvertedIndex)
         .metric_type(MetricType::Bm25)
         .extra_params(settings([("bm25_k1", shape.bm25.0.to_string()), ("bm25_b", shape.bm25.1.to_string())]));
-    let vector =
-        IndexParam::new().field_name(VECTOR).index_type(IndexType::Hnsw).metric_type(MetricType::Cosine).extra_params(
-            settings([("M", shape.m.to_string()), ("efConstruction", shape.ef_construction.to_string())]),
-        );
+    let vector = shape.vectors.of_field(VECTOR, shape);
     std::iter::once(sparse).chain((shape.dim > 0).then_some(vector)).collect()
 }
 

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::address::Consistency;
 use super::connection::{Connection, built};
 use super::filter::{among, quoted};
+use super::vector_index::VectorIndex;
 use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::index::lexical::Analyser;
@@ -50,6 +51,9 @@ pub(super) struct Made {
     pub(super) shards: u64,
     /// BM25's k1 and b.
     pub(super) bm25: (f32, f32),
+    /// What the cluster makes of the vectors; what was made before there was a choice is a graph.
+    #[serde(default)]
+    pub(super) vectors: VectorIndex,
 }
 
 impl Made {

@@ -12,6 +12,8 @@ pub mod fill;
 mod filter;
 mod layout;
 mod ledger;
+mod vector_index;
 
 pub use address::{Address, Consistency, TOKEN};
 pub use collection::{Collection, Found};
+pub use vector_index::VectorIndex;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Retriever;
+use super::{Parts, Retriever};
 use crate::error::Result;
 use crate::index::Index;
 use crate::index::allowed::Allowed;
@@ -14,12 +14,14 @@ use crate::types::Hit;
 pub struct Bm25Retriever {
     index: Arc<Index>,
     bm25: Bm25,
+    /// What was found for the last question.
+    found: Vec<Hit>,
 }
 
 impl Bm25Retriever {
     /// Search this index.
     pub fn new(index: Arc<Index>) -> Self {
-        Self { index, bm25: Bm25::default() }
+        Self { index, bm25: Bm25::default(), found: Vec::new() }
     }
 
     /// With these numbers.
@@ -30,7 +32,13 @@ impl Bm25Retriever {
 
 impl Retriever for Bm25Retriever {
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
-        self.index.lexical().search_by(question, depth, only, self.bm25)
+        let found = self.index.lexical().search_by(question, depth, only, self.bm25)?;
+        self.found.clone_from(&found);
+        Ok(found)
+    }
+
+    fn parts(&self) -> Parts {
+        Parts { words: self.found.clone(), ..Parts::default() }
     }
 
     fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Retriever;
+use super::{Parts, Retriever};
 use crate::error::{Error, Result};
 use crate::index::allowed::Allowed;
 use crate::index::{Dense, Index};
@@ -15,6 +15,8 @@ pub struct DenseRetriever<E> {
     encode: E,
     ef: usize,
     exact: bool,
+    /// What was found for the last question.
+    found: Vec<Hit>,
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>>> DenseRetriever<E> {
@@ -32,7 +34,7 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> DenseRetriever<E> {
                 format!("use that encoder ({}), or build the index again", encoder.name),
             ));
         }
-        Ok(Self { index, encode, ef, exact })
+        Ok(Self { index, encode, ef, exact, found: Vec::new() })
     }
 
     /// The question's vector, and the best `depth` passages.
@@ -65,7 +67,13 @@ pub(super) fn vectors(index: &Index) -> Result<&Dense> {
 
 impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for DenseRetriever<E> {
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
-        Ok(self.search(question, depth, only.map(Arc::as_ref))?.1)
+        let (_, found) = self.search(question, depth, only.map(Arc::as_ref))?;
+        self.found.clone_from(&found);
+        Ok(found)
+    }
+
+    fn parts(&self) -> Parts {
+        Parts { meaning: self.found.clone(), ..Parts::default() }
     }
 
     fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::dense::vectors;
-use super::{DenseRetriever, Retriever, fuse};
+use super::{DenseRetriever, Parts, Retriever, fuse};
 use crate::error::Result;
 use crate::index::Index;
 use crate::index::allowed::Allowed;
@@ -27,6 +27,19 @@ impl Default for Fusion {
     }
 }
 
+impl Fusion {
+    /// The best `depth` of what both sides found.
+    pub(super) fn fuse(self, parts: &Parts, depth: usize) -> Vec<Hit> {
+        match self {
+            Self::Rrf => fuse::rrf(&[&parts.meaning, &parts.words], fuse::RRF_K, depth),
+            Self::Convex(weight) => {
+                let dense = [parts.meaning.as_slice(), &parts.cosines].concat();
+                fuse::convex(&[(&dense, weight), (&fuse::by_top(&parts.words), 1.0 - weight)], depth)
+            }
+        }
+    }
+}
+
 /// BM25 and dense search, fused.
 #[derive(Debug)]
 pub struct HybridRetriever<E> {
@@ -35,12 +48,13 @@ pub struct HybridRetriever<E> {
     fusion: Fusion,
     candidates: usize,
     bm25: Bm25,
+    parts: Parts,
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>>> HybridRetriever<E> {
     /// Fuse the best `candidates` (at least the depth asked for) of each side.
     pub fn new(index: Arc<Index>, dense: DenseRetriever<E>, fusion: Fusion, candidates: usize) -> Self {
-        Self { index, dense, fusion, candidates, bm25: Bm25::default() }
+        Self { index, dense, fusion, candidates, bm25: Bm25::default(), parts: Parts::default() }
     }
 
     /// With these numbers for words.
@@ -52,19 +66,18 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> HybridRetriever<E> {
 impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for HybridRetriever<E> {
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
         let candidates = self.candidates.max(depth);
-        let lexical = self.index.lexical().search_by(question, candidates, only, self.bm25)?;
-        let (vector, mut dense) = self.dense.search(question, candidates, only.map(Arc::as_ref))?;
-        Ok(match self.fusion {
-            Fusion::Rrf => fuse::rrf(&[&dense, &lexical], fuse::RRF_K, depth),
-            Fusion::Convex(weight) => {
-                // The cosine of a passage that only BM25 found is not unknown: its vector is at hand.
-                let found: HashSet<PassageId> = dense.iter().map(|hit| hit.passage).collect();
-                let missing: Vec<PassageId> =
-                    lexical.iter().map(|hit| hit.passage).filter(|id| !found.contains(id)).collect();
-                dense.extend(vectors(&self.index)?.cosines(&vector, &missing)?);
-                fuse::convex(&[(&dense, weight), (&fuse::by_top(&lexical), 1.0 - weight)], depth)
-            }
-        })
+        let words = self.index.lexical().search_by(question, candidates, only, self.bm25)?;
+        let (vector, meaning) = self.dense.search(question, candidates, only.map(Arc::as_ref))?;
+        // The cosine of a passage that only BM25 found is not unknown: its vector is at hand.
+        let found: HashSet<PassageId> = meaning.iter().map(|hit| hit.passage).collect();
+        let missing: Vec<PassageId> = words.iter().map(|hit| hit.passage).filter(|id| !found.contains(id)).collect();
+        let cosines = vectors(&self.index)?.cosines(&vector, &missing)?;
+        self.parts = Parts { words, meaning, cosines };
+        Ok(self.fusion.fuse(&self.parts, depth))
+    }
+
+    fn parts(&self) -> Parts {
+        self.parts.clone()
     }
 
     fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {

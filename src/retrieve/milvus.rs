@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::hybrid::Fusion;
-use super::{Mode, Retriever, fuse};
+use super::{Mode, Parts, Retriever};
 use crate::error::Result;
 use crate::filter::Filter;
 use crate::index::allowed::Allowed;
@@ -21,6 +21,7 @@ pub struct MilvusRetriever<E> {
     encode: E,
     terms: Terms,
     only: String,
+    parts: Parts,
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
@@ -28,7 +29,7 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
     /// [`Mode::Bm25`]. Hybrid fuses the best `candidates` (at least the depth asked for) of each side.
     pub fn new(collection: Arc<Collection>, mode: Mode, fusion: Fusion, candidates: usize, encode: E) -> Self {
         let terms = Terms::new(collection.analyser());
-        Self { collection, mode, fusion, candidates, encode, terms, only: String::new() }
+        Self { collection, mode, fusion, candidates, encode, terms, only: String::new(), parts: Parts::default() }
     }
 
     fn words(&mut self, question: &str, depth: usize) -> Result<Found> {
@@ -50,19 +51,17 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
                 self.collection.cosines(&vector, &missing, &self.only)?
             }
         };
-        let mut dense = self.collection.hits(near);
-        let lexical = self.collection.hits(words);
-        dense.extend(self.collection.hits(missing));
-        Ok(match self.fusion {
-            Fusion::Rrf => fuse::rrf(&[&dense, &lexical], fuse::RRF_K, depth),
-            Fusion::Convex(weight) => fuse::convex(&[(&dense, weight), (&fuse::by_top(&lexical), 1.0 - weight)], depth),
-        })
+        let meaning = self.collection.hits(near);
+        let words = self.collection.hits(words);
+        self.parts = Parts { words, meaning, cosines: self.collection.hits(missing) };
+        Ok(self.fusion.fuse(&self.parts, depth))
     }
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for MilvusRetriever<E> {
     fn retrieve(&mut self, question: &str, depth: usize, _only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
         self.collection.begin_question();
+        self.parts = Parts::default();
         if depth == 0 {
             return Ok(Vec::new());
         }
@@ -76,7 +75,15 @@ impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for MilvusRetriever<E>
         };
         let mut hits = self.collection.hits(found);
         sort_hits(&mut hits);
+        match self.mode {
+            Mode::Bm25 => self.parts.words.clone_from(&hits),
+            Mode::Dense | Mode::Hybrid => self.parts.meaning.clone_from(&hits),
+        }
         Ok(hits)
+    }
+
+    fn parts(&self) -> Parts {
+        self.parts.clone()
     }
 
     fn restrict(&mut self, filter: Option<&Filter>) -> Result<()> {

@@ -22,11 +22,27 @@ pub use dense::DenseRetriever;
 pub use hybrid::{Fusion, HybridRetriever};
 pub use milvus::MilvusRetriever;
 
+/// What the parts of a first stage found for a question, each best first.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Parts {
+    /// By words, with their scores; empty if words took no part.
+    pub words: Vec<Hit>,
+    /// By meaning, with their cosines; empty if meaning took no part.
+    pub meaning: Vec<Hit>,
+    /// Cosines of passages that only words found.
+    pub cosines: Vec<Hit>,
+}
+
 /// A first stage: question in, scored passages out.
 pub trait Retriever: Send {
     /// The best `depth` passages for `question`, best first, ties by passage id, of those in `only` if it is given.
     /// Questions are plain text.
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>>;
+
+    /// What its parts found for the last question, for those who want to know; nothing if it does not say.
+    fn parts(&self) -> Parts {
+        Parts::default()
+    }
 
     /// Find only passages that meet this filter from now on, where passages are not in an index here, which could say as
     /// `only` which these are.

@@ -16,14 +16,16 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tracing::Instrument;
 use utoipa::ToSchema;
 
 use crate::error::Error;
+use crate::explain::Explanation;
 use crate::filter::Filter;
 use crate::pipeline::Answer;
 use crate::read::recursion::Recursion;
 use crate::serve::problem::Problem;
-use crate::serve::worker::{Done, Facts, Refusal, State as WorkerState, Work, Worker};
+use crate::serve::workers::{Done, Facts, Refusal, SearchHit, State as WorkersState, Work, Workers};
 use crate::serve::{Server, Shared};
 
 /// Time for a body.
@@ -71,6 +73,9 @@ pub struct SearchRequest {
     #[serde(default = "ten")]
     #[schema(minimum = 1, maximum = 1000)]
     pub k: usize,
+    /// Add what each part of the ranking gave them.
+    #[serde(default)]
+    pub explain: bool,
 }
 
 fn ten() -> usize {
@@ -101,6 +106,9 @@ pub struct FoundPassage {
     #[serde(skip_serializing_if = "Map::is_empty")]
     #[schema(value_type = Object)]
     pub metadata: Map<String, Value>,
+    /// What each part of the ranking gave it, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parts: Option<Explanation>,
 }
 
 /// An index that is served.
@@ -184,7 +192,7 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
         return Err(Refusal::Busy.into());
     }
     let worker = worker.clone();
-    tokio::spawn(async move {
+    let work = async move {
         let work = Work::Answer { question, filter, min_confidence, recursion, events: Some(events) };
         let done = worker.ask(work, deadline).await;
         let last = match done.map_err(Problem::from).and_then(|done| finish(done, explain, &server)) {
@@ -193,7 +201,8 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
         };
         // The client may be gone.
         let _ = ends.send(last);
-    });
+    };
+    tokio::spawn(work.in_current_span());
     let texts = UnboundedReceiverStream::new(texts).map(|text| event("text", &serde_json::json!({"text": text})));
     let all = texts.chain(UnboundedReceiverStream::new(end)).map(Ok::<_, Infallible>);
     Ok(Sse::new(all).keep_alive(KeepAlive::default()).into_response())
@@ -231,17 +240,18 @@ pub async fn search(
         return Err(unprocessable(&format!("k is between 1 and {MOST_HITS}")));
     }
     let filter = parse_filter(request.filter.as_deref())?;
-    let work = Work::Search { question: request.question, filter, k: request.k };
+    let work = Work::Search { question: request.question, filter, k: request.k, explain: request.explain };
     let Done::Search(found) = worker.ask(work, Instant::now() + server.limits.deadline).await? else {
         return Err(Problem::confused());
     };
-    let hits = found.into_iter().enumerate().map(|(i, (passage, score))| FoundPassage {
+    let hits = found.into_iter().enumerate().map(|(i, SearchHit { passage, score, parts })| FoundPassage {
         rank: i + 1,
         passage_id: passage.key,
         title: passage.title,
         text: passage.text,
         score,
         metadata: passage.metadata,
+        parts,
     });
     Ok(Json(SearchResponse { hits: hits.collect() }))
 }
@@ -254,11 +264,11 @@ pub async fn indexes(State(server): State<Server>) -> Json<Indexes> {
 
 /// The indexes as they are now.
 pub fn entries(server: &Shared) -> Vec<IndexEntry> {
-    let entry = |(name, worker): &(String, Worker)| {
+    let entry = |(name, worker): &(String, Workers)| {
         let (ready, facts, problem) = match worker.state() {
-            WorkerState::Opening => (false, None, None),
-            WorkerState::Ready(facts) => (true, Some(facts), None),
-            WorkerState::Failed(problem) => (false, None, Some(problem)),
+            WorkersState::Opening => (false, None, None),
+            WorkersState::Ready(facts) => (true, Some(facts), None),
+            WorkersState::Failed(problem) => (false, None, Some(problem)),
         };
         let (writable, waiting) = (worker.is_writable(), worker.waiting());
         IndexEntry { name: name.clone(), ready, facts, problem, writable, waiting }
@@ -267,7 +277,7 @@ pub fn entries(server: &Shared) -> Vec<IndexEntry> {
 }
 
 /// The worker of the index that is named, if the question may be asked.
-fn prepare<'a>(server: &'a Shared, question: &str, index: Option<&str>) -> Result<&'a Worker, Problem> {
+fn prepare<'a>(server: &'a Shared, question: &str, index: Option<&str>) -> Result<&'a Workers, Problem> {
     question_fits(server, question)?;
     index_named(server, index)
 }
@@ -286,20 +296,20 @@ pub(super) fn question_fits(server: &Shared, question: &str) -> Result<(), Probl
 }
 
 /// The worker of the index that is named, or of the first, if it is ready.
-pub(super) fn index_named<'a>(server: &'a Shared, index: Option<&str>) -> Result<&'a Worker, Problem> {
-    let named = |(name, _): &&(String, Worker)| index.is_none_or(|wanted| wanted == name);
+pub(super) fn index_named<'a>(server: &'a Shared, index: Option<&str>) -> Result<&'a Workers, Problem> {
+    let named = |(name, _): &&(String, Workers)| index.is_none_or(|wanted| wanted == name);
     let Some((name, worker)) = server.indexes.iter().find(named) else {
         let message = format!("there is no index {:?}", index.unwrap_or_default());
         return Err(Problem::new(StatusCode::NOT_FOUND, message, Some("/v1/indexes lists them".to_owned())));
     };
     match worker.state() {
-        WorkerState::Ready(_) => Ok(worker),
-        WorkerState::Opening => Err(Problem::new(
+        WorkersState::Ready(_) => Ok(worker),
+        WorkersState::Opening => Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!("the index {name} is being opened"),
             Some("ask again when /ready says so".to_owned()),
         )),
-        WorkerState::Failed(problem) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, problem, None)),
+        WorkersState::Failed(problem) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, problem, None)),
     }
 }
 

@@ -1,9 +1,10 @@
 //! The pipeline over HTTP.
 //!
-//! `worker.rs` owns the models, `api.rs`, `passages.rs` and `openai.rs` have the routes, and this file binds them to a port: limits, keys, metrics, and a
+//! `workers.rs` and `hand.rs` own the models, `api.rs`, `passages.rs` and `openai.rs` have the routes, and this file binds them to a port: limits, keys, metrics, and a
 //! stop that lets what is under way end.
 
 mod api;
+mod hand;
 mod keys;
 mod metrics;
 mod openai;
@@ -12,16 +13,17 @@ mod page;
 mod passages;
 mod problem;
 pub mod tls;
-pub mod worker;
+mod watch;
+pub mod workers;
 
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -41,7 +43,7 @@ use utoipa::{Modify, OpenApi};
 pub use keys::Keys;
 use metrics::Metrics;
 use problem::Problem;
-use worker::{State as WorkerState, Worker};
+use workers::{State as WorkersState, Workers};
 
 use crate::error::{Error, Result};
 use crate::read::recursion::Recursion;
@@ -115,7 +117,7 @@ impl FromStr for Origin {
 /// What all requests share.
 #[derive(Debug)]
 struct Shared {
-    indexes: Vec<(String, Worker)>,
+    indexes: Vec<(String, Workers)>,
     limits: Limits,
     keys: Keys,
     metrics: Metrics,
@@ -165,7 +167,7 @@ pub fn openapi() -> serde_json::Value {
 /// [`Error::Request`] for an address that others can reach without keys; what binding says.
 pub async fn serve(
     address: SocketAddr,
-    indexes: Vec<(String, Worker)>,
+    indexes: Vec<(String, Workers)>,
     limits: Limits,
     access: Access,
     bound: impl FnOnce(SocketAddr),
@@ -266,7 +268,7 @@ fn router(server: Server, origins: Vec<Origin>) -> Router {
                 .allow_headers([AUTHORIZATION, CONTENT_TYPE])
                 .max_age(REMEMBERED),
         )
-        .layer(middleware::from_fn_with_state(server.clone(), count))
+        .layer(middleware::from_fn_with_state(server.clone(), watch::watch))
         .with_state(server)
 }
 
@@ -279,33 +281,9 @@ async fn admit(State(server): State<Server>, request: Request, next: Next) -> Re
     Problem::new(StatusCode::UNAUTHORIZED, "a key is needed", Some(hint)).into_response()
 }
 
-/// Name of the header by which a request is found again in logs.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Longest one that is taken from a client.
-const LONGEST_ID: usize = 128;
-
-/// Count and log every request, by the route it matched: what clients make up would fill the memory. What was asked is not
-/// logged. A request's id is the client's, or a new one, and comes back with the reply.
-async fn count(State(server): State<Server>, request: Request, next: Next) -> Response {
-    let began = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
-    let given = request.headers().get(REQUEST_ID).filter(|id| id.len() <= LONGEST_ID && id.to_str().is_ok()).cloned();
-    let id = given.unwrap_or_else(|| {
-        HeaderValue::from_str(&format!("{:016x}", rand::random::<u64>())).unwrap_or(HeaderValue::from_static("none"))
-    });
-    let method = request.method().clone();
-    let mut response = next.run(request).await;
-    let (status, seconds) = (response.status().as_u16(), began.elapsed().as_secs_f64());
-    server.metrics.request(&route, status, seconds);
-    let (request_id, milliseconds) = (id.to_str().unwrap_or_default(), (seconds * 1e3) as u64);
-    tracing::info!(request_id, %method, route, status, milliseconds, "request");
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
-}
-
 /// Whether every index answers.
 async fn ready(State(server): State<Server>) -> Response {
-    let ready = server.indexes.iter().all(|(_, worker)| matches!(worker.state(), WorkerState::Ready(_)));
+    let ready = server.indexes.iter().all(|(_, worker)| matches!(worker.state(), WorkersState::Ready(_)));
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json!({"ready": ready}))).into_response()
 }

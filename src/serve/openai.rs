@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tracing::Instrument;
 use utoipa::ToSchema;
 
 use crate::pipeline::Answer;
@@ -28,7 +29,7 @@ use crate::serve::openai_reply::{
     EmbeddingsUsage, Grounds, Model, Models, PromptTokens, Reranked, RerankedText, Vector,
 };
 use crate::serve::problem::Problem;
-use crate::serve::worker::{Done, Refusal, Work};
+use crate::serve::workers::{Done, Refusal, Work};
 use crate::serve::{Server, Shared};
 use crate::types::Evidence;
 
@@ -138,7 +139,7 @@ pub async fn chat(State(server): State<Server>, Body(request): Body<ChatRequest>
     }
     let (events, receiver) = mpsc::unbounded_channel();
     // Windows compete, so that what the first one says need not be the answer: it is sent when it is known.
-    tokio::spawn(async move {
+    let work = async move {
         let send = |data: Value| {
             // The client may be gone.
             let _ = events.send(Event::default().data(data.to_string()));
@@ -152,7 +153,8 @@ pub async fn chat(State(server): State<Server>, Body(request): Body<ChatRequest>
             Err(problem) => send(serde_json::to_value(&problem).unwrap_or_default()),
         }
         let _ = events.send(Event::default().data("[DONE]"));
-    });
+    };
+    tokio::spawn(work.in_current_span());
     let stream = UnboundedReceiverStream::new(receiver).map(Ok::<_, Infallible>);
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
 }

@@ -17,7 +17,7 @@ use crate::index::change::Known;
 use crate::serve::Server;
 use crate::serve::api::{Body, index_named, unprocessable};
 use crate::serve::problem::Problem;
-use crate::serve::worker::{Changed, Done, Edit, Refusal, Work, Worker};
+use crate::serve::workers::{Changed, Done, Edit, Refusal, Work, Workers};
 
 /// Records to put into an index.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -152,7 +152,7 @@ fn understood<T>(part: Result<T, impl std::fmt::Display>) -> Result<T, Problem> 
     })
 }
 
-async fn look(server: &Server, worker: &Worker, id: &str) -> Result<Passages, Problem> {
+async fn look(server: &Server, worker: &Workers, id: &str) -> Result<Passages, Problem> {
     let work = Work::Look { id: id.to_owned() };
     let Done::Looked(found) = worker.ask(work, Instant::now() + server.limits.deadline).await? else {
         return Err(Problem::confused());
@@ -170,7 +170,7 @@ async fn look(server: &Server, worker: &Worker, id: &str) -> Result<Passages, Pr
 }
 
 /// The worker of the index that is named, if who asks may change it.
-fn writable<'a>(server: &'a Server, headers: &HeaderMap, index: Option<&str>) -> Result<&'a Worker, Problem> {
+fn writable<'a>(server: &'a Server, headers: &HeaderMap, index: Option<&str>) -> Result<&'a Workers, Problem> {
     let forbidden = |message: &str, hint: &str| Problem::new(StatusCode::FORBIDDEN, message, Some(hint.to_owned()));
     if !server.keys.may_write(headers) {
         return Err(forbidden("this key may read only", "use one whose line in the file of keys is without read-only"));
@@ -186,7 +186,7 @@ fn writable<'a>(server: &'a Server, headers: &HeaderMap, index: Option<&str>) ->
 const FULL_QUEUE: Duration = Duration::from_millis(50);
 
 /// Make a change, and wait until it is served. A client that goes away, or whose time is over, does not stop it.
-async fn change(server: &Server, worker: &Worker, edit: Edit) -> Result<Json<ChangeResponse>, Problem> {
+async fn change(server: &Server, worker: &Workers, edit: Edit) -> Result<Json<ChangeResponse>, Problem> {
     let deadline = Instant::now() + server.limits.deadline;
     let worker = worker.clone();
     let work = tokio::spawn(async move {

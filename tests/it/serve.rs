@@ -2,11 +2,16 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
 use serde_json::{Value, json};
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/demo/passages.jsonl");
@@ -63,7 +68,7 @@ impl Server {
         server
     }
 
-    fn wait(&self, path: &str, enough: impl Fn(&Reply) -> bool) {
+    pub(crate) fn wait(&self, path: &str, enough: impl Fn(&Reply) -> bool) {
         let began = Instant::now();
         while !enough(&self.get(path)) {
             assert!(began.elapsed() < Duration::from_secs(60), "{path} never came to what was waited for");
@@ -515,6 +520,42 @@ fn passages_come_and_go_while_it_answers() {
 }
 
 #[test]
+fn several_workers_answer_at_once_and_all_see_what_was_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let alone = Server::ready(&[&index], &[]);
+    let answer = |server: &Server| {
+        let reply = server.post("/v1/answer", json!({"question": QUESTION}));
+        assert_eq!(reply.status, 200);
+        let mut answer = reply.json();
+        answer.as_object_mut().unwrap().remove("usage");
+        answer
+    };
+    let expected = answer(&alone);
+    drop(alone);
+    let server = Server::ready(&[&index], &["--workers", "2", "--writable"]);
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..6).map(|_| scope.spawn(|| answer(&server))).collect();
+        for one in all {
+            assert_eq!(one.join().unwrap(), expected, "whoever answers, and whatever is answered beside it");
+        }
+    });
+    for n in 0..4 {
+        let id = format!("new{n}");
+        let new = json!({"passages": [{"id": id, "title": "Zyzzyva", "text": format!("The zyzzyva{n} is a weevil.")}]});
+        assert_eq!(server.post("/v1/passages", new).status, 200);
+        // Both workers are asked, and neither has had time to look at the disk.
+        std::thread::scope(|scope| {
+            let search = || server.post("/v1/search", json!({"question": format!("zyzzyva{n}"), "k": 1}));
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(search)).collect();
+            for one in all {
+                assert_eq!(one.join().unwrap().json()["hits"][0]["passage_id"], id.as_str());
+            }
+        });
+    }
+}
+
+#[test]
 fn only_a_writable_server_and_a_key_for_it_change_an_index() {
     let folder = tempfile::tempdir().unwrap();
     let index = index(folder.path(), Path::new(DEMO));
@@ -594,6 +635,70 @@ fn a_config_file_an_origin_and_an_id_of_the_request() {
         .output()
         .unwrap();
     assert!(String::from_utf8(open.stdout).unwrap().contains("20/s"));
+}
+
+/// A collector of OpenTelemetry that keeps the spans it gets.
+fn collector() -> (String, mpsc::Receiver<Vec<Span>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, spans) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = BufReader::new(stream.unwrap());
+            let (mut length, mut line) = (0, String::new());
+            while stream.read_line(&mut line).unwrap() > 2 {
+                let header = line.to_lowercase();
+                if let Some(value) = header.strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).unwrap();
+            let reply = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.get_mut().write_all(reply).unwrap();
+            let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
+            let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+            if sender.send(scopes.flat_map(|scope| scope.spans).collect()).is_err() {
+                return;
+            }
+        }
+    });
+    (address, spans)
+}
+
+#[test]
+fn a_collector_gets_a_trace_of_every_request_and_not_what_was_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let (address, batches) = collector();
+    let server = Server::ready(&[&index], &["--otlp", &address]);
+    let (trace, parent) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+    let named = format!("traceparent: 00-{trace}-{parent}-01\r\n");
+    let body = json!({"question": QUESTION}).to_string();
+    assert_eq!(server.send("POST", "/v1/answer", &named, &body).status, 200);
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let mut ours: Vec<Span> = Vec::new();
+    while !ours.iter().any(|span| span.name == "POST /v1/answer") || ours.len() < 6 {
+        let batch = batches.recv_timeout(Duration::from_secs(60)).expect("spans are sent within seconds");
+        ours.extend(batch.into_iter().filter(|span| hex(&span.trace_id) == trace));
+    }
+    let named = |name: &str| ours.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name} in {ours:?}"));
+    let request = named("POST /v1/answer");
+    assert_eq!(hex(&request.parent_span_id), parent);
+    let status = request.attributes.iter().find(|attribute| attribute.key == "http.response.status_code").unwrap();
+    assert_eq!(status.value.as_ref().unwrap().value, Some(any_value::Value::IntValue(200)));
+    let mut before = named("wait").end_time_unix_nano;
+    for stage in ["retrieve", "rerank", "pack", "read"] {
+        let span = named(stage);
+        assert_eq!(span.parent_span_id, request.span_id, "{stage}");
+        assert!(before <= span.start_time_unix_nano && span.start_time_unix_nano <= span.end_time_unix_nano);
+        before = span.end_time_unix_nano;
+    }
+    assert!(!format!("{ours:?}").contains("language gave us"));
+    let refused = nunatak().args(["serve", "--otlp", "localhost", "--index"]).arg(&index).output().unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && said.contains("--otlp localhost: it is no address"), "{said}");
 }
 
 #[test]

@@ -161,4 +161,11 @@ fn two_processes_serve_one_collection_and_see_each_others_changes() {
     assert_eq!(one.get("/v1/passages/new").status, 404);
     let indexes = two.get("/v1/indexes");
     assert_eq!((indexes.status, &indexes.json()["indexes"][0]["name"]), (200, &json!("served")));
+
+    // Built anew, without vectors: who serves it finds out, and begins anew.
+    run(&["index", "build", "-q", "--overwrite", "--no-dense", "--corpus", DEMO, "--index", &place]);
+    let facts = |reply: &crate::serve::Reply| reply.json()["indexes"][0]["facts"].clone();
+    one.wait("/v1/indexes", |reply| facts(reply)["passages"] == 263 && facts(reply)["encoder"].is_null());
+    let answer = one.post("/v1/answer", json!({"question": QUESTION}));
+    assert_eq!((answer.status, &answer.json()["answer"]), (200, &first.json()["answer"]));
 }

@@ -16,7 +16,7 @@ use nunatak::index::manifest::EncoderIdentity;
 use nunatak::index::passages::Passages;
 use nunatak::index::writer::build;
 use nunatak::milvus::fill::{CorpusHash, FillOptions, FillReport, add, delete, fill};
-use nunatak::milvus::{Address, Collection};
+use nunatak::milvus::{Address, Collection, VectorIndex};
 use nunatak::progress::Quiet;
 use nunatak::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, MilvusRetriever, Mode, Retriever};
 use nunatak::types::{Hit, Passage};
@@ -124,6 +124,7 @@ fn fill_options(passages: &[Passage], shard: (u64, u64)) -> FillOptions {
         shard_passages: passages.len() as u64,
         m: 16,
         ef_construction: 200,
+        vectors: VectorIndex::Hnsw,
         overwrite: false,
         vectors_from: Vec::new(),
     }
@@ -216,6 +217,61 @@ fn a_collection_finds_what_an_index_of_the_same_passages_finds() {
     let mut none = there(Mode::Bm25, Fusion::Rrf);
     assert!(none.retrieve("the of and", 10, None).unwrap().is_empty(), "stop words find nothing, as at home");
     assert!(none.retrieve("zyzzyva", 10, None).unwrap().is_empty());
+}
+
+#[test]
+fn a_graph_over_bytes_finds_nearly_what_all_vectors_compared_find() {
+    let lite = Lite::start();
+    let (address, passages) = (lite.address("bytes"), passages(500));
+    let bytes = FillOptions { vectors: VectorIndex::HnswSq8, ..fill_options(&passages, (1, 1)) };
+    filled(&address, &passages, &bytes).unwrap();
+    is_indexed_as(&lite, "bytes", "HNSW_SQ");
+    let (_parent, index) = at_home(&passages);
+    let collection = Arc::new(Collection::open(&address).unwrap());
+    let mut home = DenseRetriever::new(Arc::clone(&index), question_vector, "f", 0, true).unwrap();
+    let mut there = MilvusRetriever::new(Arc::clone(&collection), Mode::Dense, Fusion::default(), 0, question_vector);
+    let mut same = 0;
+    for n in 0..20_u64 {
+        let question = format!("near {}", mix(9, n) % 500);
+        let expected = keys(index.as_ref(), &home.retrieve(&question, 10, None).unwrap());
+        same += common(&keys(collection.as_ref(), &there.retrieve(&question, 10, None).unwrap()), &expected);
+    }
+    assert!(same >= 190, "{same} of 200 the same");
+    let error = filled(&address, &passages, &fill_options(&passages, (1, 1))).unwrap_err();
+    assert!(error.to_string().contains("with vectors in hnsw-sq8, where hnsw is asked for"), "{error}");
+    // Milvus Lite has none on the disk, and compares with all where it is told to build one; the words of the request are right.
+    let disk = FillOptions { vectors: VectorIndex::Diskann, ..fill_options(&passages, (1, 1)) };
+    filled(&lite.address("disk"), &passages, &disk).unwrap();
+    is_indexed_as(&lite, "disk", "DISKANN");
+    let collection = Arc::new(Collection::open(&lite.address("disk")).unwrap());
+    let mut there = MilvusRetriever::new(collection, Mode::Dense, Fusion::default(), 0, question_vector);
+    assert_eq!(there.retrieve("near 7", 10, None).unwrap().len(), 10);
+}
+
+/// Fail unless the server says that the vectors of a collection are indexed so.
+fn is_indexed_as(lite: &Lite, collection: &str, kind: &str) {
+    let client = format!("MilvusClient('http://127.0.0.1:{}')", lite.port);
+    python(&format!(
+        "from pymilvus import MilvusClient\nkind = {client}.describe_index('{collection}', 'vector')['index_type']\n\
+         assert kind == '{kind}', kind"
+    ));
+}
+
+#[test]
+fn a_collection_that_is_built_anew_is_another() {
+    let lite = Lite::start();
+    let (address, passages) = (lite.address("anew"), passages(30));
+    filled(&address, &passages, &fill_options(&passages, (1, 1))).unwrap();
+    let collection = Collection::open(&address).unwrap();
+    assert!(collection.is_current().unwrap());
+    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| sink(passage(100));
+    add(&collection, &mut source, Known::Refuse, Some(&mut encode), &Quiet).unwrap();
+    assert!(collection.is_current().unwrap(), "passages come and go");
+    let other = Some(EncoderIdentity { name: "other".into(), fingerprint: "0123456789".into(), dim: DIM });
+    let anew = FillOptions { encoder: other, overwrite: true, ..fill_options(&passages, (1, 1)) };
+    filled(&address, &passages, &anew).unwrap();
+    assert!(!collection.is_current().unwrap());
+    assert!(Collection::open(&address).unwrap().is_current().unwrap());
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! What each part of the ranking gave a passage: for people who want to know why it stands where it stands.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::pipeline::Found;
+use crate::types::{Hit, PassageId};
+
+/// A place in a list, from 1, and what it was given for.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
+pub struct Place {
+    /// From 1.
+    pub rank: usize,
+    /// Comparable within its list only.
+    pub score: f32,
+}
+
+/// What each part of the ranking gave a passage.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Explanation {
+    /// By words; none when it is not among the candidates, or words took no part.
+    pub bm25: Option<Place>,
+    /// By meaning: the cosine of question and passage.
+    pub cosine: Option<f32>,
+    /// In the first stage's list.
+    pub first_stage: Option<Place>,
+    /// In the re-ranker's, with the first stage's share in it.
+    pub reranker: Option<Place>,
+}
+
+impl Explanation {
+    /// Of a passage among what was found.
+    pub fn of(passage: PassageId, found: &Found) -> Self {
+        let place = |list: &[Hit]| {
+            let at = list.iter().position(|hit| hit.passage == passage)?;
+            Some(Place { rank: at + 1, score: list.get(at)?.score })
+        };
+        let parts = &found.parts;
+        let cosine = parts.meaning.iter().chain(&parts.cosines).find(|hit| hit.passage == passage);
+        Self {
+            bm25: place(&parts.words),
+            cosine: cosine.map(|hit| hit.score),
+            first_stage: place(&found.retrieved),
+            reranker: place(&found.reranked),
+        }
+    }
+}
+
+impl std::fmt::Display for Explanation {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let place =
+            |name: &str, place: &Option<Place>| place.map(|p| format!("{name} {:.3} (place {})", p.score, p.rank));
+        let parts = [
+            place("words", &self.bm25),
+            self.cosine.map(|cosine| format!("meaning {cosine:.3}")),
+            place("first stage", &self.first_stage),
+            place("re-ranker", &self.reranker),
+        ];
+        f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(" · "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retrieve::Parts;
+
+    #[test]
+    fn a_passage_has_a_place_in_each_list_it_is_in() {
+        let hit = |id, score| Hit { passage: PassageId(id), score };
+        let found = Found {
+            parts: Parts {
+                words: vec![hit(1, 9.0), hit(2, 8.0)],
+                meaning: vec![hit(3, 0.9)],
+                cosines: vec![hit(2, 0.5)],
+            },
+            retrieved: vec![hit(3, 0.7), hit(2, 0.6), hit(1, 0.4)],
+            reranked: vec![hit(2, 3.0)],
+            ..Found::default()
+        };
+        let place = |rank, score| Some(Place { rank, score });
+        let second = Explanation::of(PassageId(2), &found);
+        assert_eq!((second.bm25, second.cosine), (place(2, 8.0), Some(0.5)));
+        assert_eq!((second.first_stage, second.reranker), (place(2, 0.6), place(1, 3.0)));
+        assert_eq!(
+            second.to_string(),
+            "words 8.000 (place 2) · meaning 0.500 · first stage 0.600 (place 2) · re-ranker 3.000 (place 1)"
+        );
+        let third = Explanation::of(PassageId(3), &found);
+        assert_eq!((third.bm25, third.cosine, third.reranker), (None, Some(0.9), None));
+    }
+}

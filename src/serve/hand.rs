@@ -1,0 +1,230 @@
+//! A thread that owns a pipeline and does the jobs of a line, one after another.
+//!
+//! A job whose client is gone, or whose time is over, is dropped when its turn comes. When the index on disk changes, the new
+//! state is taken up between two jobs; only if that needs other models does another thread open them, and the old state is
+//! served until they are there. A collection of a cluster that was built anew has no old state: it is not served until then.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use crate::error::Result;
+use crate::explain::Explanation;
+use crate::index::Index;
+use crate::pipeline::{Found, Pipeline};
+use crate::serve::workers::{Done, Facts, Job, Open, Refusal, SearchHit, Shared, State, Work};
+use crate::types::Passage;
+
+/// How often a folder is looked at for a new index; it is one small file that is read.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The same for a cluster, which is asked.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+/// A question that proves, before anybody asks, that every model runs.
+const PROOF: &str = "does it run";
+
+/// What such a thread has.
+pub(super) struct Hand {
+    dir: PathBuf,
+    open: Open,
+    /// Its number among those of the index.
+    thread: usize,
+    shared: Arc<Shared>,
+}
+
+/// A pipeline on its way.
+type Opening = mpsc::Receiver<Result<Pipeline>>;
+
+/// What became of looking whether the index changed.
+enum Look {
+    /// What is at work is what is there.
+    Current,
+    /// Other models are needed; what is at work may be used meanwhile.
+    Behind,
+    /// Other models are needed, and what is at work is of no use.
+    Gone,
+}
+
+impl Hand {
+    pub(super) fn new(dir: PathBuf, open: Open, thread: usize, shared: Arc<Shared>) -> Self {
+        Self { dir, open, thread, shared }
+    }
+
+    pub(super) fn run(self, line: &Receiver<Job>) {
+        let opened = proved(&self.open).and_then(|pipeline| self.ready(&pipeline).map(|()| pipeline));
+        let mut pipeline = match opened {
+            Ok(pipeline) => pipeline,
+            Err(error) => {
+                tracing::error!("{error}");
+                return self.is(State::Failed(error.to_string()));
+            }
+        };
+        let look_every = if pipeline.index().is_ok() { LOOK_EVERY } else { ASK_EVERY };
+        let (mut looked, mut opening, mut usable, mut seen) = (Instant::now(), None::<Opening>, true, 0);
+        loop {
+            let job = match line.recv_timeout(LOOK_EVERY) {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if let Some(fresh) = opening.as_ref().and_then(|opening| opening.try_recv().ok()) {
+                opening = None;
+                match fresh.and_then(|fresh| self.ready(&fresh).map(|()| fresh)) {
+                    Ok(fresh) => {
+                        (pipeline, usable) = (fresh, true);
+                        tracing::info!("the index was replaced");
+                    }
+                    Err(error) => tracing::error!("the index was replaced, and the new one cannot be opened: {error}"),
+                }
+            }
+            // Before a job, what was changed through this server before it was asked for.
+            let changes = self.shared.changes.load(Ordering::Acquire);
+            let changed = job.is_some() && changes != seen;
+            if opening.is_none() && (changed || looked.elapsed() >= look_every) {
+                (looked, seen) = (Instant::now(), changes);
+                match self.look(&mut pipeline, changed) {
+                    Ok(Look::Current) => {}
+                    Ok(Look::Behind) => opening = self.reopen(),
+                    Ok(Look::Gone) => {
+                        usable = false;
+                        self.is(State::Opening);
+                        opening = self.reopen();
+                    }
+                    Err(error) => tracing::error!("the index changed, and cannot be opened: {error}"),
+                }
+            }
+            if let Some(job) = job {
+                if usable {
+                    work(&mut pipeline, job);
+                } else {
+                    // Its client may be gone.
+                    let _ = job.reply.send(Err(Refusal::Down));
+                }
+                self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Take up the index on disk if it is another than the one at work and the models at work will do.
+    fn look(&self, pipeline: &mut Pipeline, changed: bool) -> Result<Look> {
+        if pipeline.passages().is_current()? {
+            // A cluster answers from what it has now; how much that is, is asked when it was changed here.
+            if changed {
+                self.ready(pipeline)?;
+            }
+            return Ok(Look::Current);
+        }
+        if pipeline.index().is_err() {
+            tracing::warn!("the collection was built anew");
+            return Ok(Look::Gone);
+        }
+        let index = Arc::new(Index::open(&self.dir)?);
+        if !pipeline.take_up(&index)? {
+            return Ok(Look::Behind);
+        }
+        tracing::info!("the index changed: now {} passages", index.manifest().passages);
+        self.ready(pipeline)?;
+        Ok(Look::Current)
+    }
+
+    fn ready(&self, pipeline: &Pipeline) -> Result<()> {
+        self.is(State::Ready(facts(pipeline)?));
+        Ok(())
+    }
+
+    fn is(&self, state: State) {
+        self.shared.is(self.thread, state);
+    }
+
+    /// Open the pipeline anew beside the one at work.
+    fn reopen(&self) -> Option<Opening> {
+        let (sender, receiver) = mpsc::channel();
+        let open = self.open.clone();
+        let spawned = std::thread::Builder::new().name("reopening".into()).spawn(move || {
+            // The server may be gone by then.
+            let _ = sender.send(proved(&open));
+        });
+        spawned.ok().map(|_| receiver)
+    }
+}
+
+/// Do a job.
+fn work(pipeline: &mut Pipeline, job: Job) {
+    drop(job.in_line);
+    let _request = job.request.enter();
+    if job.reply.is_closed() {
+        return;
+    }
+    if Instant::now() >= job.deadline {
+        // Nobody waits any more: the time is over for the client, too.
+        let _ = job.reply.send(Err(Refusal::Late));
+        return;
+    }
+    let done = match job.work {
+        Work::Answer { question, filter, min_confidence, recursion, events } => {
+            pipeline.withhold_below(min_confidence);
+            let mut tell = |row: usize, text: &str| {
+                if let (0, Some(events)) = (row, &events) {
+                    // A client that went away is noticed with the next job.
+                    let _ = events.send(text.to_owned());
+                }
+            };
+            let answer = pipeline
+                .recur(recursion)
+                .and_then(|()| pipeline.restrict(filter.as_ref()))
+                .and_then(|_| pipeline.answer(&question, &mut tell));
+            answer.map(|answer| Done::Answer(Box::new(answer)))
+        }
+        Work::Search { question, filter, k, explain } => {
+            let found = pipeline.restrict(filter.as_ref()).and_then(|_| pipeline.find(&question));
+            found.and_then(|found| search(pipeline, &found, k, explain)).map(Done::Search)
+        }
+        Work::Look { id } => look(pipeline, &id).map(Done::Looked),
+        Work::Renew => facts(pipeline).map(Done::Renewed),
+        Work::Embed { texts } => embed(pipeline, &texts),
+        Work::Score { question, texts } => {
+            pipeline.score(&question, &texts).map(|(scores, cuts)| Done::Scored { scores, truncated: cuts.passages })
+        }
+    };
+    let _ = job.reply.send(done.map_err(Refusal::Failed));
+}
+
+/// A pipeline that has answered a question.
+fn proved(open: &Open) -> Result<Pipeline> {
+    let mut pipeline = open()?;
+    pipeline.answer(PROOF, &mut |_, _| {})?;
+    Ok(pipeline)
+}
+
+fn search(pipeline: &Pipeline, found: &Found, k: usize, explain: bool) -> Result<Vec<SearchHit>> {
+    let hits = found.ranking().into_iter().take(k);
+    hits.map(|hit| {
+        let passage = pipeline.passages().passage(hit.passage)?;
+        let parts = explain.then(|| Explanation::of(hit.passage, found));
+        Ok(SearchHit { passage, score: hit.score, parts })
+    })
+    .collect()
+}
+
+fn look(pipeline: &Pipeline, id: &str) -> Result<Vec<Passage>> {
+    let passages = pipeline.passages();
+    passages.pieces_of(id)?.into_iter().map(|row| passages.passage(row)).collect()
+}
+
+fn embed(pipeline: &Pipeline, texts: &[String]) -> Result<Done> {
+    let mut encoder = pipeline.encoder()?;
+    let before = encoder.truncation();
+    let tokens = encoder.count_tokens(texts)?;
+    let vectors = encoder.encode(texts)?;
+    let truncated = (encoder.truncation().texts - before.texts) as usize;
+    Ok(Done::Embedded { vectors, dim: encoder.dim(), tokens, truncated })
+}
+
+fn facts(pipeline: &Pipeline) -> Result<Facts> {
+    let identity = pipeline.passages().identity()?;
+    let encoder = identity.encoder.map(|encoder| encoder.name);
+    Ok(Facts { passages: identity.passages, checksum: identity.checksum, encoder })
+}

@@ -1,0 +1,340 @@
+//! The line of an index's requests, and the threads that serve it.
+//!
+//! ONNX Runtime's `run` needs a session for itself; so a thread that owns a pipeline (`hand.rs`) does one job after
+//! another, and requests wait in line: one that comes when the line is full is turned away at once. One thread with all cores
+//! gives the shortest answer, several with fewer cores each give more answers a second.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use crossbeam_channel::{Sender, TrySendError};
+use tokio::sync::{mpsc as stream, oneshot};
+use tracing::{Span, info_span};
+
+use crate::error::{Error, Result};
+use crate::explain::Explanation;
+use crate::filter::Filter;
+use crate::index::change::Known;
+use crate::pipeline::{Answer, Pipeline};
+use crate::read::recursion::Recursion;
+use crate::serve::hand::Hand;
+use crate::types::Passage;
+
+/// Opens the pipeline of an index, as it is on disk now.
+pub type Open = Arc<dyn Fn() -> Result<Pipeline> + Send + Sync>;
+
+/// A change of an index.
+#[derive(Debug)]
+pub enum Edit {
+    /// Put records in.
+    Put {
+        /// As JSON lines.
+        lines: Vec<u8>,
+        /// What becomes of documents that are there already.
+        known: Known,
+    },
+    /// Take a document or a passage out.
+    Delete {
+        /// Its id.
+        id: String,
+    },
+}
+
+/// What a change did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// Passages that came in.
+    pub added: u64,
+    /// Passages that went out, those of replaced documents included.
+    pub removed: u64,
+    /// Passages that are there now.
+    pub passages: u64,
+    /// The index's identity now.
+    pub checksum: String,
+}
+
+/// Changes the index where it lies.
+pub type Editor = Arc<dyn Fn(Edit) -> Result<Changed> + Send + Sync>;
+
+/// What is wanted.
+#[derive(Debug)]
+pub enum Work {
+    /// An answer; what is written of it goes to `events` as it comes.
+    Answer {
+        /// In plain words.
+        question: String,
+        /// Of which passages; all without it.
+        filter: Option<Filter>,
+        /// Withhold an answer that is less sure.
+        min_confidence: f32,
+        /// Whether it is read twice.
+        recursion: Recursion,
+        /// Text of the first window's answer so far.
+        events: Option<stream::UnboundedSender<String>>,
+    },
+    /// The best passages.
+    Search {
+        /// In plain words.
+        question: String,
+        /// Of which passages; all without it.
+        filter: Option<Filter>,
+        /// How many.
+        k: usize,
+        /// Whether to say what each part of the ranking gave them.
+        explain: bool,
+    },
+    /// The passages of a document, or one passage.
+    Look {
+        /// Its id.
+        id: String,
+    },
+    /// Nothing but the state of the index that is on disk now.
+    Renew,
+    /// Vectors of texts.
+    Embed {
+        /// The texts.
+        texts: Vec<String>,
+    },
+    /// The re-ranker's scores of texts.
+    Score {
+        /// In plain words.
+        question: String,
+        /// The texts.
+        texts: Vec<String>,
+    },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Done {
+    /// An answer.
+    Answer(Box<Answer>),
+    /// Passages, best first.
+    Search(Vec<SearchHit>),
+    /// Passages in order; none if the id is unknown.
+    Looked(Vec<Passage>),
+    /// What is served now.
+    Renewed(Facts),
+    /// Vectors.
+    Embedded {
+        /// `[texts, dim]`.
+        vectors: Vec<f32>,
+        /// Numbers a vector.
+        dim: usize,
+        /// Tokens of the texts.
+        tokens: usize,
+        /// Texts that were cut because they are longer than the encoder can read.
+        truncated: usize,
+    },
+    /// Scores.
+    Scored {
+        /// In the order of the texts.
+        scores: Vec<f32>,
+        /// Texts that were cut because they are longer than the re-ranker can read.
+        truncated: usize,
+    },
+}
+
+/// A passage that was found.
+#[derive(Debug)]
+pub struct SearchHit {
+    /// The passage.
+    pub passage: Passage,
+    /// Its score.
+    pub score: f32,
+    /// What it was given for, if that was asked for.
+    pub parts: Option<Explanation>,
+}
+
+/// Why a job was not done.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The line is full.
+    Busy,
+    /// Its time was over before its turn came.
+    Late,
+    /// The pipeline could not be opened, or is being stopped.
+    Down,
+    /// What the pipeline says.
+    Failed(Error),
+}
+
+pub(super) struct Job {
+    pub(super) work: Work,
+    pub(super) deadline: Instant,
+    pub(super) reply: oneshot::Sender<std::result::Result<Done, Refusal>>,
+    /// The request it is part of.
+    pub(super) request: Span,
+    /// Its time in line.
+    pub(super) in_line: Span,
+}
+
+/// How an index is.
+#[derive(Debug, Clone, Default)]
+pub enum State {
+    /// Loading and proving its models.
+    #[default]
+    Opening,
+    /// It has answered a question.
+    Ready(Facts),
+    /// It could not be opened.
+    Failed(String),
+}
+
+/// What is served.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct Facts {
+    /// Passages in the index.
+    pub passages: u64,
+    /// The index's identity: the checksum of its manifest.
+    pub checksum: String,
+    /// Encoder of its vectors, if it has some.
+    pub encoder: Option<String>,
+}
+
+/// What the threads of an index share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Jobs in line and at work.
+    pub(super) waiting: AtomicUsize,
+    /// Changes that were made through this server: a thread that has not seen the last takes it up before its next job.
+    pub(super) changes: AtomicU64,
+    /// How each thread is.
+    states: Vec<RwLock<State>>,
+}
+
+impl Shared {
+    pub(super) fn is(&self, thread: usize, state: State) {
+        if let Some(own) = self.states.get(thread) {
+            *own.write().unwrap_or_else(PoisonError::into_inner) = state;
+        }
+    }
+
+    /// Ready when all threads are, with what the first of them serves.
+    fn state(&self) -> State {
+        let mut facts = None;
+        let mut opening = false;
+        for state in &self.states {
+            match state.read().unwrap_or_else(PoisonError::into_inner).clone() {
+                State::Opening => opening = true,
+                State::Ready(found) => facts = facts.or(Some(found)),
+                failed @ State::Failed(_) => return failed,
+            }
+        }
+        facts.filter(|_| !opening).map_or(State::Opening, State::Ready)
+    }
+}
+
+/// The line of an index, with the threads behind it.
+#[derive(Clone)]
+pub struct Workers {
+    jobs: Sender<Job>,
+    /// Jobs that may wait.
+    queue: usize,
+    shared: Arc<Shared>,
+    /// Changes the index, one change at a time; none for an index that is only read.
+    editor: Option<Arc<tokio::sync::Mutex<Editor>>>,
+}
+
+impl std::fmt::Debug for Workers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workers").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+impl Workers {
+    /// Start `threads` threads that each open the pipeline of the index at `dir`; up to `queue` jobs wait for them.
+    pub fn start(dir: &Path, open: &Open, queue: usize, threads: usize) -> Result<Self> {
+        let (jobs, line) = crossbeam_channel::bounded::<Job>(queue);
+        let states = (0..threads).map(|_| RwLock::default()).collect();
+        let shared = Arc::new(Shared { waiting: AtomicUsize::default(), changes: AtomicU64::default(), states });
+        for thread in 0..threads {
+            let hand = Hand::new(dir.to_path_buf(), open.clone(), thread, shared.clone());
+            let line = line.clone();
+            std::thread::Builder::new()
+                .name(format!("pipeline {thread}"))
+                .spawn(move || hand.run(&line))
+                .map_err(Error::internal("starting the thread of a pipeline"))?;
+        }
+        Ok(Self { jobs, queue, shared, editor: None })
+    }
+
+    /// Let the index be changed by `editor`.
+    pub fn with_editor(self, editor: Editor) -> Self {
+        Self { editor: Some(Arc::new(tokio::sync::Mutex::new(editor))), ..self }
+    }
+
+    /// Whether the index can be changed.
+    pub fn is_writable(&self) -> bool {
+        self.editor.is_some()
+    }
+
+    /// Change the index on disk, after the changes that came before. [`Work::Renew`] has it served, and so does every job that
+    /// is asked for afterwards.
+    pub async fn change(&self, edit: Edit) -> std::result::Result<Changed, Refusal> {
+        let editor = self.editor.as_ref().ok_or(Refusal::Down)?.clone().lock_owned().await;
+        // It encodes and writes files: not on the threads that serve connections.
+        let done = tokio::task::spawn_blocking(move || editor(edit)).await;
+        let changed = done.map_err(|_| Refusal::Down)?.map_err(Refusal::Failed)?;
+        self.shared.changes.fetch_add(1, Ordering::Release);
+        Ok(changed)
+    }
+
+    /// Have a job done by `deadline`.
+    pub async fn ask(&self, work: Work, deadline: Instant) -> std::result::Result<Done, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job { work, deadline, reply, request: Span::current(), in_line: info_span!("wait") };
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        if let Err(refused) = self.jobs.try_send(job) {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(match refused {
+                TrySendError::Full(_) => Refusal::Busy,
+                TrySendError::Disconnected(_) => Refusal::Down,
+            });
+        }
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(Refusal::Down),
+            Err(_) => Err(Refusal::Late),
+        }
+    }
+
+    /// Whether the next job would be turned away.
+    pub fn is_full(&self) -> bool {
+        self.waiting() >= self.queue + self.shared.states.len()
+    }
+
+    /// Jobs in line, those at work included.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiting.load(Ordering::Relaxed)
+    }
+
+    /// How it is.
+    pub fn state(&self) -> State {
+        self.shared.state()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared(states: Vec<State>) -> Shared {
+        let states = states.into_iter().map(RwLock::new).collect();
+        Shared { waiting: AtomicUsize::default(), changes: AtomicU64::default(), states }
+    }
+
+    #[test]
+    fn an_index_is_ready_when_all_its_threads_are() {
+        let ready = || State::Ready(Facts { passages: 3, ..Facts::default() });
+        assert!(matches!(shared(vec![ready(), State::Opening]).state(), State::Opening));
+        assert!(matches!(shared(vec![ready(), ready()]).state(), State::Ready(facts) if facts.passages == 3));
+        let failed = shared(vec![State::Opening, State::Failed("no".into()), ready()]);
+        assert!(matches!(failed.state(), State::Failed(problem) if problem == "no"));
+        failed.is(1, ready());
+        failed.is(0, ready());
+        assert!(matches!(failed.state(), State::Ready(_)));
+    }
+}
