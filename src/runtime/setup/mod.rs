@@ -27,7 +27,7 @@ pub use manifest::{Manifest, RuntimeLibrary, StarterModel, Tags, Wheel};
 /// Version of what the exporters write: raise it whenever a graph, a tokenizer or a description of a starter
 /// model comes out different, and every cached export is made again (its fingerprint then changes, and
 /// indexes that rest on it have to be built again).
-pub const EXPORT_VERSION: u32 = 1;
+pub const EXPORT_VERSION: u32 = 2;
 /// Overrides the runtime library, as it does for everything built on ONNX Runtime in Rust.
 pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
 
