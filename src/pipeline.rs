@@ -270,7 +270,7 @@ impl Pipeline {
         let (reranked, rerank) = timed(info_span!("rerank"), || self.rerank(question, &retrieved))?;
         let cuts = self.reranker.as_ref().map(CrossEncoder::cuts).unwrap_or_default();
         let latency_ms = Latency { retrieve, rerank, total: retrieve + rerank, ..Latency::default() };
-        Ok(Found { parts: self.retriever.parts(), retrieved, reranked, cuts, latency_ms })
+        Ok(Found { parts: self.retriever.take_parts(), retrieved, reranked, cuts, latency_ms })
     }
 
     fn rerank(&mut self, question: &str, hits: &[Hit]) -> Result<Vec<Hit>> {

@@ -146,18 +146,14 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => args.traces(),
         _ => Ok(None),
     };
-    let traces = match traces {
-        Ok(traces) => traces,
-        Err(error) => {
-            output::print_error(&error);
-            return ExitCode::FAILURE;
+    let done = traces.and_then(|traces| {
+        log::init(cli.globals.quiet, traces.as_ref());
+        if let Err(error) = ctrlc::set_handler(crate::progress::interrupt) {
+            tracing::warn!("Ctrl-C will stop the process at once: {error}");
         }
-    };
-    log::init(cli.globals.quiet, traces.as_ref());
-    if let Err(error) = ctrlc::set_handler(crate::progress::interrupt) {
-        tracing::warn!("Ctrl-C will stop the process at once: {error}");
-    }
-    match run(&cli) {
+        run(&cli)
+    });
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::print_error(&error);

@@ -56,8 +56,8 @@ pub struct ServeArgs {
     /// Requests that may wait for an index; more are turned away with 429
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     queue: u16,
-    /// Requests of an index that are answered at once, each with its share of the cores and models of its own: one gives the
-    /// shortest answer, as many as there are cores the most answers a second
+    /// Requests of an index that are answered at once, each with its share of the cores and models of its own. One gives the
+    /// shortest answer; more take their memory each, and pay where one does not keep all cores busy
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: u16,
     /// Seconds for a request, waiting included
@@ -111,7 +111,7 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         let (depth, with) = (args.depth, globals.clone());
         let open = move || Ok(engine::build(&retrieval, Some(&reading), depth, 0, &with, &Quiet)?.pipeline);
         let open: Open = Arc::new(open);
-        let served = Workers::start(&dir, &open, args.queue.into(), workers)?;
+        let served = Workers::start(&open, args.queue.into(), workers)?;
         indexes.push((name, if args.writable { served.with_editor(editor(dir, globals.clone())) } else { served }));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -19,7 +19,7 @@ pub enum VectorIndex {
     /// A graph over 32-bit floats, some 1.7 KB.
     #[default]
     Hnsw,
-    /// The same over 8-bit integers, some 0.6 KB. Cosines are those of the rounded vectors.
+    /// The same over 8-bit integers, some 0.5 KB. Cosines are those of the rounded vectors.
     HnswSq8,
     /// A graph on the disk of query nodes, some 100 bytes; they need NVMe.
     Diskann,

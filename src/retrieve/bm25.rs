@@ -37,8 +37,8 @@ impl Retriever for Bm25Retriever {
         Ok(found)
     }
 
-    fn parts(&self) -> Parts {
-        Parts { words: self.found.clone(), ..Parts::default() }
+    fn take_parts(&mut self) -> Parts {
+        Parts { words: std::mem::take(&mut self.found), ..Parts::default() }
     }
 
     fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {

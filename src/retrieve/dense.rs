@@ -72,8 +72,8 @@ impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for DenseRetriever<E> 
         Ok(found)
     }
 
-    fn parts(&self) -> Parts {
-        Parts { meaning: self.found.clone(), ..Parts::default() }
+    fn take_parts(&mut self) -> Parts {
+        Parts { meaning: std::mem::take(&mut self.found), ..Parts::default() }
     }
 
     fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {

@@ -76,8 +76,8 @@ impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for HybridRetriever<E>
         Ok(self.fusion.fuse(&self.parts, depth))
     }
 
-    fn parts(&self) -> Parts {
-        self.parts.clone()
+    fn take_parts(&mut self) -> Parts {
+        std::mem::take(&mut self.parts)
     }
 
     fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {

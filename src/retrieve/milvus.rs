@@ -82,8 +82,8 @@ impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for MilvusRetriever<E>
         Ok(hits)
     }
 
-    fn parts(&self) -> Parts {
-        self.parts.clone()
+    fn take_parts(&mut self) -> Parts {
+        std::mem::take(&mut self.parts)
     }
 
     fn restrict(&mut self, filter: Option<&Filter>) -> Result<()> {

@@ -39,8 +39,8 @@ pub trait Retriever: Send {
     /// Questions are plain text.
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>>;
 
-    /// What its parts found for the last question, for those who want to know; nothing if it does not say.
-    fn parts(&self) -> Parts {
+    /// What its parts found for the last question, for those who want to know, once; nothing if it does not say.
+    fn take_parts(&mut self) -> Parts {
         Parts::default()
     }
 

@@ -4,7 +4,6 @@
 //! state is taken up between two jobs; only if that needs other models does another thread open them, and the old state is
 //! served until they are there. A collection of a cluster that was built anew has no old state: it is not served until then.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -28,7 +27,6 @@ const PROOF: &str = "does it run";
 
 /// What such a thread has.
 pub(super) struct Hand {
-    dir: PathBuf,
     open: Open,
     /// Its number among those of the index.
     thread: usize,
@@ -49,8 +47,8 @@ enum Look {
 }
 
 impl Hand {
-    pub(super) fn new(dir: PathBuf, open: Open, thread: usize, shared: Arc<Shared>) -> Self {
-        Self { dir, open, thread, shared }
+    pub(super) fn new(open: Open, thread: usize, shared: Arc<Shared>) -> Self {
+        Self { open, thread, shared }
     }
 
     pub(super) fn run(self, line: &Receiver<Job>) {
@@ -117,11 +115,11 @@ impl Hand {
             }
             return Ok(Look::Current);
         }
-        if pipeline.index().is_err() {
+        let Ok(before) = pipeline.index() else {
             tracing::warn!("the collection was built anew");
             return Ok(Look::Gone);
-        }
-        let index = Arc::new(Index::open(&self.dir)?);
+        };
+        let index = Arc::new(Index::open(before.path())?);
         if !pipeline.take_up(&index)? {
             return Ok(Look::Behind);
         }

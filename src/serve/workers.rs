@@ -2,9 +2,8 @@
 //!
 //! ONNX Runtime's `run` needs a session for itself; so a thread that owns a pipeline (`hand.rs`) does one job after
 //! another, and requests wait in line: one that comes when the line is full is turned away at once. One thread with all cores
-//! gives the shortest answer, several with fewer cores each give more answers a second.
+//! gives the shortest answer; several with fewer cores each keep busy what one leaves idle (on two cores that is little).
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
@@ -245,13 +244,13 @@ impl std::fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// Start `threads` threads that each open the pipeline of the index at `dir`; up to `queue` jobs wait for them.
-    pub fn start(dir: &Path, open: &Open, queue: usize, threads: usize) -> Result<Self> {
+    /// Start `threads` threads that each open the pipeline of an index; up to `queue` jobs wait for them.
+    pub fn start(open: &Open, queue: usize, threads: usize) -> Result<Self> {
         let (jobs, line) = crossbeam_channel::bounded::<Job>(queue);
         let states = (0..threads).map(|_| RwLock::default()).collect();
         let shared = Arc::new(Shared { waiting: AtomicUsize::default(), changes: AtomicU64::default(), states });
         for thread in 0..threads {
-            let hand = Hand::new(dir.to_path_buf(), open.clone(), thread, shared.clone());
+            let hand = Hand::new(open.clone(), thread, shared.clone());
             let line = line.clone();
             std::thread::Builder::new()
                 .name(format!("pipeline {thread}"))
