@@ -50,7 +50,7 @@ const RERANK_SCORE_WEIGHT: f32 = 1.0;
 /// Most answers that are sampled from a window: they are decoded in one batch.
 const MOST_SAMPLES: usize = 64;
 /// Megabytes for states of passages: some eighty passages of the starter model.
-const PASSAGE_CACHE: u64 = 256;
+pub const PASSAGE_CACHE: u64 = 256;
 
 /// How passages are found.
 #[derive(Debug, Clone, Args, Serialize)]
@@ -197,9 +197,10 @@ pub struct ReadingArgs {
     #[arg(long)]
     pub template: Option<TemplateKind>,
     /// Memory for the states of passages already read, in MB: a passage that comes again is not computed again, and
-    /// answers stay the same; `nunatak index warm` keeps them on disk
-    #[arg(long, default_value_t = PASSAGE_CACHE, value_name = "MB")]
-    pub passage_cache: u64,
+    /// answers stay the same; `nunatak index warm` keeps them on disk [default: 256, on a GPU 0, where reading is as
+    /// fast]
+    #[arg(long, value_name = "MB")]
+    pub passage_cache: Option<u64>,
     /// Tokens of a window, prompt and answer included
     #[arg(long, default_value_t = 2048, value_name = "TOKENS")]
     pub window: usize,
@@ -298,7 +299,7 @@ impl ReadingArgs {
             sure: None,
             prompt: None,
             template: None,
-            passage_cache: PASSAGE_CACHE,
+            passage_cache: None,
             window: settings.window,
             max_answer: settings.decoding.max_new_tokens,
             temperature: settings.decoding.temperature,
@@ -535,7 +536,8 @@ pub fn build(
         None => None,
     };
     if let (Some(reader), Some(args)) = (&mut reader, reading) {
-        reader.keep_passages(args.passage_cache << 20);
+        let usual = if reader.is_on_gpu() { 0 } else { PASSAGE_CACHE };
+        reader.keep_passages(args.passage_cache.unwrap_or(usual) << 20);
         if let Place::Folder(_) = place {
             reader.look_beside(&retrieval.index);
         }

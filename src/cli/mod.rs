@@ -75,7 +75,12 @@ pub struct Globals {
 impl Globals {
     /// How models are run.
     pub fn runtime(&self) -> RuntimeOptions {
-        RuntimeOptions { device: self.device, threads: self.threads, offline: self.offline, beside: None }
+        RuntimeOptions {
+            device: self.device,
+            threads: self.threads,
+            offline: self.offline,
+            ..RuntimeOptions::default()
+        }
     }
 
     /// How models beside a training are run: its `--device` is where it computes, and they need no GPU build of ONNX Runtime.

@@ -17,6 +17,7 @@ use crate::cli::traces::Traces;
 use crate::error::{Error, Result};
 use crate::milvus::Address;
 use crate::progress::Quiet;
+use crate::runtime::device::Device;
 use crate::serve::workers::{Editor, Open, Workers};
 use crate::serve::{self, Access, Keys, Limits, Origin, tls};
 
@@ -94,7 +95,10 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
     };
     let workers = usize::from(args.workers);
     let globals = &Globals { threads: threads_for(globals.runtime().thread_count(), workers), ..globals.clone() };
-    let cache = args.reading.passage_cache / args.workers as u64;
+    let cache = match args.reading.passage_cache {
+        None if workers == 1 || globals.device != Device::Cpu => None,
+        megabytes => Some(megabytes.unwrap_or(engine::PASSAGE_CACHE) / workers as u64),
+    };
     let mut indexes = Vec::new();
     for named in &args.indexes {
         let (name, dir) = name_of(named);

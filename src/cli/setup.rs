@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::cli::Globals;
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
 use crate::error::Result;
+use crate::runtime::device::Device;
 use crate::runtime::gpu_libraries::{self, GpuLibrary};
 use crate::runtime::setup::{Manifest, fetch_runtime, home, model, shipped};
 
@@ -32,8 +33,10 @@ pub fn run(_: &SetupArgs, globals: &Globals) -> Result<()> {
     let bytes = std::fs::metadata(&library).map_or(0, |m| m.len());
     let name = library.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     show(&Piece { piece: "runtime", name, path: &library, bytes }, globals.json)?;
+    // For a GPU that is not to be had yet, or is another machine's, no library can be asked which precision it takes.
+    let precision = if matches!(options.device, Device::Cuda(_) | Device::TensorRt(_)) { "@fp16" } else { "" };
     for name in Manifest::get()?.starters().iter().map(|starter| starter.name.as_str()).chain(shipped()) {
-        let model = model(name, &options, &*progress)?;
+        let model = model(&format!("{name}{precision}"), &options, &*progress)?;
         let kind = model.description.kind.name();
         show(&Piece { piece: kind, name: model.name(), path: &model.path, bytes: model.size() }, globals.json)?;
     }

@@ -95,7 +95,7 @@ pub fn run(args: &WarmArgs, globals: &Globals) -> Result<()> {
         template: args.template,
         passages: Some(args.passages),
         // Nothing is read twice here.
-        passage_cache: 0,
+        passage_cache: Some(0),
         ..ReadingArgs::with_lm(&args.lm)
     };
     Address::refuse(&args.retrieval.index)?;

@@ -228,18 +228,27 @@ impl GraphBuilder {
                 tensor.raw_data = data.bytes;
             }
         }
-        let model = ModelProto {
-            ir_version: 10,
-            producer_name: "nunatak".to_owned(),
-            producer_version: env!("CARGO_PKG_VERSION").to_owned(),
-            graph: Some(self.graph),
-            opset_import: vec![
-                OperatorSetIdProto { domain: String::new(), version: OPSET },
-                OperatorSetIdProto { domain: MICROSOFT.to_owned(), version: 1 },
-            ],
-        };
-        std::fs::write(path, model.encode_to_vec()).map_err(Error::file("write", path))
+        std::fs::write(path, encoded(self.graph)).map_err(Error::file("write", path))
     }
+
+    /// The model's bytes, without the values of constants.
+    pub(crate) fn skeleton(self) -> Vec<u8> {
+        encoded(self.graph)
+    }
+}
+
+fn encoded(graph: GraphProto) -> Vec<u8> {
+    let model = ModelProto {
+        ir_version: 10,
+        producer_name: "nunatak".to_owned(),
+        producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        graph: Some(graph),
+        opset_import: vec![
+            OperatorSetIdProto { domain: String::new(), version: OPSET },
+            OperatorSetIdProto { domain: MICROSOFT.to_owned(), version: 1 },
+        ],
+    };
+    model.encode_to_vec()
 }
 
 fn value_info(name: &str, dtype: DType, shape: &[Dim]) -> ValueInfoProto {

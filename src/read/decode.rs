@@ -104,7 +104,9 @@ impl Sampler {
     /// The next token. Equal logits go to the smaller token id.
     pub fn pick(&mut self, logits: &[f32]) -> u32 {
         if self.temperature <= 0.0 {
-            return argmax(logits.iter().copied().enumerate());
+            // The first of the largest; what is no number is passed over, and shows in the log-probability.
+            let most = math::largest(logits);
+            return logits.iter().position(|&x| x == most).unwrap_or(0) as u32;
         }
         let mut ranked: Vec<(usize, f32)> = logits.iter().copied().enumerate().collect();
         ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));

@@ -40,6 +40,8 @@ pub struct FrozenLm {
     prefixes: HashMap<String, Arc<States>>,
     /// States of the last prefix that was written for one input: all windows of a question share them.
     written: Option<(String, Arc<States>)>,
+    /// On a GPU, the states of the last prefix where they are needed, in its memory.
+    resident: Option<(String, KvCache)>,
     /// States of passages behind a prefix.
     passages: StateCache,
     /// Index beside which more of them are kept.
@@ -85,14 +87,13 @@ impl FrozenLm {
                 "`nunatak models list` shows what each model is",
             ));
         };
-        let hidden = model.description.hidden;
         // The table of embeddings stays in the processor's memory: looking rows up there and copying them is all there is
         // to do, and the graph takes its inputs from there.
         let beside = (options.device != Device::Cpu).then_some(options.device);
         let of_table = RuntimeOptions { device: Device::Cpu, beside: beside.or(options.beside), ..options.clone() };
         Ok(Self {
             embed: Session::open(&model.file("embed.onnx"), &of_table)?,
-            graph: KvSession::open(&model.graph(), shape, hidden, options)?,
+            graph: KvSession::open(model, shape, options)?,
             tokenizer: TextTokenizer::open(model)?,
             shape: shape.clone(),
             window: model.description.max_tokens,
@@ -101,6 +102,7 @@ impl FrozenLm {
             vocabulary: OnceLock::new(),
             prefixes: HashMap::new(),
             written: None,
+            resident: None,
             passages: StateCache::default(),
             beside: None,
         })
@@ -210,14 +212,20 @@ impl FrozenLm {
             let room = if prompts.len() == 1 { capacity } else { prompt.positions() };
             let (one, logits) = self.prefill(prompt, room)?;
             match &mut cache {
-                Some(batch) => self.graph.place(&one, batch, row)?,
+                Some(batch) => {
+                    self.graph.place(&one, batch, row)?;
+                    self.graph.give_back(one);
+                }
                 None => cache = Some(one),
             }
             // The first token of a row is known before the next row is read: who waits for it sees it now.
             rows.step(row, &logits, &self.tokenizer, on_text)?;
         }
-        if let Some(cache) = cache.as_mut().filter(|_| rows.running()) {
-            self.decode(cache, &mut rows, on_text)?;
+        if let Some(mut cache) = cache {
+            if rows.running() {
+                self.decode(&mut cache, &mut rows, on_text)?;
+            }
+            self.graph.give_back(cache);
         }
         Ok(rows.finish())
     }
@@ -340,15 +348,11 @@ impl FrozenLm {
         wanted: bool,
     ) -> Result<Arc<States>> {
         let key = prefix.key();
-        let before = self.prefix_states(prefix, &key)?;
-        self.graph.append(&before, cache)?;
+        let before = self.begin_with(prefix, &key, cache)?;
         if passages.is_empty() {
             return Ok(Arc::new(States::short(Vec::new(), 0)));
         }
-        // Behind a written prefix nobody else will ask for them, and keeping them would push out what somebody asks for.
-        // Where none are kept, states of 16 bits need not leave the cache either: rounding changes nothing of them.
-        let unkept = !wanted && self.graph.is_short() && self.beside.is_none() && !self.passages.keeps();
-        if prefix.is_written() || unkept {
+        if prefix.is_written() || (!wanted && !self.keeps(prefix)) {
             let embeds = self.embed(passages)?;
             self.graph.forward(cache, embeds, &[passages.len()], &[], false)?;
             return Ok(Arc::new(States::short(Vec::new(), 0)));
@@ -367,7 +371,7 @@ impl FrozenLm {
             None => {
                 let embeds = self.embed(passages)?;
                 self.graph.forward(cache, embeds, &[passages.len()], &[], false)?;
-                self.graph.rounded_states(cache, before.positions())?
+                self.graph.rounded_states(cache, before)?
             }
         };
         let states = Arc::new(states);
@@ -375,26 +379,63 @@ impl FrozenLm {
         Ok(states)
     }
 
+    /// Fill an empty cache with the states of a prefix; gives their positions.
+    fn begin_with(&mut self, prefix: &Prefix, key: &str, cache: &mut KvCache) -> Result<usize> {
+        let states = self.prefix_states(prefix, key)?;
+        let positions = states.positions();
+        if self.device() == Device::Cpu || positions == 0 {
+            self.graph.append(&states, cache)?;
+            return Ok(positions);
+        }
+        if self.resident.as_ref().is_none_or(|(of, _)| of != key) {
+            let mut resident = self.graph.new_cache(1, positions)?;
+            self.graph.append(&states, &mut resident)?;
+            if let Some((_, old)) = self.resident.replace((key.to_owned(), resident)) {
+                self.graph.give_back(old);
+            }
+        }
+        if let Some((_, resident)) = &self.resident {
+            self.graph.place(resident, cache, 0)?;
+        }
+        Ok(positions)
+    }
+
+    /// Whether states of passages behind a prefix are kept or looked for. Behind a written one nobody else will ask for them, and
+    /// keeping them would push out what somebody asks for. States of 32 bits count as kept: rounded like those that are, they
+    /// give the same answers.
+    fn keeps(&self, prefix: &Prefix) -> bool {
+        let warm = || self.beside.as_ref().is_some_and(|index| self.state_folder(index, prefix).path().exists());
+        !prefix.is_written() && (!self.graph.is_short() || self.passages.keeps() || warm())
+    }
+
     /// States of a prompt, and the logits after its last token.
     fn prefill(&mut self, prompt: &Prompt, capacity: usize) -> Result<(KvCache, Vec<f32>)> {
         let mut cache = self.graph.new_cache(1, capacity)?;
-        self.read_passages(&prompt.prefix, &prompt.passages, &mut cache, false)?;
-        let embeds = self.embed(&prompt.tail)?;
-        let last = prompt.tail.len().saturating_sub(1);
-        let pass = self.graph.forward(&mut cache, embeds, &[prompt.tail.len()], &[last], false)?;
+        // A GPU reads some hundreds of tokens in the time of one: where nobody keeps passages, one pass does.
+        let at_once = self.device() != Device::Cpu && !self.keeps(&prompt.prefix);
+        let tokens = if at_once {
+            self.begin_with(&prompt.prefix, &prompt.prefix.key(), &mut cache)?;
+            [prompt.passages.as_slice(), &prompt.tail].concat()
+        } else {
+            self.read_passages(&prompt.prefix, &prompt.passages, &mut cache, false)?;
+            prompt.tail.clone()
+        };
+        let embeds = self.embed(&tokens)?;
+        let last = tokens.len().saturating_sub(1);
+        let pass = self.graph.forward(&mut cache, embeds, &[tokens.len()], &[last], false)?;
         Ok((cache, pass.logits))
     }
 
     /// Step after step, all rows in one batch, until none is running.
     fn decode(&mut self, cache: &mut KvCache, rows: &mut Rows, on_text: OnText) -> Result<()> {
         let count = rows.answers.len();
-        let (fresh, every) = (vec![1; count], (0..count).collect::<Vec<usize>>());
+        let mut logits = Vec::new();
         for _ in 1..rows.decoding.max_new_tokens {
             // Rows that are done take part with their last token: one batch shape, and nobody reads the result.
             let embeds = self.embed(&rows.last_tokens())?;
-            let pass = self.graph.forward(cache, embeds, &fresh, &every, false)?;
-            let vocabulary = (pass.logits.len() / count).max(1);
-            for (row, logits) in pass.logits.chunks_exact(vocabulary).enumerate() {
+            self.graph.step(cache, embeds, &mut logits)?;
+            let vocabulary = (logits.len() / count).max(1);
+            for (row, logits) in logits.chunks_exact(vocabulary).enumerate() {
                 rows.step(row, logits, &self.tokenizer, on_text)?;
             }
             if !rows.running() {

@@ -26,6 +26,7 @@ use crate::read::soft_prompt::SoftPrompt;
 use crate::read::spans::Span;
 use crate::read::state_folder::StateFolder;
 use crate::read::template::{Template, TemplateKind};
+use crate::runtime::device::Device;
 use crate::runtime::kv_session::States;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
@@ -263,6 +264,11 @@ impl Reader {
         if let Model::Frozen(frozen) = &mut self.model {
             frozen.lm.keep_passages(bytes);
         }
+    }
+
+    /// Whether its language model runs on a GPU of this machine.
+    pub fn is_on_gpu(&self) -> bool {
+        matches!(&self.model, Model::Frozen(frozen) if frozen.lm.device() != Device::Cpu)
     }
 
     /// Look for states of passages beside this index too ([`FrozenLm::look_beside`]).

@@ -68,17 +68,18 @@ impl FromStr for Device {
 }
 
 /// Put the execution provider of the asked device into a session being built; and the device taken, which is
-/// never [`Device::Auto`].
+/// never [`Device::Auto`]. With `capture`, CUDA may record runs and repeat them.
 ///
 /// # Errors
 /// [`Error::Device`], naming what is missing.
 pub(in crate::runtime) fn register(
     mut builder: SessionBuilder,
     options: &RuntimeOptions,
+    capture: bool,
 ) -> Result<(SessionBuilder, Device)> {
     match options.device {
         Device::Cpu => Ok((builder, Device::Cpu)),
-        Device::Auto => match provide(&mut builder, Device::Cuda(0)) {
+        Device::Auto => match provide(&mut builder, Device::Cuda(0), capture) {
             Ok(()) => Ok((builder, Device::Cuda(0))),
             Err(message) => {
                 static SAID: Once = Once::new();
@@ -86,7 +87,7 @@ pub(in crate::runtime) fn register(
                 Ok((builder, Device::Cpu))
             }
         },
-        asked => match provide(&mut builder, asked) {
+        asked => match provide(&mut builder, asked, capture) {
             Ok(()) => Ok((builder, asked)),
             Err(problem) => {
                 Err(Error::Device { hint: Some(hint(asked, &problem)), device: asked.to_string(), problem })
@@ -112,7 +113,7 @@ pub fn check_precision(model: &ModelDir, device: Device) -> Result<()> {
 }
 
 /// Register the provider, or say in ONNX Runtime's words what it lacks.
-fn provide(builder: &mut SessionBuilder, device: Device) -> Result<(), String> {
+fn provide(builder: &mut SessionBuilder, device: Device, capture: bool) -> Result<(), String> {
     let id = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     // A build without the provider says so only in a warning; ask it first.
     let built_in = match device {
@@ -125,7 +126,7 @@ fn provide(builder: &mut SessionBuilder, device: Device) -> Result<(), String> {
     }
     let registered = match device {
         Device::Cpu | Device::Auto => Ok(()),
-        Device::Cuda(n) => CUDA::default().with_device_id(id(n)).register(builder),
+        Device::Cuda(n) => CUDA::default().with_device_id(id(n)).with_cuda_graph(capture).register(builder),
         // What TensorRT cannot take of a graph goes to CUDA before it goes to the processor.
         Device::TensorRt(n) => TensorRT::default()
             .with_device_id(id(n))

@@ -10,14 +10,22 @@ use std::borrow::Cow;
 
 use half::f16;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::IoBinding;
+use ort::session::{IoBinding, Session as OrtSession};
 use ort::value::{DynTensor, Tensor, TensorElementType};
 
 use crate::error::{Error, Result};
 use crate::runtime::cuda_memory::{CudaMemory, Rows};
 use crate::runtime::device::Device;
-use crate::runtime::model_dir::LmShape;
-use crate::runtime::session::{RuntimeOptions, Session, floats};
+use crate::runtime::model_dir::{LmShape, ModelDir};
+use crate::runtime::session::{RuntimeOptions, Session, floats, memory_session};
+use crate::runtime::step_graph::{Recording, Sizes, StepGraph};
+
+/// On a GPU that records steps, capacities are multiples of this, so that few sizes serve all prompts.
+const CAPACITY_STEP: usize = 128;
+/// Bytes of caches that are kept for the next batch of their size, with their recorded steps.
+const MOST_IDLE: usize = 1 << 30;
+/// Steps that are recorded in all, as ONNX Runtime forgets none; further ones run unrecorded.
+const MOST_RECORDED: i32 = 64;
 
 /// A language-model graph as documented at [`crate::runtime::model_dir::ModelKind::Lm`].
 #[derive(Debug)]
@@ -25,14 +33,29 @@ pub struct KvSession {
     session: Session,
     shape: LmShape,
     hidden: usize,
+    window: usize,
     gpu: Option<Gpu>,
+    recorder: Option<Recorder>,
 }
 
 /// Where buffers are on a GPU.
 #[derive(Debug)]
-struct Gpu {
-    allocator: Allocator,
-    memory: CudaMemory,
+pub(in crate::runtime) struct Gpu {
+    pub(in crate::runtime) allocator: Allocator,
+    /// What the allocator takes from.
+    _memory: OrtSession,
+    pub(in crate::runtime) memory: CudaMemory,
+}
+
+/// What a session that records steps keeps.
+#[derive(Debug)]
+struct Recorder {
+    /// Options of all other runs.
+    unrecorded: Recording,
+    /// Steps recorded so far.
+    recorded: i32,
+    /// Caches that nobody uses, the least recently used first.
+    idle: Vec<KvCache>,
 }
 
 /// Keys and values of a batch of sequences, all in one buffer capacity.
@@ -44,6 +67,17 @@ pub struct KvCache {
     /// Key and value of each layer in turn, `[batch, kv_heads, capacity, head_dim]`.
     tensors: Vec<DynTensor>,
     binding: IoBinding,
+    step: Option<StepGraph>,
+}
+
+/// Bind a cache's tensors to a graph as what is past and as what is present.
+pub(in crate::runtime) fn bind_cache(binding: &mut IoBinding, tensors: &mut [DynTensor]) -> ort::Result<()> {
+    for (i, tensor) in tensors.iter_mut().enumerate() {
+        let (layer, part) = (i / 2, if i % 2 == 0 { "key" } else { "value" });
+        binding.bind_input(format!("past_key_values.{layer}.{part}"), &*tensor)?;
+        binding.bind_output(format!("present.{layer}.{part}"), tensor)?;
+    }
+    Ok(())
 }
 
 /// Keys and values of some positions of one sequence: key and value of each layer in turn, each
@@ -105,20 +139,39 @@ pub struct Pass {
 }
 
 impl KvSession {
-    /// Load the graph at `path`.
-    pub fn open(path: &std::path::Path, shape: &LmShape, hidden: usize, options: &RuntimeOptions) -> Result<Self> {
-        let mut session = Session::open(path, options)?;
+    /// Load the graph of a language model's folder.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn open(model: &ModelDir, shape: &LmShape, options: &RuntimeOptions) -> Result<Self> {
+        let path = &model.graph();
+        // A graph of which some runs on the processor cannot be recorded.
+        let recording = match options.device {
+            Device::Cuda(_) | Device::Auto if !options.unrecorded => Session::open_with(path, options, true).ok(),
+            _ => None,
+        };
+        let recorder = match recording.as_ref().map(Session::device) {
+            Some(Device::Cuda(_)) => Some(Recorder { unrecorded: Recording::none()?, recorded: 0, idle: Vec::new() }),
+            _ => None,
+        };
+        let session = match recording {
+            Some(session) => session,
+            None => Session::open(path, options)?,
+        };
+        tracing::debug!(recorded = recorder.is_some(), "steps of the language model");
         let gpu = match session.device() {
             Device::Cpu | Device::Auto => None,
             Device::Cuda(number) | Device::TensorRt(number) => {
                 let failed = Error::internal("allocating on a GPU");
                 let id = i32::try_from(number).unwrap_or(i32::MAX);
                 let info = MemoryInfo::new(AllocationDevice::CUDA, id, AllocatorType::Device, MemoryType::Default);
-                let allocator = info.and_then(|info| Allocator::new(session.ort(), info)).map_err(failed)?;
-                Some(Gpu { allocator, memory: CudaMemory::open(number)? })
+                let memory = memory_session(&RuntimeOptions { device: session.device(), ..options.clone() })?;
+                let allocator = info.and_then(|info| Allocator::new(&memory, info)).map_err(failed)?;
+                Some(Gpu { allocator, _memory: memory, memory: CudaMemory::open(number)? })
             }
         };
-        Ok(Self { session, shape: shape.clone(), hidden, gpu })
+        let (hidden, window) = (model.description.hidden, model.description.max_tokens);
+        Ok(Self { session, shape: shape.clone(), hidden, window, gpu, recorder })
     }
 
     /// Where it runs.
@@ -136,8 +189,18 @@ impl KvSession {
         if self.is_short() { size_of::<f16>() } else { size_of::<f32>() }
     }
 
-    /// Empty buffers for `batch` sequences of up to `capacity` positions each.
+    /// Empty buffers for `batch` sequences of at least up to `capacity` positions each.
     pub fn new_cache(&mut self, batch: usize, capacity: usize) -> Result<KvCache> {
+        let mut capacity = capacity;
+        if let Some(recorder) = &mut self.recorder {
+            capacity = capacity.next_multiple_of(CAPACITY_STEP).min(self.window).max(capacity);
+            if let Some(at) = recorder.idle.iter().position(|c| (c.batch, c.capacity) == (batch, capacity)) {
+                // What it held before is behind the end of its sequences, and masked.
+                let mut cache = recorder.idle.remove(at);
+                cache.lengths.fill(0);
+                return Ok(cache);
+            }
+        }
         let failed = Error::internal("allocating the KV cache");
         let dims = [batch, self.shape.kv_heads, capacity, self.shape.head_dim];
         let element =
@@ -152,14 +215,51 @@ impl KvSession {
             gpu.clear(&mut tensors, dims.iter().product::<usize>() * self.number_size())?;
         }
         let mut binding = self.session.ort().create_binding().map_err(failed)?;
-        for (i, tensor) in tensors.iter_mut().enumerate() {
-            let (layer, part) = (i / 2, if i % 2 == 0 { "key" } else { "value" });
-            binding
-                .bind_input(format!("past_key_values.{layer}.{part}"), &*tensor)
-                .and_then(|()| binding.bind_output(format!("present.{layer}.{part}"), tensor))
-                .map_err(Error::internal("binding the KV cache"))?;
+        bind_cache(&mut binding, &mut tensors).map_err(Error::internal("binding the KV cache"))?;
+        Ok(KvCache { batch, capacity, lengths: vec![0; batch], tensors, binding, step: None })
+    }
+
+    /// Take back a cache that is not needed any more: where steps are recorded, the next batch of its size gets it.
+    pub fn give_back(&mut self, cache: KvCache) {
+        let bytes = 2 * self.shape.layers * self.shape.kv_heads * self.shape.head_dim * self.number_size();
+        let Some(recorder) = &mut self.recorder else { return };
+        recorder.idle.push(cache);
+        let mut all: usize = recorder.idle.iter().map(|c| c.batch * c.capacity * bytes).sum();
+        while all > MOST_IDLE {
+            let gone = recorder.idle.remove(0);
+            all -= gone.batch * gone.capacity * bytes;
         }
-        Ok(KvCache { batch, capacity, lengths: vec![0; batch], tensors, binding })
+    }
+
+    /// Run one new position of every sequence through the graph and append them to the cache; `embeds` is
+    /// `[batch, hidden]`, and the logits `[batch, vocab]` take the place of what is in `logits`.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when a sequence has no room for it.
+    pub fn step(&mut self, cache: &mut KvCache, embeds: Vec<f32>, logits: &mut Vec<f32>) -> Result<()> {
+        let batch = cache.batch;
+        let fits = cache.lengths.iter().all(|&length| length < cache.capacity) && embeds.len() == batch * self.hidden;
+        if let (Some(gpu), Some(recorder), true) = (&self.gpu, &mut self.recorder, fits)
+            && (cache.step.is_some() || recorder.recorded < MOST_RECORDED)
+        {
+            let step = match &mut cache.step {
+                Some(step) => step,
+                none => {
+                    let (hidden, vocab) = (self.hidden, self.shape.vocab);
+                    let sizes = Sizes { batch, capacity: cache.capacity, hidden, vocab };
+                    let number = recorder.recorded;
+                    recorder.recorded += 1;
+                    none.insert(StepGraph::new(&mut self.session, gpu, &mut cache.tensors, sizes, number)?)
+                }
+            };
+            let filled: Vec<usize> = cache.lengths.iter().map(|length| length + 1).collect();
+            step.run(&mut self.session, gpu, &embeds, &filled, logits)?;
+            cache.lengths = filled;
+            return Ok(());
+        }
+        let every: Vec<usize> = (0..batch).collect();
+        *logits = self.forward(cache, embeds, &vec![1; batch], &every, false)?.logits;
+        Ok(())
     }
 
     /// Run `positions` new positions of every sequence through the graph and append them to the cache.
@@ -207,8 +307,12 @@ impl KvSession {
         bind(&mut cache.binding)
             .and_then(|()| cache.binding.synchronize_inputs())
             .map_err(Error::internal("binding the language model's inputs"))?;
-        let outputs =
-            self.session.ort().run_binding(&cache.binding).map_err(Error::internal("running the language model"))?;
+        let session = self.session.ort();
+        let outputs = match &self.recorder {
+            Some(recorder) => session.run_binding_with_options(&cache.binding, &recorder.unrecorded.0),
+            None => session.run_binding(&cache.binding),
+        };
+        let outputs = outputs.map_err(Error::internal("running the language model"))?;
         let take = |name: &str| -> Result<Vec<f32>> {
             let value = outputs.get(name).ok_or_else(|| Error::Internal {
                 doing: "running the language model",

@@ -11,5 +11,6 @@ pub mod model_dir;
 pub mod session;
 pub mod setup;
 mod standard_export;
+mod step_graph;
 mod token_bytes;
 pub mod tokenizer;

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use ort::environment::{Environment, GlobalThreadPoolOptions};
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session as OrtSession, SessionInputValue};
 use ort::value::{DynValue, TensorElementType, TensorRef};
 
 use crate::error::{Error, Result};
+use crate::export::onnx::{DType, Dim, GraphBuilder};
 use crate::runtime::{device, setup};
 
 /// How a model is run.
@@ -27,6 +29,8 @@ pub struct RuntimeOptions {
     pub threads: usize,
     /// Never fetch anything; a missing piece is an error.
     pub offline: bool,
+    /// Start every kernel of a step of decoding by itself on a GPU, in the place of a CUDA graph: to measure, or to find a fault.
+    pub unrecorded: bool,
 }
 
 impl RuntimeOptions {
@@ -152,13 +156,31 @@ pub fn runtime_version(options: &RuntimeOptions) -> Result<String> {
     Ok(minor.map_or("of an unknown version".to_owned(), |minor| format!("1.{minor}")))
 }
 
+/// A session of no use but that it has memory of its own on the device of `options`, from which buffers can be had.
+///
+/// What a recorded run computed in between lay in its session's memory, and a repetition writes there whoever has that memory since. So
+/// buffers that outlive a run must come from elsewhere.
+///
+/// # Errors
+/// [`Error::Device`] when the device cannot be had.
+pub(in crate::runtime) fn memory_session(options: &RuntimeOptions) -> Result<OrtSession> {
+    let mut graph = GraphBuilder::new("memory");
+    let input = graph.input("x", DType::F32, &[Dim::Fixed(1)]);
+    graph.node("", "Identity", &[&input], &["y"], &[]);
+    graph.output("y", DType::F32, &[Dim::Fixed(1)]);
+    let failed = Error::internal("taking memory of a device");
+    let builder = OrtSession::builder(&runtime(options)?.environment).map_err(failed)?;
+    let (mut builder, _) = device::register(builder, options, false)?;
+    builder.commit_from_memory(&graph.skeleton()).map_err(Error::internal("taking memory of a device"))
+}
+
 /// The device that a model gets: the one asked for, or what `auto` takes on this machine. ONNX Runtime is loaded to see.
 ///
 /// # Errors
 /// As [`Session::open`].
 pub fn taken_device(options: &RuntimeOptions) -> Result<device::Device> {
     let builder = OrtSession::builder(&runtime(options)?.environment).map_err(Error::internal("asking for a GPU"))?;
-    Ok(device::register(builder, options)?.1)
+    Ok(device::register(builder, options, false)?.1)
 }
 
 impl Session {
@@ -168,6 +190,14 @@ impl Session {
     /// [`Error::Setup`] without a runtime library, [`Error::Device`] when the device cannot be had,
     /// [`Error::Model`] when the graph is not one.
     pub fn open(path: &Path, options: &RuntimeOptions) -> Result<Self> {
+        Self::open_with(path, options, false)
+    }
+
+    /// The same, and with `capture` a GPU may record a run and repeat it ([`crate::runtime::step_graph`]).
+    ///
+    /// # Errors
+    /// As [`Self::open`], and [`Error::Model`] for a graph that cannot be recorded because some of it runs on the processor.
+    pub(in crate::runtime) fn open_with(path: &Path, options: &RuntimeOptions, capture: bool) -> Result<Self> {
         let runtime = runtime(options)?;
         let bad = |e: &dyn std::fmt::Display| {
             Error::model(
@@ -187,7 +217,7 @@ impl Session {
         };
         let exact = if bytes_overflow() { "1" } else { "0" };
         let builder = builder.with_config_entry(EXACT_BYTES, exact).map_err(|e| bad(&e))?;
-        let (mut builder, device) = device::register(builder, options)?;
+        let (mut builder, device) = device::register(builder, options, capture)?;
         let inner = builder.commit_from_file(path).map_err(|e| bad(&e))?;
         tracing::info!(model = %path.display(), %device, "model loaded");
         Ok(Self { inner, path: path.to_path_buf(), device })
@@ -206,6 +236,12 @@ impl Session {
     /// Names of the graph's outputs.
     pub fn output_names(&self) -> Vec<&str> {
         self.inner.outputs().iter().map(|o| o.name()).collect()
+    }
+
+    /// Whether an output of the graph is of 16-bit floats.
+    pub(in crate::runtime) fn gives_short(&self, output: &str) -> bool {
+        let output = self.inner.outputs().iter().find(|o| o.name() == output);
+        output.and_then(|o| o.dtype().tensor_type()) == Some(TensorElementType::Float16)
     }
 
     /// The file this session was loaded from.
@@ -259,7 +295,7 @@ pub(in crate::runtime) fn floats(value: &DynValue) -> Result<Output> {
     let is_half = value.dtype().tensor_type() == Some(TensorElementType::Float16);
     let (shape, data) = if is_half {
         let (shape, data) = value.try_extract_tensor::<f16>().map_err(Error::internal("reading a tensor"))?;
-        (shape, data.iter().map(|x| x.to_f32()).collect())
+        (shape, data.to_f32_vec())
     } else {
         let (shape, data) = value.try_extract_tensor::<f32>().map_err(Error::internal("reading a tensor"))?;
         (shape, data.to_vec())
