@@ -27,7 +27,7 @@ use crate::read::spans::Span;
 use crate::read::state_folder::StateFolder;
 use crate::read::template::{Template, TemplateKind};
 use crate::runtime::device::Device;
-use crate::runtime::kv_session::States;
+use crate::runtime::kv_states::States;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::tokenizer::TextTokenizer;

@@ -17,7 +17,7 @@ use crate::disk;
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::index::site::STATES;
-use crate::runtime::kv_session::States;
+use crate::runtime::kv_states::States;
 use crate::runtime::model_dir::LmShape;
 
 /// Name of the tensor.

@@ -4,8 +4,10 @@
 pub mod batch;
 pub mod cuda_memory;
 pub mod device;
+mod gpu_buffers;
 pub mod gpu_libraries;
 pub mod kv_session;
+pub mod kv_states;
 pub mod memory;
 pub mod model_dir;
 pub mod session;

@@ -13,8 +13,8 @@ use ort::session::{IoBinding, NoSelectedOutputs, RunOptions};
 use ort::value::{DynTensor, TensorElementType};
 
 use crate::error::{Error, Result};
-use crate::runtime::cuda_memory::Rows;
-use crate::runtime::kv_session::{Gpu, bind_cache};
+use crate::runtime::gpu_buffers::Gpu;
+use crate::runtime::kv_session::bind_cache;
 use crate::runtime::session::Session;
 
 /// The run option that names a recording; -1 is a run that is neither recorded nor repeated.
@@ -133,27 +133,5 @@ impl StepGraph {
                 Ok(())
             }
         }
-    }
-}
-
-#[expect(unsafe_code, reason = "memory of a GPU is raw")]
-impl Gpu {
-    /// Fill a tensor on the GPU, which must be of these numbers.
-    fn write<T: Copy>(&self, numbers: &[T], tensor: &mut DynTensor) -> Result<()> {
-        let bytes = size_of_val(numbers);
-        let from = Rows { first: numbers.as_ptr().cast_mut().cast(), pitch: bytes };
-        // SAFETY: the callers allocated the tensor for as many numbers of this type, and no run uses it now.
-        unsafe { self.memory.copy(Rows { first: tensor.data_ptr_mut(), pitch: bytes }, from, bytes, 1) }
-    }
-
-    /// The numbers of a tensor on the GPU, which must be of this type and at least so many.
-    fn read<T: Copy>(&self, tensor: &DynTensor, read: &mut [T]) -> Result<()> {
-        // ONNX Runtime's own stream does not wait for copies, nor they for it.
-        self.memory.wait()?;
-        let bytes = size_of_val(read);
-        let from = Rows { first: tensor.data_ptr().cast_mut(), pitch: bytes };
-        // SAFETY: the callers allocated the tensor for as many numbers of this type, and the run that wrote it has returned.
-        unsafe { self.memory.copy(Rows { first: read.as_mut_ptr().cast(), pitch: bytes }, from, bytes, 1)? };
-        self.memory.wait()
     }
 }
