@@ -24,7 +24,7 @@ use crate::explain::Explanation;
 use crate::filter::Filter;
 use crate::pipeline::Answer;
 use crate::read::recursion::Recursion;
-use crate::serve::problem::Problem;
+use crate::serve::problem::{Problem, Refused};
 use crate::serve::workers::{Done, Facts, Refusal, SearchHit, State as WorkersState, Work, Workers};
 use crate::serve::{Server, Shared};
 
@@ -159,10 +159,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 #[utoipa::path(post, path = "/v1/answer", request_body = AnswerRequest, responses(
     (status = 200, description = "An answer with its evidence, or server-sent events",
         content((Answer = "application/json"), ("text/event-stream"))),
-    (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
-    (status = 408, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem),
-    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
-    (status = 504, body = Problem),
+    Refused,
 ))]
 pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequest>) -> Result<Response, Problem> {
     let worker = prepare(&server, &request.question, request.index.as_deref())?;
@@ -226,10 +223,7 @@ pub(super) fn finish(done: Done, explain: bool, server: &Shared) -> Result<Answe
 /// `POST /v1/search`.
 #[utoipa::path(post, path = "/v1/search", request_body = SearchRequest, responses(
     (status = 200, description = "Passages, best first", body = SearchResponse),
-    (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
-    (status = 408, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem),
-    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
-    (status = 504, body = Problem),
+    Refused,
 ))]
 pub async fn search(
     State(server): State<Server>,

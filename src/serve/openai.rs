@@ -28,7 +28,7 @@ use crate::serve::openai_reply::{
     Completion, CompletionChoice, CompletionMessage, CompletionUsage, DocumentText, Embedding, Embeddings,
     EmbeddingsUsage, Grounds, Model, Models, PromptTokens, Reranked, RerankedText, Vector,
 };
-use crate::serve::problem::Problem;
+use crate::serve::problem::{Problem, Refused};
 use crate::serve::workers::{Done, Refusal, Work};
 use crate::serve::{Server, Shared};
 use crate::types::Evidence;
@@ -112,10 +112,7 @@ impl ChatRequest {
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
     (status = 200, description = "A chat completion, or server-sent chunks of one",
         content((Completion = "application/json"), ("text/event-stream"))),
-    (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
-    (status = 408, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem),
-    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
-    (status = 504, body = Problem),
+    Refused,
 ))]
 pub async fn chat(State(server): State<Server>, Body(request): Body<ChatRequest>) -> Result<Response, Problem> {
     if request.n.unwrap_or(1) != 1 || request.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
@@ -257,10 +254,7 @@ pub enum Encoding {
 #[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingsRequest, responses(
     (status = 200, description = "Unit vectors, in the order of the texts; `truncated` counts texts that were too long",
         body = Embeddings),
-    (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
-    (status = 408, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem),
-    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
-    (status = 504, body = Problem),
+    Refused,
 ))]
 pub async fn embeddings(
     State(server): State<Server>,
@@ -332,10 +326,7 @@ pub enum Document {
 #[utoipa::path(post, path = "/v1/rerank", request_body = RerankRequest, responses(
     (status = 200, description = "Places of the texts in the request, best first, with scores between 0 and 1",
         body = Reranked),
-    (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
-    (status = 408, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem),
-    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
-    (status = 504, body = Problem),
+    Refused,
 ))]
 pub async fn rerank(
     State(server): State<Server>,

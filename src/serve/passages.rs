@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::index::change::Known;
 use crate::serve::Server;
 use crate::serve::api::{Body, index_named, unprocessable};
-use crate::serve::problem::Problem;
+use crate::serve::problem::{ChangeRefused, Problem};
 use crate::serve::workers::{Changed, Done, Edit, Refusal, Work, Workers};
 
 /// Records to put into an index.
@@ -85,11 +85,7 @@ pub struct Which {
 /// `POST /v1/passages`.
 #[utoipa::path(post, path = "/v1/passages", request_body = PutRequest, responses(
     (status = 200, description = "They can be found now", body = ChangeResponse),
-    (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
-    (status = 404, body = Problem), (status = 408, body = Problem), (status = 409, body = Problem),
-    (status = 413, body = Problem),
-    (status = 422, body = Problem), (status = 429, body = Problem), (status = 500, body = Problem),
-    (status = 503, body = Problem), (status = 504, body = Problem),
+    ChangeRefused,
 ))]
 pub async fn put(
     State(server): State<Server>,
@@ -110,10 +106,7 @@ pub async fn put(
 #[utoipa::path(delete, path = "/v1/passages/{id}", params(("id" = String, Path, description = "Of a document, all of \
     whose passages go, or of a passage"), Which), responses(
     (status = 200, description = "It is found no longer", body = ChangeResponse),
-    (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem),
-    (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem),
-    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
-    (status = 504, body = Problem),
+    ChangeRefused,
 ))]
 pub async fn delete(
     State(server): State<Server>,

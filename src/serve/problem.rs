@@ -1,11 +1,14 @@
 //! What a request gets when it gets no answer: a status, one sentence, and what to do.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::openapi::{Content, Ref, RefOr, Response as Described, ResponseBuilder};
+use utoipa::{IntoResponses, ToSchema};
 
 use crate::error::Error;
 use crate::serve::workers::Refusal;
@@ -30,6 +33,36 @@ pub struct ProblemBody {
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+}
+
+/// For the description of the API: what a question may get instead of its answer.
+pub struct Refused;
+
+/// For the description of the API: what a change of an index may get as well.
+pub struct ChangeRefused;
+
+/// Statuses of [`Refused`].
+const OF_QUESTIONS: [u16; 10] = [400, 401, 404, 408, 413, 422, 429, 500, 503, 504];
+/// What [`ChangeRefused`] adds.
+const OF_CHANGES: [u16; 2] = [403, 409];
+
+impl IntoResponses for Refused {
+    fn responses() -> BTreeMap<String, RefOr<Described>> {
+        OF_QUESTIONS.into_iter().map(described).collect()
+    }
+}
+
+impl IntoResponses for ChangeRefused {
+    fn responses() -> BTreeMap<String, RefOr<Described>> {
+        OF_QUESTIONS.into_iter().chain(OF_CHANGES).map(described).collect()
+    }
+}
+
+/// A status whose body is a [`Problem`].
+fn described(status: u16) -> (String, RefOr<Described>) {
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
+    let body = Content::new(Some(Ref::from_schema_name("Problem")));
+    (status.to_string(), ResponseBuilder::new().description(reason).content("application/json", body).into())
 }
 
 impl Problem {

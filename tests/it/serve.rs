@@ -212,6 +212,16 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
             assert!(schema["$ref"].is_string(), "{method} {path} says what a good reply is: {schema}");
         }
     }
+    let problem = json!({"$ref": "#/components/schemas/Problem"});
+    assert_eq!(
+        described["paths"]["/v1/answer"]["post"]["responses"]["429"]["content"]["application/json"]["schema"],
+        problem
+    );
+    assert_eq!(
+        described["paths"]["/v1/passages"]["post"]["responses"]["409"]["content"]["application/json"]["schema"],
+        problem
+    );
+    assert!(described["components"]["schemas"]["Problem"].is_object());
     let page = server.get("/");
     assert!(page.headers.contains("content-security-policy: default-src 'none'"));
     for outside in ["http://", "https://", "src=", "url(", "@import"] {
