@@ -117,7 +117,7 @@ impl Bench {
         let retrievers: Vec<Box<dyn Retriever>> = vec![
             Box::new(Bm25Retriever::new(Arc::clone(&index))),
             Box::new(dense()),
-            Box::new(HybridRetriever::new(Arc::clone(&index), dense(), Fusion::Convex(0.8), 0)),
+            Box::new(HybridRetriever::new(Arc::clone(&index), dense(), Fusion::default(), 0)),
         ];
         let reranker = CrossEncoder::open(&model("reranker"), &options).unwrap();
         let lm = model("SmolLM2-135M-Instruct");

@@ -6,11 +6,11 @@ use utoipa::ToSchema;
 use crate::pipeline::Found;
 use crate::types::{Hit, PassageId};
 
-/// A place in a list, from 1, and what it was given for.
+/// A place in a list, and what it was given for.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
 pub struct Place {
-    /// From 1.
-    pub rank: usize,
+    /// From 1; none if it is not in the list, and was scored all the same.
+    pub rank: Option<usize>,
     /// Comparable within its list only.
     pub score: f32,
 }
@@ -18,7 +18,7 @@ pub struct Place {
 /// What each part of the ranking gave a passage.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct Explanation {
-    /// By words; none when it is not among the candidates, or words took no part.
+    /// By words; none when it has none of the question's, or words took no part.
     pub bm25: Option<Place>,
     /// By meaning: the cosine of question and passage.
     pub cosine: Option<f32>,
@@ -33,12 +33,16 @@ impl Explanation {
     pub fn of(passage: PassageId, found: &Found) -> Self {
         let place = |list: &[Hit]| {
             let at = list.iter().position(|hit| hit.passage == passage)?;
-            Some(Place { rank: at + 1, score: list.get(at)?.score })
+            Some(Place { rank: Some(at + 1), score: list.get(at)?.score })
+        };
+        let beyond = |list: &[Hit]| {
+            let hit = list.iter().find(|hit| hit.passage == passage)?;
+            Some(Place { rank: None, score: hit.score })
         };
         let parts = &found.parts;
         let cosine = parts.meaning.iter().chain(&parts.cosines).find(|hit| hit.passage == passage);
         Self {
-            bm25: place(&parts.words),
+            bm25: place(&parts.words).or_else(|| beyond(&parts.bm25)),
             cosine: cosine.map(|hit| hit.score),
             first_stage: place(&found.retrieved),
             reranker: place(&found.reranked),
@@ -48,8 +52,11 @@ impl Explanation {
 
 impl std::fmt::Display for Explanation {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let place =
-            |name: &str, place: &Option<Place>| place.map(|p| format!("{name} {:.3} (place {})", p.score, p.rank));
+        let place = |name: &str, place: &Option<Place>| {
+            let Place { rank, score } = (*place)?;
+            let rank = rank.map_or_else(String::new, |rank| format!(" (place {rank})"));
+            Some(format!("{name} {score:.3}{rank}"))
+        };
         let parts = [
             place("words", &self.bm25),
             self.cosine.map(|cosine| format!("meaning {cosine:.3}")),
@@ -73,12 +80,13 @@ mod tests {
                 words: vec![hit(1, 9.0), hit(2, 8.0)],
                 meaning: vec![hit(3, 0.9)],
                 cosines: vec![hit(2, 0.5)],
+                bm25: vec![hit(4, 1.0)],
             },
-            retrieved: vec![hit(3, 0.7), hit(2, 0.6), hit(1, 0.4)],
+            retrieved: vec![hit(3, 0.7), hit(2, 0.6), hit(1, 0.4), hit(4, 0.3)],
             reranked: vec![hit(2, 3.0)],
             ..Found::default()
         };
-        let place = |rank, score| Some(Place { rank, score });
+        let place = |rank, score| Some(Place { rank: Some(rank), score });
         let second = Explanation::of(PassageId(2), &found);
         assert_eq!((second.bm25, second.cosine), (place(2, 8.0), Some(0.5)));
         assert_eq!((second.first_stage, second.reranker), (place(2, 0.6), place(1, 3.0)));
@@ -88,5 +96,9 @@ mod tests {
         );
         let third = Explanation::of(PassageId(3), &found);
         assert_eq!((third.bm25, third.cosine, third.reranker), (None, Some(0.9), None));
+        // Only meaning found it, and yet words count.
+        let fourth = Explanation::of(PassageId(4), &found);
+        assert_eq!(fourth.bm25, Some(Place { rank: None, score: 1.0 }));
+        assert_eq!(fourth.to_string(), "words 1.000 · first stage 0.300 (place 4)");
     }
 }

@@ -5,8 +5,9 @@ use std::io::BufRead;
 use clap::Args;
 
 use crate::cli::Globals;
-use crate::cli::engine::{self, Engine, ReadingArgs, RetrievalArgs};
+use crate::cli::engine::{self, Engine};
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
+use crate::cli::pipeline_args::{ReadingArgs, RetrievalArgs};
 use crate::confidence::FEATURES;
 use crate::error::{Error, Result};
 use crate::index::passages::Passages;

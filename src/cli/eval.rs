@@ -14,8 +14,8 @@ use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use crate::cli::Globals;
-use crate::cli::engine::{ReadingArgs, RetrievalArgs, merge, merge_reading};
 use crate::cli::output;
+use crate::cli::pipeline_args::{ReadingArgs, RetrievalArgs, merge, merge_reading};
 use crate::error::{Error, Result};
 use crate::eval::compare::compare;
 use crate::eval::dataset::{self, Question};

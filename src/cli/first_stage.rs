@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cli::engine::{Models, RankingArgs, RetrievalArgs};
+use crate::cli::engine::Models;
 use crate::cli::index_change::check_encoder;
+use crate::cli::pipeline_args::{RankingArgs, RetrievalArgs};
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::index::Index;
@@ -18,6 +19,9 @@ use crate::retrieve::{Bm25Retriever, DenseRetriever, HybridRetriever, MilvusRetr
 use crate::runtime::device::Device;
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup;
+
+/// Candidates of each side that hybrid search fuses at least, so that the first few do not depend on how many are wanted.
+const CANDIDATES: usize = 100;
 
 /// The first stage that `retrieval` asks for, with the encoder of the index where it needs one, which is lent as well.
 pub(crate) fn open_retriever(
@@ -38,7 +42,7 @@ pub(crate) fn open_retriever(
     let dense =
         DenseRetriever::new(Arc::clone(&index), of_questions(&encoder), &fingerprint, 0, retrieval.ranking.exact)?;
     let retriever: Box<dyn Retriever> = match mode {
-        Mode::Hybrid => Box::new(HybridRetriever::new(index, dense, ranking.fusion()?, 0).with_bm25(bm25)),
+        Mode::Hybrid => Box::new(HybridRetriever::new(index, dense, ranking.fusion()?, CANDIDATES).with_bm25(bm25)),
         _ => Box::new(dense),
     };
     Ok((retriever, Some(encoder)))
@@ -154,9 +158,9 @@ fn open_milvus(
     let (collection, fusion) = (Arc::clone(collection), ranking.fusion()?);
     let Some(identity) = encoder_for(mode, collection.encoder(), place.to_string().as_ref())? else {
         let none = |_: &str| Ok(Vec::new());
-        return Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, 0, none)), None));
+        return Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, CANDIDATES, none)), None));
     };
     let (encoder, fingerprint) = open_encoder(&identity.name, options, progress, models)?;
     check_encoder(place.to_string().as_ref(), &identity, &fingerprint)?;
-    Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, 0, of_questions(&encoder))), Some(encoder)))
+    Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, CANDIDATES, of_questions(&encoder))), Some(encoder)))
 }

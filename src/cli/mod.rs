@@ -17,6 +17,7 @@ mod index_cluster;
 mod log;
 pub mod models;
 pub mod output;
+pub mod pipeline_args;
 pub mod progress;
 pub mod search;
 pub mod serve;

@@ -5,8 +5,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::cli::Globals;
-use crate::cli::engine::{self, RetrievalArgs};
+use crate::cli::engine;
 use crate::cli::output::{self, BOLD, DIM};
+use crate::cli::pipeline_args::RetrievalArgs;
 use crate::error::Result;
 use crate::explain::Explanation;
 use crate::types::Passage;

@@ -8,11 +8,12 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::Globals;
-use crate::cli::engine::{self, RankingArgs, ReadingArgs, RetrievalArgs};
+use crate::cli::engine;
 use crate::cli::first_stage::Place;
 use crate::cli::index_change::{self, KeptEncoder};
 use crate::cli::index_cluster;
 use crate::cli::output::{self, BOLD, DIM};
+use crate::cli::pipeline_args::{RankingArgs, ReadingArgs, RetrievalArgs};
 use crate::cli::traces::Traces;
 use crate::error::{Error, Result};
 use crate::milvus::Address;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::cli::Globals;
-use crate::cli::engine::DEFAULT_LM;
 use crate::cli::output;
+use crate::cli::pipeline_args::DEFAULT_LM;
 use crate::cli::train_candidates::{self, CandidatesArgs};
 use crate::cli::train_curves::{self, CurvesArgs};
 use crate::cli::train_id_prompt::{self, ConnectorArgs, IdPromptArgs};

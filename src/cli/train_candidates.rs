@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::Globals;
-use crate::cli::engine::DEFAULT_LM;
 use crate::cli::eval::{at_least_one, open_prompts};
 use crate::cli::output;
+use crate::cli::pipeline_args::DEFAULT_LM;
 use crate::error::{Error, Result};
 use crate::eval::candidates::{self, Sampling};
 use crate::eval::task_set;

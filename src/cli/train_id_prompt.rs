@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::Globals;
-use crate::cli::engine::DEFAULT_LM;
 use crate::cli::output;
+use crate::cli::pipeline_args::DEFAULT_LM;
 use crate::cli::train::{LoopArgs, lm_weights};
 use crate::error::{Error, Result};
 use crate::eval::task_set::{self, TaskSet};

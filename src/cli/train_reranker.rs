@@ -6,9 +6,10 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::cli::Globals;
-use crate::cli::engine::{RankingArgs, RetrievalArgs, first_stage};
+use crate::cli::engine::first_stage;
 use crate::cli::first_stage::open_retriever;
 use crate::cli::output;
+use crate::cli::pipeline_args::{RankingArgs, RetrievalArgs};
 use crate::cli::train::LoopArgs;
 use crate::error::{Error, Result};
 use crate::index::Index;

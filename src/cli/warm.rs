@@ -7,8 +7,9 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::cli::Globals;
-use crate::cli::engine::{self, DEFAULT_LM, ReadingArgs, RetrievalArgs};
+use crate::cli::engine;
 use crate::cli::output::{self, GOOD};
+use crate::cli::pipeline_args::{DEFAULT_LM, ReadingArgs, RetrievalArgs};
 use crate::error::{Error, Result};
 use crate::eval::dataset;
 use crate::milvus::Address;

@@ -162,15 +162,19 @@ impl Collection {
     }
 
     /// The cosines of passages to a vector.
-    pub fn cosines(&self, vector: &[f32], keys: &[&str], only: &str) -> Result<Found> {
+    pub fn cosines(&self, vector: &[f32], keys: &[&str]) -> Result<Found> {
         if keys.is_empty() {
             return Ok(Found::default());
         }
-        let mut these = among(KEY, keys.iter().copied());
-        if !only.is_empty() {
-            these = format!("({only}) and {these}");
+        self.by_vector(vector, keys.len(), &among(KEY, keys.iter().copied()))
+    }
+
+    /// BM25 of passages for these terms, of those that have one of them.
+    pub fn scores(&self, terms: &[String], keys: &[&str]) -> Result<Found> {
+        if keys.is_empty() {
+            return Ok(Found::default());
         }
-        self.by_vector(vector, keys.len(), &these)
+        self.by_words(terms, keys.len(), &among(KEY, keys.iter().copied()))
     }
 
     fn search(

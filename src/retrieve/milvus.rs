@@ -32,30 +32,29 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
         Self { collection, mode, fusion, candidates, encode, terms, only: String::new(), parts: Parts::default() }
     }
 
-    fn words(&mut self, question: &str, depth: usize) -> Result<Found> {
-        self.collection.by_words(&self.terms.of_question(question), depth, &self.only)
-    }
-
     fn hybrid(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
         let candidates = self.candidates.max(depth);
-        let words = self.words(question, candidates)?;
-        let vector = (self.encode)(question)?;
-        let near = self.collection.by_vector(&vector, candidates, &self.only)?;
-        let missing = match self.fusion {
-            Fusion::Rrf => Found::default(),
-            // The cosine of a passage that only BM25 found is not unknown: the cluster has its vector.
-            Fusion::Convex(_) => {
-                let found: HashSet<&str> = near.passages.iter().map(|(passage, _)| passage.key.as_str()).collect();
-                let keys = words.passages.iter().map(|(passage, _)| passage.key.as_str());
-                let missing: Vec<&str> = keys.filter(|key| !found.contains(key)).collect();
-                self.collection.cosines(&vector, &missing, &self.only)?
-            }
+        let (terms, vector) = (self.terms.of_question(question), (self.encode)(question)?);
+        let words = self.collection.by_words(&terms, candidates, &self.only)?;
+        let meaning = self.collection.by_vector(&vector, candidates, &self.only)?;
+        let (cosines, bm25) = match self.fusion {
+            Fusion::Rrf => (Found::default(), Found::default()),
+            // What one side did not find is not unknown to it: the cluster has vectors and words.
+            Fusion::Convex(_) => (
+                self.collection.cosines(&vector, &beyond(&words, &meaning))?,
+                self.collection.scores(&terms, &beyond(&meaning, &words))?,
+            ),
         };
-        let meaning = self.collection.hits(near);
-        let words = self.collection.hits(words);
-        self.parts = Parts { words, meaning, cosines: self.collection.hits(missing) };
+        let [meaning, words, cosines, bm25] = [meaning, words, cosines, bm25].map(|found| self.collection.hits(found));
+        self.parts = Parts { words, meaning, cosines, bm25 };
         Ok(self.fusion.fuse(&self.parts, depth))
     }
+}
+
+/// The keys of `these` that are not among the `others`.
+fn beyond<'a>(these: &'a Found, others: &Found) -> Vec<&'a str> {
+    let others: HashSet<&str> = others.passages.iter().map(|(passage, _)| passage.key.as_str()).collect();
+    these.passages.iter().map(|(passage, _)| passage.key.as_str()).filter(|key| !others.contains(key)).collect()
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for MilvusRetriever<E> {
@@ -67,7 +66,7 @@ impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for MilvusRetriever<E>
         }
         let found = match self.mode {
             Mode::Hybrid => return self.hybrid(question, depth),
-            Mode::Bm25 => self.words(question, depth)?,
+            Mode::Bm25 => self.collection.by_words(&self.terms.of_question(question), depth, &self.only)?,
             Mode::Dense => {
                 let vector = (self.encode)(question)?;
                 self.collection.by_vector(&vector, depth, &self.only)?

@@ -19,7 +19,7 @@ mod milvus;
 
 pub use bm25::Bm25Retriever;
 pub use dense::DenseRetriever;
-pub use hybrid::{Fusion, HybridRetriever};
+pub use hybrid::{DENSE_WEIGHT, Fusion, HybridRetriever};
 pub use milvus::MilvusRetriever;
 
 /// What the parts of a first stage found for a question, each best first.
@@ -31,6 +31,8 @@ pub struct Parts {
     pub meaning: Vec<Hit>,
     /// Cosines of passages that only words found.
     pub cosines: Vec<Hit>,
+    /// BM25 of passages that only meaning found, of those that have a word of the question.
+    pub bm25: Vec<Hit>,
 }
 
 /// A first stage: question in, scored passages out.

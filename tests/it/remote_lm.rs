@@ -137,6 +137,15 @@ fn answers_are_those_of_the_same_model_at_hand() {
     let question = "Which people's language gave us the word nunatak?";
     let there = answer(&index, question, &["--lm-url", &url]);
     assert_eq!(there["answer"], answer(&index, question, &exact)["answer"]);
+    // A tokenizer goes by its file, by its folder, or by the name of a model.
+    let by_file = answer(&index, question, &exact);
+    for tokenizer in [LM, tokenizer.parent().unwrap().to_str().unwrap()] {
+        let there = answer(&index, question, &["--lm-url", &url, "--lm-tokenizer", tokenizer]);
+        assert_eq!((&there["answer"], &there["score"]), (&by_file["answer"], &by_file["score"]), "{tokenizer}");
+    }
+    let output = ask(&index, question, &["--lm-url", &url, "--lm-tokenizer", "no-such-model"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("no-such-model: there is no model of this name"), "{said}");
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::engine::{self, DEFAULT_LM, ReadingArgs, RetrievalArgs};
+use crate::cli::engine;
 use crate::cli::index::DEFAULT_ENCODER;
 use crate::cli::output::{self, BOLD, DIM, GOOD};
+use crate::cli::pipeline_args::{DEFAULT_LM, ReadingArgs, RetrievalArgs};
 use crate::cli::{Globals, ask};
 use crate::corpus::{self, CorpusOptions};
 use crate::encode::Encoder;

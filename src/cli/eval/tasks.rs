@@ -7,8 +7,8 @@ use clap::Args;
 use serde_json::json;
 
 use crate::cli::Globals;
-use crate::cli::engine::DEFAULT_LM;
 use crate::cli::output;
+use crate::cli::pipeline_args::DEFAULT_LM;
 use crate::error::{Error, Result};
 use crate::eval::out_dir::REPORT;
 use crate::eval::task_set::{self, TaskSet, draw, input_tokens};

@@ -142,14 +142,8 @@ impl Words {
         scratch: &mut Scratch,
     ) -> tantivy::Result<()> {
         let Some((term, _)) = self.words.first() else { return Ok(()) };
-        let field = term.field();
-        let (index, norms) = (segment.inverted_index(field)?, segment.get_fieldnorms_reader(field)?);
-        let mut cursors = Vec::with_capacity(self.words.len());
-        for (term, weight) in &self.words {
-            if let Some(postings) = index.read_block_postings(term, IndexRecordOption::WithFreqs)? {
-                cursors.push(Cursor { postings, at: 0, weight: *weight });
-            }
-        }
+        let norms = segment.get_fieldnorms_reader(term.field())?;
+        let mut cursors = self.cursors(segment)?;
         // Most that the words from each on can add.
         let mut rest: Vec<f32> = vec![0.0; cursors.len() + 1];
         for at in (0..cursors.len()).rev() {
@@ -208,6 +202,39 @@ impl Words {
             }
             sums.fill(0.0);
         }
+    }
+
+    /// Scores of these passages of a segment, which are in order: what [`Self::search`] gives them, 0 for those without
+    /// any of the words.
+    pub fn scores(&self, segment: &SegmentReader, passages: &[DocId]) -> tantivy::Result<Vec<f32>> {
+        let mut sums = vec![0.0; passages.len()];
+        let Some((term, _)) = self.words.first() else { return Ok(sums) };
+        let norms = segment.get_fieldnorms_reader(term.field())?;
+        for mut word in self.cursors(segment)? {
+            for (sum, &passage) in sums.iter_mut().zip(passages) {
+                if let Some(often) = word.often(passage) {
+                    *sum += word.weight * self.part(often, norms.fieldnorm_id(passage));
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    /// The lists of those words that a segment has, at their beginnings.
+    fn cursors(&self, segment: &SegmentReader) -> tantivy::Result<Vec<Cursor>> {
+        let mut cursors = Vec::with_capacity(self.words.len());
+        for (term, weight) in &self.words {
+            let index = segment.inverted_index(term.field())?;
+            if let Some(postings) = index.read_block_postings(term, IndexRecordOption::WithFreqs)? {
+                cursors.push(Cursor { postings, at: 0, weight: *weight });
+            }
+        }
+        Ok(cursors)
+    }
+
+    /// Most that a passage's score could be: each word is worth less than its weight, however often it is there.
+    pub fn most(&self) -> f32 {
+        self.words.iter().map(|(_, weight)| weight).sum()
     }
 
     /// A word's part of the score of a passage that has it so often.
@@ -287,16 +314,21 @@ impl Cursor {
     fn look_up(&mut self, start: DocId, places: &[u32], sums: &mut [f32], norms: &FieldNormReader, words: &Words) {
         for &place in places {
             let wanted = start + place;
-            match self.doc() {
-                None => return,
-                Some(doc) if doc < wanted => self.at = self.postings.seek(wanted),
-                Some(_) => {}
-            }
-            if self.doc() == Some(wanted) {
-                let often = self.postings.freqs().get(self.at).copied().unwrap_or(0);
+            if let Some(often) = self.often(wanted) {
                 sums[place as usize] += self.weight * words.part(often, norms.fieldnorm_id(wanted));
             }
         }
+    }
+
+    /// How often the word is in a passage that is not before those asked for earlier, if it is.
+    fn often(&mut self, wanted: DocId) -> Option<u32> {
+        if self.doc()? < wanted {
+            self.at = self.postings.seek(wanted);
+        }
+        if self.doc()? != wanted {
+            return None;
+        }
+        self.postings.freqs().get(self.at).copied()
     }
 }
 
@@ -454,6 +486,18 @@ mod tests {
                 let expected: Vec<Hit> = all.iter().copied().filter(|hit| accept(hit.passage)).take(depth).collect();
                 assert_eq!(best.into_hits(), expected, "{asked:?} {bm25:?} {depth}");
             }
+            // Single passages are scored as all are.
+            let (mut scored, mut first) = (Vec::new(), 0);
+            for segment in &segments {
+                let here: Vec<u32> = (0..segment.max_doc()).filter(|at| (first + at).is_multiple_of(modulus)).collect();
+                let scores = words.scores(segment, &here).unwrap();
+                let hit = |(at, score): (&u32, f32)| Hit { passage: PassageId(first + at), score };
+                scored.extend(here.iter().zip(scores).map(hit).filter(|hit| hit.score > 0.0));
+                first += segment.max_doc();
+            }
+            sort_hits(&mut scored);
+            let expected: Vec<Hit> = all.iter().copied().filter(|hit| accept(hit.passage)).collect();
+            assert_eq!(scored, expected, "{asked:?} {bm25:?}");
         }
     }
 

@@ -346,6 +346,35 @@ impl Lexical {
         Ok(best.into_hits())
     }
 
+    /// BM25 of these passages for a question, as [`Self::search_by`] gives it, by passage id; those without a word of the
+    /// question are left out. Each is there once however often it is asked for.
+    pub fn scores(&self, question: &str, passages: &[PassageId], bm25: Bm25) -> Result<Vec<Hit>> {
+        let terms = self.terms(question)?;
+        let mut wanted = passages.to_vec();
+        wanted.sort_unstable();
+        wanted.dedup();
+        if terms.is_empty() || wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let words = Words::new(&self.searcher, terms, bm25).map_err(failed(&self.folder))?;
+        let mut hits = Vec::with_capacity(wanted.len());
+        let mut wanted = wanted.as_slice();
+        for (rows, segment) in self.in_row_order() {
+            let (here, behind) = wanted.split_at(wanted.partition_point(|row| row.0 < rows.first + rows.count));
+            wanted = behind;
+            let documents: Vec<u32> = here.iter().map(|row| row.0 - rows.first).collect();
+            let scores = words.scores(segment, &documents).map_err(failed(&self.folder))?;
+            hits.extend(here.iter().zip(scores).map(|(&passage, score)| Hit { passage, score }));
+        }
+        hits.retain(|hit| hit.score > 0.0);
+        Ok(hits)
+    }
+
+    /// Most that the BM25 of any passage for a question could be; 0 if the index has none of its words.
+    pub fn most(&self, question: &str, bm25: Bm25) -> Result<f32> {
+        Ok(Words::new(&self.searcher, self.terms(question)?, bm25).map_err(failed(&self.folder))?.most())
+    }
+
     /// tantivy's segments in the order of rows.
     fn in_row_order(&self) -> impl Iterator<Item = (Rows, &SegmentReader)> {
         self.segments.iter().map(|rows| (*rows, self.searcher.segment_reader(rows.ordinal)))

@@ -249,6 +249,34 @@ fn retrievers_find_by_words_by_meaning_and_by_both() {
     assert!(error.to_string().contains("another encoder") && error.hint().unwrap().contains("random"), "{error}");
 }
 
+#[test]
+fn a_passage_that_one_side_found_is_scored_by_the_other_too() {
+    let (_parent, dir) = built(2000);
+    let index = std::sync::Arc::new(Index::open(&dir).unwrap());
+    let encode = |question: &str| Ok(vector_of(number_of(question) + 500));
+    let dense = DenseRetriever::new(index.clone(), encode, "f", 0, false).unwrap();
+    let mut hybrid = HybridRetriever::new(index.clone(), dense, Fusion::Convex(0.5), 0);
+    // The words of a whole passage: most passages have some of them.
+    let question = passage(123).text;
+    let found = hybrid.retrieve(&question, 20, None).unwrap();
+    let parts = hybrid.take_parts();
+    let lexical = index.lexical().search(&question, 2000, None).unwrap();
+    let cosines = index.dense().unwrap().search_exact(&encode(&question).unwrap(), 2000, None).unwrap();
+    let score = |hits: &[Hit], of: PassageId| hits.iter().find(|hit| hit.passage == of).map(|hit| hit.score);
+    assert!(parts.words.len() == 20 && !parts.bm25.is_empty() && !parts.cosines.is_empty());
+    for hit in parts.words.iter().chain(&parts.bm25) {
+        assert_eq!(score(&lexical, hit.passage), Some(hit.score));
+    }
+    for hit in parts.meaning.iter().chain(&parts.cosines) {
+        assert!((score(&cosines, hit.passage).unwrap() - hit.score).abs() < 1e-6);
+    }
+    for hit in &found {
+        let words = score(&lexical, hit.passage).unwrap_or(0.0) / lexical[0].score;
+        let sum = 0.5 * score(&cosines, hit.passage).unwrap() + 0.5 * words;
+        assert!((sum - hit.score).abs() < 1e-5, "{hit:?} is not {sum}");
+    }
+}
+
 fn read_fixture(version: u32, expected: fn(u64) -> Passage) -> Index {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/compat/index_v{version}"));
     let index = Index::open(&dir).unwrap();

@@ -1,0 +1,433 @@
+//! The words of the command line that say how a pipeline finds, ranks and reads, with their defaults, and what is refused of them.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::read::choose::Choice;
+use crate::read::decode::Decoding;
+use crate::read::prompts;
+use crate::read::reader::ReaderSettings;
+use crate::read::recursion::{Recursion, Sampling};
+use crate::read::remote::RemoteLm;
+use crate::read::template::TemplateKind;
+use crate::retrieve::{DENSE_WEIGHT, Fusion, Mode};
+use crate::runtime::device::Device;
+use crate::runtime::model_dir::ModelDir;
+use crate::runtime::session::RuntimeOptions;
+use crate::runtime::setup;
+use crate::runtime::tokenizer::{TOKENIZER, TextTokenizer};
+
+/// The frozen language model that is used when none is named.
+pub const DEFAULT_LM: &str = "SmolLM2-135M-Instruct";
+/// The cross-encoder that comes with the program.
+const DEFAULT_RERANKER: &str = "reranker";
+/// What is typed for no cross-encoder.
+const NO_RERANKER: &str = "none";
+/// Passages a cross-encoder reads.
+const RERANK_DEPTH: usize = 50;
+/// Passages the reader sees.
+pub(super) const PASSAGES: usize = 5;
+/// Weight of a cross-encoder's score when windows compete: it learned the softmax of its scores as the probability of
+/// being the right passage, so the score is that log-probability but for a constant, as the likelihood is the answer's.
+const RERANK_SCORE_WEIGHT: f32 = 1.0;
+/// Most answers that are sampled from a window: they are decoded in one batch.
+const MOST_SAMPLES: usize = 64;
+
+/// How passages are found.
+#[derive(Debug, Clone, Args, Serialize)]
+#[command(next_help_heading = "Retrieval")]
+pub struct RetrievalArgs {
+    /// Folder of the index, or milvus://host:port/collection
+    #[arg(long, value_name = "DIR")]
+    pub index: PathBuf,
+    /// Find only passages whose metadata meets these conditions: 'source=wiki year>=1990'; `nunatak index info` lists the
+    /// fields
+    #[arg(long, value_name = "CONDITIONS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// How they are found and ranked.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub ranking: RankingArgs,
+}
+
+/// How passages are found and ranked, in whatever index.
+#[derive(Debug, Clone, Args, Serialize)]
+#[command(next_help_heading = "Retrieval")]
+pub struct RankingArgs {
+    /// First stage: bm25, dense or hybrid [default: hybrid, or bm25 for an index without vectors]
+    #[arg(long)]
+    pub mode: Option<Mode>,
+    /// How hybrid fuses: rrf (ranks only), or convex (weighs scores)
+    #[arg(long, value_enum, default_value = "convex")]
+    pub fusion: FusionKind,
+    /// Weight of the cosine in convex fusion; BM25 has the rest
+    #[arg(long, default_value_t = DENSE_WEIGHT, value_name = "W")]
+    pub dense_weight: f32,
+    /// How much a word that stands in a passage again counts for BM25 [default: 1.2]
+    #[arg(long, value_name = "K1")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bm25_k1: Option<f32>,
+    /// How much BM25 holds a passage's length against it, 0 to 1 [default: 0.75]
+    #[arg(long, value_name = "B")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bm25_b: Option<f32>,
+    /// Compare the question with every vector instead of walking the graph
+    #[arg(long)]
+    pub exact: bool,
+    /// Cross-encoder that re-ranks: a model's name or folder, or none
+    #[arg(long, default_value = DEFAULT_RERANKER, value_name = "MODEL")]
+    pub rerank: String,
+    /// How many passages it reads at most
+    #[arg(long, default_value_t = RERANK_DEPTH, value_name = "N")]
+    pub rerank_depth: usize,
+    /// Weight of the first stage's score beside its own [default: what it learned for this first stage, else 0]
+    #[arg(long, value_name = "W")]
+    pub rerank_prior: Option<f32>,
+    /// Where the encoder runs, if not on --device
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(skip)]
+    pub encoder_device: Option<Device>,
+    /// Where the cross-encoder runs, if not on --device
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(skip)]
+    pub reranker_device: Option<Device>,
+    /// Stop it after so many passages in a row that did not come among the best (those that the reader sees, else
+    /// ten); 0 never stops. `nunatak eval patience` says what that loses
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub rerank_patience: usize,
+}
+
+/// How two rankings become one, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FusionKind {
+    /// Reciprocal ranks
+    Rrf,
+    /// Weighted scores
+    Convex,
+}
+
+/// How the answer is read.
+#[derive(Debug, Clone, Args, Serialize)]
+#[command(next_help_heading = "Reading")]
+pub struct ReadingArgs {
+    /// Frozen language model: a name or folder
+    #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]
+    pub lm: String,
+    /// Ask a language model behind an endpoint of OpenAI's form (vLLM, TGI, llama.cpp's server), which --lm names there:
+    /// http://host:8000/v1. It takes prompts in words only
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lm_url: Option<String>,
+    /// Its tokenizer: a tokenizer.json, a folder with one, or the name of a model here. Windows are measured by it, and sent as
+    /// tokens. Without it they are measured by the tokenizer of the default language model and sent as text
+    #[arg(long, value_name = "FILE", requires = "lm_url")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lm_tokenizer: Option<String>,
+    /// Where the language model runs, if not on --device
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(skip)]
+    pub reader_device: Option<Device>,
+    /// Passages that the reader sees [default: 5, or as many as fit --budget]
+    #[arg(long, value_name = "N")]
+    pub passages: Option<usize>,
+    /// Tokens of passages that the reader sees, over all windows: passages are taken best first until it is full
+    #[arg(long, value_name = "TOKENS")]
+    pub budget: Option<usize>,
+    /// Passages to a window
+    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "together")]
+    pub per_window: usize,
+    /// Put all passages into one window
+    #[arg(long)]
+    pub together: bool,
+    /// Let the reader see passages that say nearly what a better one says, too
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub keep_duplicates: bool,
+    /// How windows compete: best (the answer that looks best in one), or vote (windows that say the same add up)
+    #[arg(long, default_value_t = ReaderSettings::default().choice, value_name = "HOW")]
+    pub choose: Choice,
+    /// Hold the answer to a stretch of a passage
+    #[arg(long)]
+    pub grounded: bool,
+    /// Read a question twice, the second time with the answers of the first: textual (behind a soft prompt), neural (behind
+    /// vectors that a connector writes from the model's own states), auto (only where the first answer is not sure), or none
+    #[arg(long, default_value_t = Recursion::None, value_name = "HOW")]
+    #[serde(skip_serializing_if = "is_none")]
+    pub recursion: Recursion,
+    /// What stands before the windows in the second pass: a soft prompt's name or file, or a connector's file [default: what
+    /// stood before them in the first]
+    #[arg(long, value_name = "NAME|FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub second: Option<String>,
+    /// Answers that are sampled for the second pass in each of the two best windows; 0 leaves it at what the windows said
+    /// [default: 4]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub samples: Option<usize>,
+    /// Confidence from which `--recursion auto` leaves an answer as it is [default: 0.5]
+    #[arg(long, value_name = "P")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sure: Option<f32>,
+    /// Learned prompt, or generator of prompts: a name, a file that `nunatak train` wrote, or none [default: reader, for
+    /// the default language model]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub prompt: Option<String>,
+    /// Prompt in words, without a learned one: few-shot, chat or plain
+    #[arg(long)]
+    pub template: Option<TemplateKind>,
+    /// Memory for the states of passages already read, in MB: a passage that comes again is not computed again, and
+    /// answers stay the same; `nunatak index warm` keeps them on disk [default: 256, on a GPU 0, where reading is as
+    /// fast]
+    #[arg(long, value_name = "MB")]
+    pub passage_cache: Option<u64>,
+    /// Tokens of a window, prompt and answer included
+    #[arg(long, default_value_t = 2048, value_name = "TOKENS")]
+    pub window: usize,
+    /// Longest answer in tokens
+    #[arg(long, default_value_t = 24, value_name = "TOKENS")]
+    pub max_answer: usize,
+    /// Sample the answer at this temperature; 0 takes the likeliest tokens
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub temperature: f32,
+    /// Sample among the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f32,
+    /// Sample among the K likeliest tokens; 0 takes all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Weight of a passage's rank score beside the answer's log-likelihood when windows compete [default: 10, or 1
+    /// behind a cross-encoder]
+    #[arg(long, value_name = "W")]
+    pub score_weight: Option<f32>,
+    /// Withhold an answer whose probability of being right is below this; 0 gives them all
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub min_confidence: f32,
+    /// Where that probability comes from: a file of `eval calibrate` [default: the one that is built in]
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub calibration: Option<PathBuf>,
+}
+
+/// Whether questions are read once: what is not asked for is not recorded, and older records stay comparable.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_none(recursion: &Recursion) -> bool {
+    *recursion == Recursion::None
+}
+
+impl RetrievalArgs {
+    /// The defaults over this index.
+    pub fn at(index: &Path) -> Self {
+        Self { index: index.to_path_buf(), filter: None, ranking: RankingArgs::default() }
+    }
+}
+
+impl Default for RankingArgs {
+    fn default() -> Self {
+        Self {
+            bm25_k1: None,
+            bm25_b: None,
+            mode: None,
+            fusion: FusionKind::Convex,
+            dense_weight: DENSE_WEIGHT,
+            exact: false,
+            rerank: DEFAULT_RERANKER.to_owned(),
+            rerank_depth: RERANK_DEPTH,
+            rerank_prior: None,
+            encoder_device: None,
+            reranker_device: None,
+            rerank_patience: 0,
+        }
+    }
+}
+
+impl RankingArgs {
+    /// How two rankings become one.
+    pub(crate) fn fusion(&self) -> Result<Fusion> {
+        match self.fusion {
+            FusionKind::Rrf => Ok(Fusion::Rrf),
+            FusionKind::Convex if (0.0..=1.0).contains(&self.dense_weight) => Ok(Fusion::Convex(self.dense_weight)),
+            FusionKind::Convex => {
+                Err(Error::request("--dense-weight must be between 0 and 1", format!("the default is {DENSE_WEIGHT}")))
+            }
+        }
+    }
+
+    /// Whether a cross-encoder ranks last.
+    pub(super) fn reranks(&self) -> bool {
+        self.rerank != NO_RERANKER
+    }
+}
+
+impl ReadingArgs {
+    /// The defaults with this language model.
+    pub fn with_lm(lm: &str) -> Self {
+        let settings = ReaderSettings::default();
+        Self {
+            lm: lm.to_owned(),
+            lm_url: None,
+            lm_tokenizer: None,
+            reader_device: None,
+            passages: None,
+            budget: None,
+            per_window: 1,
+            together: false,
+            keep_duplicates: false,
+            choose: settings.choice,
+            grounded: settings.grounded,
+            recursion: Recursion::None,
+            second: None,
+            samples: None,
+            sure: None,
+            prompt: None,
+            template: None,
+            passage_cache: None,
+            window: settings.window,
+            max_answer: settings.decoding.max_new_tokens,
+            temperature: settings.decoding.temperature,
+            top_p: settings.decoding.top_p,
+            top_k: settings.decoding.top_k,
+            score_weight: None,
+            min_confidence: 0.0,
+            calibration: None,
+        }
+    }
+
+    /// The learned prompt, or the generator of prompts, that is asked for, or that stands ready for this model, with its name.
+    pub(super) fn learned_prompt(&self, model: &ModelDir) -> Result<Option<(String, prompts::Found)>> {
+        match (self.prompt.as_deref(), self.template) {
+            (Some("none"), _) => Ok(None),
+            (Some(_), Some(_)) => Err(Error::request(
+                "a learned prompt has a template of its own",
+                "leave --template out, or say --prompt none",
+            )),
+            (Some(name), None) => prompts::find_any(name).map(|prompt| Some((name.to_owned(), prompt))),
+            (None, Some(_)) => Ok(None),
+            (None, None) => Ok(prompts::default_for(model)?.map(|(name, prompt)| (name, prompts::Found::Soft(prompt)))),
+        }
+    }
+
+    /// The language model that is asked for behind an endpoint.
+    pub(super) fn remote(&self, options: &RuntimeOptions, progress: &dyn Progress) -> Result<Option<RemoteLm>> {
+        let Some(url) = &self.lm_url else { return Ok(None) };
+        if self.prompt.as_deref().is_some_and(|prompt| prompt != "none") {
+            return Err(Error::request(
+                "a learned prompt goes into a model as embeddings, and an endpoint takes text only",
+                "leave --prompt out: --template few-shot stands in for it",
+            ));
+        }
+        let named = self.lm_tokenizer.as_deref().unwrap_or(DEFAULT_LM);
+        let path = Path::new(named);
+        let tokenizer = if path.join(TOKENIZER).is_file() {
+            TextTokenizer::from_file(&path.join(TOKENIZER), &self.lm)?
+        } else if path.is_file() || named.contains(['/', '\\']) {
+            TextTokenizer::from_file(path, &self.lm)?
+        } else {
+            TextTokenizer::open(&setup::locate(named, options, progress)?)?
+        };
+        RemoteLm::new(url, &self.lm, tokenizer, self.lm_tokenizer.is_some()).map(Some)
+    }
+
+    /// How many passages are offered to the reader.
+    pub(super) fn passages(&self) -> usize {
+        self.passages.unwrap_or(if self.budget.is_some() { usize::MAX } else { PASSAGES })
+    }
+
+    /// The weight of the rank score that is asked for, or that fits what ranks last.
+    pub fn score_weight(&self, retrieval: &RetrievalArgs) -> f32 {
+        let fitting =
+            if retrieval.ranking.reranks() { RERANK_SCORE_WEIGHT } else { ReaderSettings::default().score_weight };
+        self.score_weight.unwrap_or(fitting)
+    }
+
+    fn check_recursion(&self) -> Result<()> {
+        if self.sure.is_some_and(|sure| !(0.0..=1.0).contains(&sure)) {
+            return Err(Error::request("--sure is a probability, between 0 and 1", "the default is 0.5"));
+        }
+        if self.samples.is_some_and(|samples| samples > MOST_SAMPLES) {
+            return Err(Error::request(format!("--samples must be at most {MOST_SAMPLES}"), "the default is 4"));
+        }
+        if self.sure.is_some() && self.recursion != Recursion::Auto {
+            return Err(Error::request("--sure says when --recursion auto reads again", "add --recursion auto"));
+        }
+        if (self.second.is_some() || self.samples.is_some()) && self.recursion == Recursion::None {
+            return Err(Error::request(
+                "--second and --samples are for a second pass, and there is none",
+                "add --recursion textual, neural or auto",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn settings(&self, retrieval: &RetrievalArgs, seed: u64) -> Result<ReaderSettings> {
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return Err(Error::request("--temperature must be 0 or more", "0 takes the likeliest tokens"));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(Error::request("--top-p must be above 0 and at most 1", "1 keeps all tokens"));
+        }
+        if self.grounded && self.temperature > 0.0 {
+            return Err(Error::request(
+                "--grounded takes the likeliest span and cannot sample",
+                "leave --temperature or --grounded out",
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.min_confidence) {
+            return Err(Error::request(
+                "--min-confidence is a probability, between 0 and 1",
+                "0 gives every answer; `nunatak eval` shows what a threshold costs",
+            ));
+        }
+        self.check_recursion()?;
+        if [self.passages(), self.max_answer, self.per_window, self.budget.unwrap_or(1)].contains(&0) {
+            return Err(Error::request(
+                "--passages, --budget, --per-window and --max-answer must be at least 1",
+                "leave them out for the defaults",
+            ));
+        }
+        Ok(ReaderSettings {
+            template: self.template.unwrap_or_default(),
+            grounded: self.grounded,
+            window: self.window,
+            choice: self.choose,
+            score_weight: self.score_weight(retrieval),
+            decoding: Decoding {
+                max_new_tokens: self.max_answer,
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                seed,
+                ..Decoding::default()
+            },
+            sampling: Sampling { answers: self.samples.unwrap_or(Sampling::default().answers), ..Sampling::default() },
+        })
+    }
+}
+
+/// Add the options of reading to the settings, with what stands for those that were left out.
+pub fn merge_reading(
+    settings: &mut Map<String, Value>,
+    reading: &ReadingArgs,
+    retrieval: &RetrievalArgs,
+) -> Result<()> {
+    merge(settings, reading)?;
+    settings.insert("score_weight".into(), reading.score_weight(retrieval).into());
+    if reading.budget.is_none() {
+        settings.insert("passages".into(), reading.passages().into());
+    }
+    Ok(())
+}
+
+/// Add the fields of some options to the settings.
+pub fn merge(settings: &mut Map<String, Value>, options: &impl Serialize) -> Result<()> {
+    if let Value::Object(fields) = serde_json::to_value(options).map_err(Error::internal("recording settings"))? {
+        settings.extend(fields);
+    }
+    Ok(())
+}
