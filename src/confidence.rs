@@ -234,7 +234,7 @@ impl Calibration {
         let Some(fitted) = &self.fitted else { return Some("was fitted on nothing".to_owned()) };
         let now = relevant_settings(settings);
         let names = fitted.settings.keys().chain(now.keys());
-        let differs = |name: &&String| !same(fitted.settings.get(*name), now.get(*name));
+        let differs = |name: &&String| !same_value(fitted.settings.get(*name), now.get(*name));
         // A path may differ where the fingerprint says that the model is the same.
         let by_fingerprint = |name: &&String| MODELS.contains(&name.as_str()) || *name == "rerank";
         if let Some(name) = names.into_iter().filter(|n| !by_fingerprint(n)).find(differs) {
@@ -248,7 +248,7 @@ impl Calibration {
 }
 
 /// Equal, numbers as they are typed: reading a file may move the last bit of one.
-fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
+pub(crate) fn same_value(a: Option<&Value>, b: Option<&Value>) -> bool {
     let number = |value: Option<&Value>| value.and_then(Value::as_f64).map(|x| x as f32);
     a == b || number(a).is_some_and(|a| number(b) == Some(a))
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::Globals;
 use crate::cli::first_stage::Place;
 use crate::cli::pipeline_args::{PASSAGES, RankingArgs, ReadingArgs, RetrievalArgs, merge, merge_reading};
-use crate::confidence::Calibration;
+use crate::confidence::{Calibration, same_value};
 use crate::error::{Error, Result};
 use crate::eval::provenance::CalibrationIdentity;
 use crate::filter::Filter;
@@ -66,6 +66,12 @@ pub(crate) fn first_stage(retrieval: &RetrievalArgs, mode: Mode) -> Value {
     }
 }
 
+/// Whether two first stages are one, numbers as they are typed: reading a file may move the last bit of one.
+fn is_same(a: &Value, b: &Value) -> bool {
+    let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return false };
+    a.len() == b.len() && a.iter().all(|(name, value)| same_value(Some(value), b.get(name)))
+}
+
 /// The weight of the first stage's score beside the cross-encoder's: as typed, or as the cross-encoder learned it for this
 /// first stage.
 fn prior_weight(
@@ -78,7 +84,7 @@ fn prior_weight(
         return retrieval.ranking.rerank_prior.unwrap_or_default();
     };
     let here = first_stage(retrieval, mode);
-    match reranker.priors().iter().find(|prior| prior.retrieval == here) {
+    match reranker.priors().iter().find(|prior| is_same(&prior.retrieval, &here)) {
         Some(prior) => prior.weight,
         None if reranker.priors().is_empty() => 0.0,
         None => {
@@ -261,4 +267,21 @@ fn open_calibration(
     let mismatch = calibration.mismatch(&settings, &models);
     let fitted_on = calibration.fitted.as_ref().map(|f| f.questions_sha256.clone());
     Ok((calibration, CalibrationIdentity { name, sha256, fitted_on, mismatch }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_stage_is_told_by_numbers_as_they_are_typed() {
+        for typed in ["0.1", "0.3", "0.7", "0.8", "0.9"] {
+            let weight: f32 = typed.parse().unwrap();
+            let here = json!({"mode": "hybrid", "fusion": "convex", "dense_weight": weight});
+            let read: Value = serde_json::from_str(&here.to_string()).unwrap();
+            assert!(is_same(&read, &here), "{typed}: {read}");
+            let other = json!({"mode": "hybrid", "fusion": "convex", "dense_weight": 0.55});
+            assert!(!is_same(&other, &here) && !is_same(&json!({"mode": "hybrid"}), &here));
+        }
+    }
 }

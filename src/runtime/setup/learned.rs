@@ -2,20 +2,45 @@
 
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
+use crate::digest::short_hex;
 use crate::error::{Error, Result};
 use crate::export::learned::{self, Learned};
 use crate::export::{Precision, bert};
 use crate::progress::Progress;
-use crate::runtime::model_dir::ModelDir;
+use crate::runtime::model_dir::{ModelDir, Prior};
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup::{EXPORT_VERSION, Manifest, cache, default_precision, source, store};
 
-/// Name and file of each. All are cross-encoders.
-const SHIPPED: [(&str, &[u8]); 1] = [("reranker", include_bytes!("../../../models/reranker.safetensors"))];
+/// A cross-encoder that comes with the program.
+struct Shipped {
+    name: &'static str,
+    file: &'static [u8],
+    /// [`Prior`]s that were found after its training, as JSON. They stand before those in the file.
+    priors: &'static str,
+}
+
+const SHIPPED: [Shipped; 1] = [Shipped {
+    name: "reranker",
+    file: include_bytes!("../../../models/reranker.safetensors"),
+    priors: include_str!("../../../models/reranker-priors.json"),
+}];
 
 /// Their names.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    SHIPPED.iter().map(|(name, _)| *name)
+    SHIPPED.iter().map(|shipped| shipped.name)
+}
+
+/// What first stages' scores count beside its own: one prior for each.
+fn priors(shipped: &Shipped, learned: &Learned) -> Result<Vec<Prior>> {
+    let mut priors: Vec<Prior> = serde_json::from_str(shipped.priors).map_err(Error::internal("reading priors"))?;
+    for earlier in &learned.priors {
+        if priors.iter().all(|later| later.retrieval != earlier.retrieval) {
+            priors.push(earlier.clone());
+        }
+    }
+    Ok(priors)
 }
 
 /// The one of this name in this precision, made in the cache folder if it is not there; `None` when none has that name.
@@ -25,7 +50,8 @@ pub(super) fn model(
     options: &RuntimeOptions,
     progress: &dyn Progress,
 ) -> Result<Option<ModelDir>> {
-    let Some((name, bytes)) = SHIPPED.iter().find(|(shipped, _)| *shipped == name) else { return Ok(None) };
+    let Some(shipped) = SHIPPED.iter().find(|shipped| shipped.name == name) else { return Ok(None) };
+    let (name, bytes) = (shipped.name, shipped.file);
     let precision: Precision = precision.map_or_else(|| default_precision(options, progress), str::parse)?;
     let learned = Learned::read(bytes, Path::new(name))?;
     let base = Manifest::get()?.starter(&learned.base).ok_or_else(|| Error::Internal {
@@ -34,10 +60,16 @@ pub(super) fn model(
     })?;
     let home = cache::home()?;
     let dir = store::place(&home, name, precision.name());
-    let version = format!("export {EXPORT_VERSION} of {} over {}", learned.sha256, base.wheel.sha256);
+    let priors = priors(shipped, &learned)?;
+    let version = format!(
+        "export {EXPORT_VERSION} of {} over {}, with {}",
+        learned.sha256,
+        base.wheel.sha256,
+        short_hex(&Sha256::digest(shipped.priors))
+    );
     if cache::is_installed(&dir, store::IMPORTED) {
         return Err(Error::model(
-            *name,
+            name,
             format!("a model that comes with the program has this name, and so has one of yours, in {}", dir.display()),
             "move that folder elsewhere, and import it under another name",
         ));
@@ -49,7 +81,7 @@ pub(super) fn model(
             let whole = scratch.join("whole");
             let learned = learned::unfold(bytes, Path::new(name), &base, &whole)?;
             bert::export_cross_encoder(&whole, out, precision)?;
-            learned::label(out, &learned.source, &learned.priors)?;
+            learned::label(out, &learned.source, &priors)?;
             progress.finish();
             Ok(())
         })?;
