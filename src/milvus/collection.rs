@@ -58,6 +58,13 @@ pub struct Found {
     pub passages: Vec<(Passage, f32)>,
 }
 
+impl Found {
+    /// Ids of the passages in the corpus.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.passages.iter().map(|(passage, _)| passage.key.as_str())
+    }
+}
+
 impl Collection {
     /// Open what is at an address.
     ///

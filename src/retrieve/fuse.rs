@@ -1,6 +1,7 @@
 //! Fusion of rankings: pure functions. Ties end with the passage id, as everywhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::Hash;
 
 use crate::types::{Hit, PassageId, sort_hits};
 
@@ -31,6 +32,12 @@ pub fn by_top(ranking: &[Hit]) -> Vec<Hit> {
     let top = ranking.iter().map(|hit| hit.score).fold(0.0, f32::max);
     let divisor = if top > 0.0 { top } else { 1.0 };
     ranking.iter().map(|hit| Hit { score: hit.score / divisor, ..*hit }).collect()
+}
+
+/// What is among `these` and not among the `others`, in its order.
+pub(super) fn beyond<T: Copy + Eq + Hash>(these: impl Iterator<Item = T>, others: impl Iterator<Item = T>) -> Vec<T> {
+    let others: HashSet<T> = others.collect();
+    these.filter(|one| !others.contains(one)).collect()
 }
 
 fn best(parts: impl Iterator<Item = (PassageId, f64)>, depth: usize) -> Vec<Hit> {

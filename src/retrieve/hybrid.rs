@@ -1,6 +1,5 @@
 //! Words and meaning together.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::dense::vectors;
@@ -9,7 +8,7 @@ use crate::error::Result;
 use crate::index::Index;
 use crate::index::allowed::Allowed;
 use crate::index::lexical::Bm25;
-use crate::types::{Hit, PassageId};
+use crate::types::Hit;
 
 /// How two rankings become one.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,20 +66,17 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> HybridRetriever<E> {
     }
 }
 
-/// The passages of `these` that are not among the `others`.
-fn beyond(these: &[Hit], others: &[Hit]) -> Vec<PassageId> {
-    let others: HashSet<PassageId> = others.iter().map(|hit| hit.passage).collect();
-    these.iter().map(|hit| hit.passage).filter(|passage| !others.contains(passage)).collect()
-}
-
 impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for HybridRetriever<E> {
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
         let candidates = self.candidates.max(depth);
         let words = self.index.lexical().search_by(question, candidates, only, self.bm25)?;
         let (vector, meaning) = self.dense.search(question, candidates, only.map(Arc::as_ref))?;
         // What one side did not find is not unknown to it: vectors and lists of words are at hand.
-        let cosines = vectors(&self.index)?.cosines(&vector, &beyond(&words, &meaning))?;
-        let bm25 = self.index.lexical().scores(question, &beyond(&meaning, &words), self.bm25)?;
+        let of = |hits: &[Hit], others: &[Hit]| {
+            fuse::beyond(hits.iter().map(|hit| hit.passage), others.iter().map(|hit| hit.passage))
+        };
+        let cosines = vectors(&self.index)?.cosines(&vector, &of(&words, &meaning))?;
+        let bm25 = self.index.lexical().scores(question, &of(&meaning, &words), self.bm25)?;
         self.parts = Parts { words, meaning, cosines, bm25 };
         Ok(self.fusion.fuse(&self.parts, depth))
     }

@@ -1,10 +1,9 @@
 //! The first stage over a collection in a cluster: searched there, fused here.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::hybrid::Fusion;
-use super::{Mode, Parts, Retriever};
+use super::{Mode, Parts, Retriever, fuse};
 use crate::error::Result;
 use crate::filter::Filter;
 use crate::index::allowed::Allowed;
@@ -41,20 +40,14 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
             Fusion::Rrf => (Found::default(), Found::default()),
             // What one side did not find is not unknown to it: the cluster has vectors and words.
             Fusion::Convex(_) => (
-                self.collection.cosines(&vector, &beyond(&words, &meaning))?,
-                self.collection.scores(&terms, &beyond(&meaning, &words))?,
+                self.collection.cosines(&vector, &fuse::beyond(words.keys(), meaning.keys()))?,
+                self.collection.scores(&terms, &fuse::beyond(meaning.keys(), words.keys()))?,
             ),
         };
         let [meaning, words, cosines, bm25] = [meaning, words, cosines, bm25].map(|found| self.collection.hits(found));
         self.parts = Parts { words, meaning, cosines, bm25 };
         Ok(self.fusion.fuse(&self.parts, depth))
     }
-}
-
-/// The keys of `these` that are not among the `others`.
-fn beyond<'a>(these: &'a Found, others: &Found) -> Vec<&'a str> {
-    let others: HashSet<&str> = others.passages.iter().map(|(passage, _)| passage.key.as_str()).collect();
-    these.passages.iter().map(|(passage, _)| passage.key.as_str()).filter(|key| !others.contains(key)).collect()
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for MilvusRetriever<E> {

@@ -16,7 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::index::change::Known;
 use crate::serve::Server;
 use crate::serve::api::{Body, index_named, unprocessable};
-use crate::serve::problem::{ChangeRefused, Problem};
+use crate::serve::problem::{DeleteRefused, Problem, PutRefused};
 use crate::serve::workers::{Changed, Done, Edit, Refusal, Work, Workers};
 
 /// Records to put into an index.
@@ -85,7 +85,7 @@ pub struct Which {
 /// `POST /v1/passages`.
 #[utoipa::path(post, path = "/v1/passages", request_body = PutRequest, responses(
     (status = 200, description = "They can be found now", body = ChangeResponse),
-    ChangeRefused,
+    PutRefused,
 ))]
 pub async fn put(
     State(server): State<Server>,
@@ -106,7 +106,7 @@ pub async fn put(
 #[utoipa::path(delete, path = "/v1/passages/{id}", params(("id" = String, Path, description = "Of a document, all of \
     whose passages go, or of a passage"), Which), responses(
     (status = 200, description = "It is found no longer", body = ChangeResponse),
-    ChangeRefused,
+    DeleteRefused,
 ))]
 pub async fn delete(
     State(server): State<Server>,

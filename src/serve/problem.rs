@@ -38,23 +38,34 @@ pub struct ProblemBody {
 /// For the description of the API: what a question may get instead of its answer.
 pub struct Refused;
 
-/// For the description of the API: what a change of an index may get as well.
-pub struct ChangeRefused;
+/// What a change that comes as a body may get.
+pub struct PutRefused;
 
-/// Statuses of [`Refused`].
-const OF_QUESTIONS: [u16; 10] = [400, 401, 404, 408, 413, 422, 429, 500, 503, 504];
-/// What [`ChangeRefused`] adds.
+/// What a change without a body may get.
+pub struct DeleteRefused;
+
+/// Statuses of every route that does something.
+const ALWAYS: [u16; 8] = [400, 401, 404, 422, 429, 500, 503, 504];
+/// Of those that read a body.
+const OF_BODIES: [u16; 2] = [408, 413];
+/// Of those that change an index.
 const OF_CHANGES: [u16; 2] = [403, 409];
 
 impl IntoResponses for Refused {
     fn responses() -> BTreeMap<String, RefOr<Described>> {
-        OF_QUESTIONS.into_iter().map(described).collect()
+        ALWAYS.into_iter().chain(OF_BODIES).map(described).collect()
     }
 }
 
-impl IntoResponses for ChangeRefused {
+impl IntoResponses for PutRefused {
     fn responses() -> BTreeMap<String, RefOr<Described>> {
-        OF_QUESTIONS.into_iter().chain(OF_CHANGES).map(described).collect()
+        ALWAYS.into_iter().chain(OF_BODIES).chain(OF_CHANGES).map(described).collect()
+    }
+}
+
+impl IntoResponses for DeleteRefused {
+    fn responses() -> BTreeMap<String, RefOr<Described>> {
+        ALWAYS.into_iter().chain(OF_CHANGES).map(described).collect()
     }
 }
 

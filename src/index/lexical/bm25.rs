@@ -223,8 +223,9 @@ impl Words {
     /// The lists of those words that a segment has, at their beginnings.
     fn cursors(&self, segment: &SegmentReader) -> tantivy::Result<Vec<Cursor>> {
         let mut cursors = Vec::with_capacity(self.words.len());
+        let Some((term, _)) = self.words.first() else { return Ok(cursors) };
+        let index = segment.inverted_index(term.field())?;
         for (term, weight) in &self.words {
-            let index = segment.inverted_index(term.field())?;
             if let Some(postings) = index.read_block_postings(term, IndexRecordOption::WithFreqs)? {
                 cursors.push(Cursor { postings, at: 0, weight: *weight });
             }

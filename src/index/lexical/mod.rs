@@ -328,11 +328,10 @@ impl Lexical {
     /// Passages without a word of the question are not among them, nor those outside of `only`.
     pub fn search_by(&self, question: &str, depth: usize, only: Option<&Arc<Allowed>>, bm25: Bm25) -> Result<Vec<Hit>> {
         let depth = depth.min(only.map_or(self.len(), |only| only.len()));
-        let terms = self.terms(question)?;
-        if depth == 0 || terms.is_empty() {
+        if depth == 0 {
             return Ok(Vec::new());
         }
-        let words = Words::new(&self.searcher, terms, bm25).map_err(failed(&self.folder))?;
+        let words = self.words(question, bm25)?;
         let only = only.or(self.alive.as_ref());
         let accept = |row: PassageId| only.is_none_or(|only| only.contains(row));
         let mut scratch = self.idle.lock().ok().and_then(|mut idle| idle.pop()).unwrap_or_default();
@@ -349,14 +348,13 @@ impl Lexical {
     /// BM25 of these passages for a question, as [`Self::search_by`] gives it, by passage id; those without a word of the
     /// question are left out. Each is there once however often it is asked for.
     pub fn scores(&self, question: &str, passages: &[PassageId], bm25: Bm25) -> Result<Vec<Hit>> {
-        let terms = self.terms(question)?;
+        if passages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let words = self.words(question, bm25)?;
         let mut wanted = passages.to_vec();
         wanted.sort_unstable();
         wanted.dedup();
-        if terms.is_empty() || wanted.is_empty() {
-            return Ok(Vec::new());
-        }
-        let words = Words::new(&self.searcher, terms, bm25).map_err(failed(&self.folder))?;
         let mut hits = Vec::with_capacity(wanted.len());
         let mut wanted = wanted.as_slice();
         for (rows, segment) in self.in_row_order() {
@@ -372,12 +370,17 @@ impl Lexical {
 
     /// Most that the BM25 of any passage for a question could be; 0 if the index has none of its words.
     pub fn most(&self, question: &str, bm25: Bm25) -> Result<f32> {
-        Ok(Words::new(&self.searcher, self.terms(question)?, bm25).map_err(failed(&self.folder))?.most())
+        Ok(self.words(question, bm25)?.most())
     }
 
     /// tantivy's segments in the order of rows.
     fn in_row_order(&self) -> impl Iterator<Item = (Rows, &SegmentReader)> {
         self.segments.iter().map(|rows| (*rows, self.searcher.segment_reader(rows.ordinal)))
+    }
+
+    /// The words of a question that the index has, weighted; none if it has none of them.
+    fn words(&self, question: &str, bm25: Bm25) -> Result<Words> {
+        Words::new(&self.searcher, self.terms(question)?, bm25).map_err(failed(&self.folder))
     }
 
     /// The words of a question that the index has.

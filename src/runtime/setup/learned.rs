@@ -17,7 +17,8 @@ use crate::runtime::setup::{EXPORT_VERSION, Manifest, cache, default_precision, 
 struct Shipped {
     name: &'static str,
     file: &'static [u8],
-    /// [`Prior`]s that were found after its training, as JSON. They stand before those in the file.
+    /// [`Prior`]s that were found after its training, as JSON. They stand before those in the file,
+    /// and the first that fits counts.
     priors: &'static str,
 }
 
@@ -30,17 +31,6 @@ const SHIPPED: [Shipped; 1] = [Shipped {
 /// Their names.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     SHIPPED.iter().map(|shipped| shipped.name)
-}
-
-/// What first stages' scores count beside its own: one prior for each.
-fn priors(shipped: &Shipped, learned: &Learned) -> Result<Vec<Prior>> {
-    let mut priors: Vec<Prior> = serde_json::from_str(shipped.priors).map_err(Error::internal("reading priors"))?;
-    for earlier in &learned.priors {
-        if priors.iter().all(|later| later.retrieval != earlier.retrieval) {
-            priors.push(earlier.clone());
-        }
-    }
-    Ok(priors)
 }
 
 /// The one of this name in this precision, made in the cache folder if it is not there; `None` when none has that name.
@@ -60,7 +50,8 @@ pub(super) fn model(
     })?;
     let home = cache::home()?;
     let dir = store::place(&home, name, precision.name());
-    let priors = priors(shipped, &learned)?;
+    let mut priors: Vec<Prior> = serde_json::from_str(shipped.priors).map_err(Error::internal("reading priors"))?;
+    priors.extend_from_slice(&learned.priors);
     let version = format!(
         "export {EXPORT_VERSION} of {} over {}, with {}",
         learned.sha256,
