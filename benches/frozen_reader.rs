@@ -25,7 +25,7 @@ use nunatak::index::Index;
 use nunatak::pack::Window;
 use nunatak::pipeline::{Depths, Found, Pipeline};
 use nunatak::progress::Quiet;
-use nunatak::read::choose::{Choice, choose};
+use nunatak::read::choose::{Choice, Extent, choose};
 use nunatak::read::prompts;
 use nunatak::read::reader::{Reader, ReaderSettings};
 use nunatak::rerank::CrossEncoder;
@@ -150,7 +150,7 @@ impl Bench {
         let reader = self.pipeline.reader_mut().unwrap();
         let said: Vec<_> = windows
             .chunks(BATCH)
-            .flat_map(|batch| reader.read(&question.question, batch, &mut |_, _| {}).unwrap().windows)
+            .flat_map(|batch| reader.read(&question.question, batch, Extent::All, &mut |_, _| {}).unwrap().windows)
             .collect();
         let answers = question.answers.clone().unwrap_or_default();
         let (matcher, gold) = (AnswerMatcher::new(&answers), question.gold.clone().unwrap_or_default());
@@ -162,7 +162,7 @@ impl Bench {
                 answer.rank_score = window.iter().map(|p| p.passage.score).fold(f32::NEG_INFINITY, f32::max);
                 own.push(answer);
             }
-            let chosen = choose(&own, Choice::default(), SCORE_WEIGHTS[usize::from(*reranked)]);
+            let chosen = choose(&own, &[], Choice::default(), SCORE_WEIGHTS[usize::from(*reranked)]);
             let prediction = chosen.map(|c| own[c.window].answer.clone()).unwrap_or_default();
             let read = || windows.iter().flatten().map(|p| &p.passage);
             Cell {

@@ -1,9 +1,9 @@
 //! How fast the frozen language model reads and writes: prefill and decode, tokens a second.
 //!
-//! The prompt is the first 701 tokens of the bundled passages (`title. text`, a line each), the model the int8
+//! The prompt is the first 701 tokens of the bundled passages (`title. text`, a line each), the model the
 //! starter model on all cores. Prefill is the time to the first token; decode the further tokens after it, greedy,
 //! over the cache bound in place. Prints one JSON line with every repeat; `benches/peers/llama.py --against` runs it
-//! in turns with llama.cpp, because the machine's speed moves. It does not show batches.
+//! in turns with llama.cpp, because the machine's speed moves. `-- NAME@PRECISION` takes another model. It does not show batches.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench is a script")]
 
 use std::time::Instant;
@@ -21,7 +21,8 @@ const PASSAGES: &str = include_str!("../src/cli/demo/passages.jsonl");
 
 fn main() {
     let options = RuntimeOptions::default();
-    let model = setup::model("SmolLM2-135M-Instruct", &options, &Quiet).unwrap();
+    let named = std::env::args().skip(1).find(|word| !word.starts_with("--"));
+    let model = setup::model(named.as_deref().unwrap_or("SmolLM2-135M-Instruct"), &options, &Quiet).unwrap();
     let mut lm = FrozenLm::open(&model, &options).unwrap();
     let passages = PASSAGES.lines().map(|line| {
         let passage: serde_json::Value = serde_json::from_str(line).unwrap();

@@ -27,6 +27,7 @@ pub mod types;
 pub mod export;
 pub mod runtime;
 
+pub mod answer;
 pub mod confidence;
 pub mod corpus;
 pub mod encode;

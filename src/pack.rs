@@ -4,10 +4,10 @@
 //! the last sentence end that fits; what follows is left out. The report says what became of each. The
 //! question is never touched: the budget is what the window has left for passages beside it.
 
+use serde::Serialize;
 use unicode_segmentation::UnicodeSegmentation;
 
 use crate::error::Result;
-use crate::pipeline::LeftOut;
 use crate::types::{Hit, PackedPassage, Passage};
 
 /// A passage in a window with its tokens.
@@ -21,6 +21,17 @@ pub struct Packed {
 
 /// One window's passages.
 pub type Window = Vec<Packed>;
+
+/// A passage that is not, or not whole, in the reader's windows.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeftOut {
+    /// Its corpus id.
+    pub key: String,
+    /// Tokens of it that did not get in.
+    pub tokens: usize,
+    /// Why.
+    pub reason: String,
+}
 
 /// What packing did.
 #[derive(Debug, Clone, Default)]

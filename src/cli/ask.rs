@@ -4,6 +4,7 @@ use std::io::BufRead;
 
 use clap::Args;
 
+use crate::answer::{Answer, Trace};
 use crate::cli::Globals;
 use crate::cli::engine::{self, Engine};
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
@@ -11,7 +12,6 @@ use crate::cli::pipeline_args::{ReadingArgs, RetrievalArgs};
 use crate::confidence::FEATURES;
 use crate::error::{Error, Result};
 use crate::index::passages::Passages;
-use crate::pipeline::Answer;
 use crate::progress::check_interrupt;
 use crate::types::Evidence;
 
@@ -166,7 +166,7 @@ fn quote(evidence: &[Evidence], passages: &dyn Passages) -> Result<()> {
     Ok(())
 }
 
-fn explain_trace(trace: &crate::pipeline::Trace, passages: &dyn Passages) -> Result<()> {
+fn explain_trace(trace: &Trace, passages: &dyn Passages) -> Result<()> {
     const SHOWN: usize = 10;
     for (stage, hits) in [("retrieved", &trace.retrieved), ("re-ranked", &trace.reranked)] {
         if hits.is_empty() {
@@ -196,7 +196,7 @@ fn explain_trace(trace: &crate::pipeline::Trace, passages: &dyn Passages) -> Res
             ))?;
         }
     }
-    if trace.said.len() > 1 {
+    if trace.windows.len() > 1 {
         output::line(format_args!("{BOLD}read{BOLD:#}"))?;
         for (i, said) in trace.said.iter().enumerate() {
             let abstain = said.p_abstain.map(|p| format!(", nothing there {p:.2}")).unwrap_or_default();
@@ -205,6 +205,12 @@ fn explain_trace(trace: &crate::pipeline::Trace, passages: &dyn Passages) -> Res
                 i + 1,
                 if said.answer.is_empty() { "-" } else { &said.answer },
                 said.log_likelihood
+            ))?;
+        }
+        let unread = trace.windows.len().saturating_sub(trace.said.len());
+        if unread > 0 {
+            output::line(format_args!(
+                "   -  {DIM}{unread} more not read: no answer there could have been better{DIM:#}"
             ))?;
         }
     }

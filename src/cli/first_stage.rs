@@ -16,7 +16,7 @@ use crate::milvus::{Address, Collection};
 use crate::pipeline::SharedEncoder;
 use crate::progress::Progress;
 use crate::retrieve::{Bm25Retriever, DenseRetriever, HybridRetriever, MilvusRetriever, Mode, Retriever};
-use crate::runtime::device::Device;
+use crate::runtime::device::{Device, is_for_processors};
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup;
 
@@ -70,7 +70,7 @@ fn open_encoder(
 ) -> Result<(SharedEncoder, String)> {
     let model = setup::model(name, options, progress)?;
     let mut options = options.clone();
-    if options.device != Device::Cpu && model.description.precision == "int8" {
+    if options.device != Device::Cpu && is_for_processors(&model) {
         // The passages' vectors are of this encoder, so questions must be; one question takes milliseconds there.
         progress.note(&format!(
             "the index's encoder {} runs on the processor: a GPU has no kernels for 8-bit integers",

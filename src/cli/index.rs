@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::index::encode_cache::CACHE;
 use crate::index::estimate::{Workload, estimate};
-use crate::index::lexical::{Analyser, HEAVIEST_TITLE};
+use crate::index::lexical::{Analyser, HEAVIEST_TITLE, StopWordList, StopWords};
 use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, BuildReport};
 use crate::milvus::fill::{self, CorpusHash, FillOptions};
@@ -93,6 +93,9 @@ struct BuildArgs {
     /// Search for stop words (the, of, ...), too
     #[arg(long)]
     keep_stop_words: bool,
+    /// Leave the words of this file out of questions, in place of the language's stop words: text, a word a line
+    #[arg(long, value_name = "FILE", conflicts_with = "keep_stop_words")]
+    stop_words: Option<PathBuf>,
     /// How often a word of a title counts for BM25, where one of the text counts once; 0 leaves titles out
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(HEAVIEST_TITLE)))]
     title_weight: u32,
@@ -343,10 +346,21 @@ fn analyser(args: &BuildArgs) -> Result<Analyser> {
             name => Some(name.parse()?),
         },
         stemming: !args.no_stemming,
-        stop_words: !args.keep_stop_words,
+        stop_words: stop_words(args)?,
         title_weight: args.title_weight,
         ..Analyser::default()
     })
+}
+
+/// The list that was asked for, or the language's.
+fn stop_words(args: &BuildArgs) -> Result<StopWords> {
+    let Some(file) = &args.stop_words else { return Ok(StopWords::OfLanguage(!args.keep_stop_words)) };
+    let list = StopWordList::read(file)?;
+    if !list.left_out.is_empty() {
+        let entries: Vec<String> = list.left_out.iter().map(|entry| format!("{entry:?}")).collect();
+        tracing::warn!("{}: left out, as they are not one word to BM25: {}", file.display(), entries.join(", "));
+    }
+    Ok(list.words)
 }
 
 fn print_report(args: &BuildArgs, report: &BuildReport) -> Result<()> {

@@ -66,7 +66,8 @@ struct ImportArgs {
     /// What it is for [default: as its config.json says]
     #[arg(long)]
     kind: Option<KindArg>,
-    /// How to store its weights: int8, fp16 or fp32 [default: int8]
+    /// How to store its weights: int8, w8a8 (8 bits with a scale a token: faster for language models, less exact for some), fp16 or fp32
+    /// [default: int8]
     #[arg(long)]
     precision: Option<Precision>,
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::read::choose::Choice;
+use crate::read::choose::{Choice, Extent};
 use crate::read::decode::Decoding;
 use crate::read::prompts;
 use crate::read::reader::ReaderSettings;
@@ -153,6 +153,11 @@ pub struct ReadingArgs {
     /// How windows compete: best (the answer that looks best in one), or vote (windows that say the same add up)
     #[arg(long, default_value_t = ReaderSettings::default().choice, value_name = "HOW")]
     pub choose: Choice,
+    /// Read all passages, those too in which there can be no better answer any more. The answer is the same: it is for `eval sweep`,
+    /// and to see what they say
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub read_all: bool,
     /// Hold the answer to a stretch of a passage
     #[arg(long)]
     pub grounded: bool,
@@ -280,6 +285,7 @@ impl ReadingArgs {
             together: false,
             keep_duplicates: false,
             choose: settings.choice,
+            read_all: false,
             grounded: settings.grounded,
             recursion: Recursion::None,
             second: None,
@@ -396,6 +402,7 @@ impl ReadingArgs {
             grounded: self.grounded,
             window: self.window,
             choice: self.choose,
+            extent: if self.read_all { Extent::All } else { Extent::Deciding },
             score_weight: self.score_weight(retrieval),
             decoding: Decoding {
                 max_new_tokens: self.max_answer,

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::answer::{Answer, Latency};
 use crate::confidence::Features;
 use crate::eval::calibration::brier;
 use crate::eval::dataset::Question;
@@ -14,7 +15,6 @@ use crate::eval::normalise::exact_match_and_f1;
 use crate::eval::ranking::{Judged, first_gold_passage, hit_at};
 use crate::eval::selective::Scored;
 use crate::eval::trace::{KEPT, QuestionTrace};
-use crate::pipeline::{Answer, Latency};
 use crate::types::PackedPassage;
 
 /// Rank at which the reciprocal rank and nDCG are cut, as BEIR and MS MARCO report them.
@@ -323,8 +323,8 @@ fn finite(score: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answer::{Usage, Withheld};
     use crate::eval::ranking::Gold;
-    use crate::pipeline::{Usage, Withheld};
     use crate::types::PassageId;
 
     fn outcome(answer: Option<&str>) -> Outcome {
@@ -412,7 +412,7 @@ mod tests {
             let mut outcome = outcome(Some(""));
             let withheld =
                 Withheld { answer: "1893".into(), supported: true, evidence: Vec::new(), min_confidence: 0.5 };
-            let trace = crate::pipeline::Trace { withheld: Some(withheld), ..Default::default() };
+            let trace = crate::answer::Trace { withheld: Some(withheld), ..Default::default() };
             if let Some(answer) = &mut outcome.answer {
                 answer.trace = Some(trace);
             }

@@ -55,15 +55,25 @@ type Read = (Vec<WindowAnswer>, Vec<String>);
 /// [`Error::BadFile`] when its predictions do not say what was read, or no right answers are known.
 pub fn sweep(run: &Path) -> Result<Sweep> {
     let path = run.join(PREDICTIONS);
-    let mut read: Vec<Read> = Vec::new();
+    let (mut read, mut in_part) = (Vec::<Read>::new(), 0);
     read_predictions(&path, |prediction| {
         if let (Some(trace), Some(answers)) = (prediction.trace, prediction.answers)
             && !trace.said.is_empty()
         {
+            in_part += usize::from(trace.packed.iter().any(|packed| packed.window > trace.said.len()));
             read.push((trace.said, answers));
         }
         Ok(())
     })?;
+    if in_part > 0 {
+        return Err(Error::bad_file(
+            &path,
+            format!(
+                "of {in_part} questions only those passages were read that decided, which says nothing of other settings"
+            ),
+            "run `nunatak eval` with --read-all",
+        ));
+    }
     try_all(&read).ok_or_else(|| {
         let hint = "take a run of this version with a reader, over questions with known answers";
         Error::bad_file(&path, "it does not say what was read in which window", hint)
@@ -83,7 +93,7 @@ fn try_all(read: &[Read]) -> Option<Sweep> {
         let mut sums = (0.0, 0.0);
         for ((said, _), judged) in read.iter().zip(&judged) {
             let said = said.get(..windows).unwrap_or(said);
-            let chosen = choose(said, choice, weight).and_then(|c| judged.get(c.window));
+            let chosen = choose(said, &[], choice, weight).and_then(|c| judged.get(c.window));
             let (exact_match, f1) = chosen.copied().unwrap_or_default();
             sums = (sums.0 + exact_match, sums.1 + f1);
         }

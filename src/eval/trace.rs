@@ -3,9 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::answer::{Answer, Trace};
 use crate::error::Result;
 use crate::index::passages::Passages;
-use crate::pipeline::{Answer, Found, Trace};
+use crate::pipeline::Found;
 use crate::read::choose::WindowAnswer;
 use crate::read::recursion::SecondPass;
 use crate::types::{Evidence, Hit};

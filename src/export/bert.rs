@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::export::Precision;
 use crate::export::bert_source::{Activation, BertSource, Family, Part, Pooling};
 use crate::export::onnx::{Attr, DType, Dim, GraphBuilder, Initializer};
-use crate::export::quantize::{float, linear, transpose};
+use crate::export::quantize::{Product, float, linear, transpose};
 use crate::export::weights::Weights;
 use crate::runtime::model_dir::{Description, ModelKind};
 
@@ -240,16 +240,16 @@ impl<'a> Graph<'a> {
             }
         }
         let heads = ("num_heads", Attr::Int(heads as i64));
-        if self.precision != Precision::Int8 {
+        if matches!(self.precision, Precision::Fp32 | Precision::Fp16) {
             let weight = self.g.constant(float(self.precision, &[hidden, 3 * hidden], &matrix));
             let bias = self.g.constant(float(self.precision, &[3 * hidden], &bias));
             return Ok(self.g.ms_op("Attention", &[x, &weight, &bias, mask], &[heads]));
         }
-        let qkv = linear(&mut self.g, self.precision, x, &matrix, &bias).value; // [B,S,3*hidden]
+        let Product { value: qkv, bias } = linear(&mut self.g, self.precision, x, &matrix, &bias); // [B,S,3*hidden]
         let [q, k, v] = ["q", "k", "v"].map(|stem| self.g.fresh_name(stem));
         let thirds = [("axis", Attr::Int(-1)), ("num_outputs", Attr::Int(3))];
         self.g.node("", "Split", &[&qkv], &[&q, &k, &v], &thirds);
-        Ok(self.g.ms_op("MultiHeadAttention", &[&q, &k, &v, "", mask], &[heads]))
+        Ok(self.g.ms_op("MultiHeadAttention", &[&q, &k, &v, &bias, mask], &[heads]))
     }
 
     /// The same for the tokens of `asking` `[B,N,hidden]` alone, over the keys and values of all of `x`.

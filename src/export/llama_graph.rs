@@ -256,6 +256,9 @@ impl<'a> Decoder<'a> {
         }
         let transposed = quantize::transpose(&weights, rows, columns);
         drop(weights);
+        if self.precision == Precision::W8A8 {
+            return quantize::by_token(&mut self.g, x, name, &transposed, rows);
+        }
         let transposed =
             self.g.init(&format!("{name}.weight"), quantize::float(self.precision, &[columns, rows], &transposed));
         self.g.op("MatMul", &[x, &transposed], &[])

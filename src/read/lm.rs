@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
-use crate::read::decode::{Decoding, Finish, Generation, Next, Sampler, log_probability, pick_within};
+use crate::read::decode::{Decoding, Generation, log_probability};
 use crate::read::prefix::{Prefix, cache_order};
+use crate::read::rows::Rows;
 use crate::read::soft_prompt::{PromptKind, SoftPrompt};
 use crate::read::spans::{Span, SpanConstraint, Vocabulary};
 use crate::read::state_folder::StateFolder;
@@ -223,9 +224,7 @@ impl FrozenLm {
             rows.step(row, &logits, &self.tokenizer, on_text)?;
         }
         if let Some(mut cache) = cache {
-            if rows.running() {
-                self.decode(&mut cache, &mut rows, on_text)?;
-            }
+            self.decode(&mut cache, &mut rows, on_text)?;
             self.graph.give_back(cache);
         }
         Ok(rows.finish())
@@ -429,18 +428,15 @@ impl FrozenLm {
 
     /// Step after step, all rows in one batch, until none is running.
     fn decode(&mut self, cache: &mut KvCache, rows: &mut Rows, on_text: OnText) -> Result<()> {
-        let count = rows.answers.len();
+        let count = rows.count();
         let mut logits = Vec::new();
-        for _ in 1..rows.decoding.max_new_tokens {
+        while rows.running() {
             // Rows that are done take part with their last token: one batch shape, and nobody reads the result.
             let embeds = self.embed(&rows.last_tokens())?;
             self.graph.step(cache, embeds, &mut logits)?;
             let vocabulary = (logits.len() / count).max(1);
             for (row, logits) in logits.chunks_exact(vocabulary).enumerate() {
                 rows.step(row, logits, &self.tokenizer, on_text)?;
-            }
-            if !rows.running() {
-                break;
             }
         }
         Ok(())
@@ -455,114 +451,4 @@ impl FrozenLm {
         }
         ends
     }
-}
-
-/// The answers under way, one a prompt.
-struct Rows<'a> {
-    decoding: &'a Decoding,
-    ends: Vec<u32>,
-    constraints: Vec<Option<SpanConstraint<'a>>>,
-    samplers: Vec<Sampler>,
-    answers: Vec<Generation>,
-    running: Vec<bool>,
-}
-
-impl<'a> Rows<'a> {
-    fn new(count: usize, decoding: &'a Decoding, constraints: Option<Vec<SpanConstraint<'a>>>, ends: Vec<u32>) -> Self {
-        let unfinished = Generation {
-            text: String::new(),
-            tokens: Vec::new(),
-            logprobs: Vec::new(),
-            nothing: None,
-            finish: Finish::Length,
-        };
-        let mut constraints: Vec<_> = constraints.into_iter().flatten().map(Some).collect();
-        constraints.resize_with(count, || None);
-        Self {
-            decoding,
-            ends,
-            constraints,
-            samplers: (0..count).map(|row| Sampler::new(decoding, row)).collect(),
-            answers: vec![unfinished; count],
-            running: vec![decoding.max_new_tokens > 0; count],
-        }
-    }
-
-    fn running(&self) -> bool {
-        self.running.contains(&true)
-    }
-
-    fn last_tokens(&self) -> Vec<u32> {
-        self.answers.iter().map(|a| a.tokens.last().copied().unwrap_or_default()).collect()
-    }
-
-    /// Choose a row's next token from the logits before it.
-    fn step(&mut self, row: usize, logits: &[f32], tokenizer: &TextTokenizer, on_text: OnText) -> Result<()> {
-        if !self.running[row] {
-            return Ok(());
-        }
-        let first = self.answers[row].tokens.is_empty();
-        let mut without = Vec::new();
-        if first && let Some(nothing) = self.decoding.nothing {
-            self.answers[row].nothing = Some(log_probability(logits, nothing as usize));
-            // The answer is wanted whatever the model thinks of its chances: who asked decides by the probability.
-            without = logits.to_vec();
-            if let Some(logit) = without.get_mut(nothing as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
-        let choosable = if without.is_empty() { logits } else { &without };
-        let next = match &self.constraints[row] {
-            Some(constraint) => pick_within(constraint, choosable, &self.ends),
-            None => {
-                let token = self.samplers[row].pick(choosable);
-                if self.ends.contains(&token) { Next::End(token) } else { Next::Token(token) }
-            }
-        };
-        let (Next::Token(token) | Next::End(token)) = next;
-        let answer = &mut self.answers[row];
-        let logprob = log_probability(logits, token as usize);
-        if logprob.is_nan() {
-            // Nothing could be chosen, and going on would look like an answer.
-            return Err(Error::Internal {
-                doing: "reading with the language model",
-                message: "it gave logits that are no numbers (NaN)".to_owned(),
-            });
-        }
-        answer.logprobs.push(logprob);
-        answer.tokens.push(token);
-        if let Next::End(_) = next {
-            answer.finish = Finish::Stop;
-            self.running[row] = false;
-            return Ok(());
-        }
-        if let Some(constraint) = &mut self.constraints[row] {
-            constraint.advance(token);
-        }
-        let text = tokenizer.decode(&answer.tokens)?;
-        match self.decoding.stop.iter().filter_map(|s| stop_at(&text, s)).min() {
-            Some(at) => {
-                answer.text = text[..at].to_owned();
-                answer.finish = Finish::Stop;
-                self.running[row] = false;
-            }
-            None => answer.text = text,
-        }
-        on_text(row, &answer.text);
-        if answer.tokens.len() >= self.decoding.max_new_tokens {
-            self.running[row] = false;
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> (Vec<Generation>, Vec<Option<Span>>) {
-        let spans = self.constraints.iter().map(|c| c.as_ref().and_then(SpanConstraint::span)).collect();
-        (self.answers, spans)
-    }
-}
-
-/// Where a stop text stands in an answer. White space before the answer's first word stops nothing.
-fn stop_at(text: &str, stop: &str) -> Option<usize> {
-    let lead = text.len() - text.trim_start().len();
-    text[lead..].find(stop).map(|at| lead + at)
 }

@@ -11,6 +11,8 @@ pub mod prompts;
 pub mod reader;
 pub mod recursion;
 pub mod remote;
+mod remote_reading;
+mod rows;
 mod second_pass;
 pub mod soft_prompt;
 pub mod spans;

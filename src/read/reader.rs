@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::pack::Window;
-use crate::read::choose::{Choice, WindowAnswer, choose};
-use crate::read::decode::Decoding;
+use crate::read::choose::{Choice, Extent, WindowAnswer, choose, deciding};
+use crate::read::decode::{Decoding, Generation};
 use crate::read::frozen::{Frozen, Said, texts};
 use crate::read::ground;
 use crate::read::lm::{FrozenLm, OnText};
@@ -20,7 +20,8 @@ use crate::read::prefix::{Prefix, check_target};
 use crate::read::prompt_generator::PromptGenerator;
 use crate::read::prompts;
 use crate::read::recursion::{Recursion, Sampling, SecondPass};
-use crate::read::remote::{RemoteLm, Sent};
+use crate::read::remote::RemoteLm;
+use crate::read::remote_reading;
 use crate::read::second_pass::Second;
 use crate::read::soft_prompt::SoftPrompt;
 use crate::read::spans::Span;
@@ -44,6 +45,9 @@ pub struct ReaderSettings {
     pub window: usize,
     /// How windows compete.
     pub choice: Choice,
+    /// Which are read.
+    #[serde(default)]
+    pub extent: Extent,
     /// Weight of a window's best passage score beside the answer's log-likelihood, when several windows compete.
     pub score_weight: f32,
     /// Decoding.
@@ -59,6 +63,7 @@ impl Default for ReaderSettings {
             grounded: false,
             window: 2048,
             choice: Choice::default(),
+            extent: Extent::default(),
             score_weight: 10.0,
             decoding: Decoding::default(),
             sampling: Sampling::default(),
@@ -342,27 +347,25 @@ impl Reader {
         self.template.block(title, text, self.tokenizer())
     }
 
-    /// Read all windows and choose an answer. Nothing to read gives an empty answer.
-    pub fn read(&mut self, question: &str, windows: &[Window], on_text: OnText) -> Result<Reading> {
+    /// Read windows, as many as `extent` has it, and choose an answer. Nothing to read gives an empty answer.
+    pub fn read(&mut self, question: &str, windows: &[Window], extent: Extent, on_text: OnText) -> Result<Reading> {
         if windows.is_empty() {
             return Ok(Reading { score: f32::NEG_INFINITY, log_likelihood: f32::NEG_INFINITY, ..Reading::default() });
         }
         let Said { generations: answers, spans, prompt_tokens, cached_tokens, answer_tokens } = match &mut self.model {
-            Model::Frozen(frozen) => frozen.read(question, windows, &self.template, &self.settings, on_text)?,
-            Model::Remote(lm) => read_remotely(lm, question, windows, &self.template, &self.settings, on_text)?,
+            Model::Frozen(frozen) => frozen.read(question, windows, extent, &self.template, &self.settings, on_text)?,
+            Model::Remote(lm) => remote_reading::read(lm, question, windows, &self.template, &self.settings, on_text)?,
         };
-        let said: Vec<WindowAnswer> = answers
-            .iter()
-            .zip(windows)
-            .map(|(answer, window)| WindowAnswer {
-                answer: answer.text.trim().to_owned(),
-                // JSON has no infinity.
-                log_likelihood: answer.logprobs.iter().sum::<f32>().max(f32::MIN),
-                rank_score: window.iter().map(|p| p.passage.score).fold(f32::NEG_INFINITY, f32::max),
-                p_abstain: answer.nothing.map(f32::exp),
-            })
-            .collect();
-        let chosen = choose(&said, self.settings.choice, self.settings.score_weight);
+        let said: Vec<WindowAnswer> =
+            answers.iter().zip(windows).map(|(answer, window)| window_answer(answer, window)).collect();
+        let rank_scores: Vec<f32> = windows.iter().map(rank_score).collect();
+        let (choice, score_weight) = (self.settings.choice, self.settings.score_weight);
+        // What was read beyond those that decide does not count, so that an answer is as sure whatever was read.
+        let counted = match (choice, said.first()) {
+            (Choice::Best, Some(first)) => deciding(first, &rank_scores, score_weight).min(said.len()),
+            _ => said.len(),
+        };
+        let chosen = choose(&said[..counted], &rank_scores[counted..], choice, score_weight);
         let best = chosen.map_or(0, |c| c.window);
         let evidence = match spans.get(best).copied().flatten() {
             Some(span) => vec![cite(&windows[best], span)],
@@ -433,48 +436,6 @@ impl Reader {
     }
 }
 
-/// The same by a model behind an endpoint. Answers come whole.
-fn read_remotely(
-    lm: &RemoteLm,
-    question: &str,
-    windows: &[Window],
-    template: &Template,
-    settings: &ReaderSettings,
-    on_text: OnText,
-) -> Result<Said> {
-    let tail = template.tail(question, lm.tokenizer())?;
-    let opening = lm.tokenizer().encode("", true)?;
-    let tokens = |window: &Window| {
-        let passages = window.iter().flat_map(|p| &p.ids);
-        opening.iter().chain(template.prefix()).chain(passages).chain(&tail).copied().collect()
-    };
-    let text = |window: &Window| {
-        template.text(question, window.iter().map(|p| (p.passage.title.as_str(), p.passage.text.as_str())))
-    };
-    let prompt = |window| if lm.is_exact() { Sent::Tokens(tokens(window)) } else { Sent::Text(text(window)) };
-    let prompts: Vec<Sent> = windows.iter().map(prompt).collect();
-    let decoding = Decoding { stop: template.stop.clone(), ..settings.decoding.clone() };
-    let completions = lm.complete(&prompts, &decoding)?;
-    let mut said = Said {
-        generations: Vec::with_capacity(windows.len()),
-        spans: vec![None; windows.len()],
-        prompt_tokens: 0,
-        cached_tokens: 0,
-        answer_tokens: 0,
-    };
-    for (row, (completion, prompt)) in completions.into_iter().zip(&prompts).enumerate() {
-        on_text(row, completion.generation.text.trim());
-        said.prompt_tokens += match (completion.prompt_tokens, prompt) {
-            (Some(tokens), _) => tokens,
-            (None, Sent::Tokens(tokens)) => tokens.len(),
-            (None, Sent::Text(text)) => lm.tokenizer().count(text)?,
-        };
-        said.answer_tokens += completion.answer_tokens;
-        said.generations.push(completion.generation);
-    }
-    Ok(said)
-}
-
 fn frozen_mut(model: &mut Model) -> Result<&mut Frozen> {
     match model {
         Model::Frozen(frozen) => Ok(frozen),
@@ -488,6 +449,22 @@ fn not_here() -> Error {
         "the language model is behind an endpoint, which takes text only: no learned prompts, no states of passages",
         "leave --lm-url out for this, and name a model at hand",
     )
+}
+
+/// What was said to a window, in short.
+pub(super) fn window_answer(answer: &Generation, window: &Window) -> WindowAnswer {
+    WindowAnswer {
+        answer: answer.text.trim().to_owned(),
+        // JSON has no infinity.
+        log_likelihood: answer.logprobs.iter().sum::<f32>().max(f32::MIN),
+        rank_score: rank_score(window),
+        p_abstain: answer.nothing.map(f32::exp),
+    }
+}
+
+/// Score of a window's best passage.
+pub(super) fn rank_score(window: &Window) -> f32 {
+    window.iter().map(|packed| packed.passage.score).fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// Where an answer stands in a window's passages.

@@ -12,7 +12,7 @@ use ort::ep::{CUDA, ExecutionProvider, TensorRT};
 use ort::session::builder::SessionBuilder;
 
 use crate::error::{Error, Result};
-use crate::runtime::model_dir::ModelDir;
+use crate::runtime::model_dir::{ModelDir, ModelKind};
 use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup;
 
@@ -96,13 +96,22 @@ pub(in crate::runtime) fn register(
     }
 }
 
-/// Refuse to run a graph of 8-bit integers on a GPU: encoders and cross-encoders multiply in them by operators that only the
-/// processor has, so the graph would run there, unsaid.
+/// Whether a graph multiplies in 8-bit integers by operators that only the processor has: those of encoders and cross-encoders, and of
+/// language models with a scale a token. Runs of weights with a scale each have one on GPUs, too.
+pub fn is_for_processors(model: &ModelDir) -> bool {
+    match model.description.precision.as_str() {
+        "w8a8" => true,
+        "int8" => !matches!(model.description.kind, ModelKind::Lm(_)),
+        _ => false,
+    }
+}
+
+/// Refuse to run a graph of 8-bit integers on a GPU that has no operators for it: it would run on the processor, unsaid.
 ///
 /// # Errors
 /// [`Error::Device`].
 pub fn check_precision(model: &ModelDir, device: Device) -> Result<()> {
-    if device == Device::Cpu || model.description.precision != "int8" {
+    if device == Device::Cpu || !is_for_processors(model) {
         return Ok(());
     }
     Err(Error::Device {

@@ -12,7 +12,7 @@ use ort::session::IoBinding;
 use ort::value::{DynTensor, Tensor, TensorElementType};
 
 use crate::error::{Error, Result};
-use crate::runtime::device::Device;
+use crate::runtime::device::{Device, check_precision};
 use crate::runtime::gpu_buffers::Gpu;
 use crate::runtime::model_dir::{LmShape, ModelDir};
 use crate::runtime::session::{RuntimeOptions, Session, floats};
@@ -98,6 +98,7 @@ impl KvSession {
             Some(session) => session,
             None => Session::open(path, options)?,
         };
+        check_precision(model, session.device())?;
         tracing::debug!(recorded = recorder.is_some(), "steps of the language model");
         let gpu = match session.device() {
             Device::Cpu | Device::Auto => None,

@@ -19,10 +19,10 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::Instrument;
 use utoipa::ToSchema;
 
+use crate::answer::Answer;
 use crate::error::Error;
 use crate::explain::Explanation;
 use crate::filter::Filter;
-use crate::pipeline::Answer;
 use crate::read::recursion::Recursion;
 use crate::serve::problem::{Problem, Refused};
 use crate::serve::workers::{Done, Facts, Refusal, SearchHit, State as WorkersState, Work, Workers};

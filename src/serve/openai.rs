@@ -22,7 +22,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::Instrument;
 use utoipa::ToSchema;
 
-use crate::pipeline::Answer;
+use crate::answer::Answer;
 use crate::serve::api::{Body, finish, index_named, parse_filter, question_fits, unprocessable};
 use crate::serve::openai_reply::{
     Completion, CompletionChoice, CompletionMessage, CompletionUsage, DocumentText, Embedding, Embeddings,

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::pipeline::Latency;
+use crate::answer::Latency;
 use crate::types::Evidence;
 
 /// The indexes as models.

@@ -12,11 +12,12 @@ use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::{mpsc as stream, oneshot};
 use tracing::{Span, info_span};
 
+use crate::answer::Answer;
 use crate::error::{Error, Result};
 use crate::explain::Explanation;
 use crate::filter::Filter;
 use crate::index::change::Known;
-use crate::pipeline::{Answer, Pipeline};
+use crate::pipeline::Pipeline;
 use crate::read::recursion::Recursion;
 use crate::serve::hand::Hand;
 use crate::types::Passage;

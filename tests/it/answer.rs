@@ -76,7 +76,7 @@ fn what_each_part_gave_a_passage_is_shown() {
         assert_eq!(parts["first_stage"], serde_json::json!({"rank": line["rank"], "score": line["score"]}));
         assert!(parts["reranker"].is_null());
         let words = if parts["bm25"].is_null() { 0.0 } else { number(&parts["bm25"]["score"]) / top };
-        let sum = 0.8 * number(&parts["cosine"]) + 0.2 * words;
+        let sum = 0.7 * number(&parts["cosine"]) + 0.3 * words;
         assert!((sum - number(&line["score"])).abs() < 1e-4, "{line}");
     }
     let reranked = of("hybrid", &[]).remove(0);

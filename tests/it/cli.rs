@@ -215,6 +215,36 @@ fn shards_put_together_are_the_index_of_the_whole() {
 }
 
 #[test]
+fn stop_words_of_ones_own_are_left_out_of_questions() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+    write("c.jsonl", b"{\"id\":\"a\",\"text\":\"Ice and snow.\"}\n{\"id\":\"b\",\"text\":\"The sea.\"}\n");
+    write("words.txt", b"# of ours\nICE | frozen\nwon't\n");
+    let build = ["index", "build", "--no-dense", "--corpus", "c.jsonl", "--index", "ix", "--stop-words"];
+    let built = nunatak(folder.path()).args(build).arg("words.txt").assert().success();
+    let said = String::from_utf8_lossy(&built.get_output().stderr).into_owned();
+    assert!(said.contains("words.txt: left out, as they are not one word to BM25: \"won't\""), "{said}");
+    let found = |question: &str| {
+        let words = ["search", question, "--index", "ix", "--rerank", "none", "--json", "-q"];
+        let output = nunatak(folder.path()).args(words).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().lines().count()
+    };
+    // "the" is no stop word here, and "ice" is.
+    assert_eq!((found("the"), found("ice"), found("the ice"), found("snow")), (1, 0, 1, 1));
+    let info = nunatak(folder.path()).args(["index", "info", "--index", "ix"]).output().unwrap();
+    assert!(String::from_utf8(info.stdout).unwrap().contains("1 listed stop words dropped from questions"));
+
+    write("empty.txt", b"# nothing\n");
+    write("latin.txt", b"apr\xe8s\n");
+    for (file, problem) in [("empty.txt", "no stop words"), ("latin.txt", "UTF-8"), ("missing.txt", "missing.txt")] {
+        let said =
+            fails(folder.path(), &["index", "build", "--corpus", "c.jsonl", "--index", "x", "--stop-words", file]);
+        assert!(said.starts_with('1') && said.contains(file) && said.contains(problem), "{said}");
+        assert!(!folder.path().join("x").exists());
+    }
+}
+
+#[test]
 fn verify_names_the_damaged_file() {
     let folder = small_index();
     nunatak(folder.path()).args(["index", "verify", "--index", "ix"]).assert().success();

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use clap::Parser;
 use insta::assert_snapshot;
+use nunatak::answer::{Answer, Latency, Trace, Usage};
 use nunatak::cli::Globals;
 use nunatak::cli::eval::{Bench, EvalArgs, RunArgs, run_with};
 use nunatak::confidence::{Calibration, Features};
@@ -18,7 +19,6 @@ use nunatak::eval::provenance::Setup;
 use nunatak::eval::ranking::{Gold, Judged, first_gold_passage, hit_at};
 use nunatak::eval::report::Report;
 use nunatak::eval::trec;
-use nunatak::pipeline::{Answer, Latency, Trace, Usage};
 use nunatak::progress::Quiet;
 use nunatak::types::{PackedPassage, PassageId};
 use serde::Deserialize;

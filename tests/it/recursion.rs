@@ -37,7 +37,7 @@ fn candidates(answer: &Value) -> Vec<(&str, usize, f64, f64)> {
 fn a_second_pass_scores_what_the_first_one_said() {
     let folder = tempfile::tempdir().unwrap();
     let index = index(folder.path());
-    let once = ask(OPEN, &index, &[]);
+    let once = ask(OPEN, &index, &["--read-all"]);
     assert!(once["trace"].get("second").is_none());
     let twice = ask(OPEN, &index, &["--recursion", "textual", "--samples", "0"]);
     assert_eq!(twice["trace"]["said"], once["trace"]["said"], "the first pass is the same");

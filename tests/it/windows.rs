@@ -41,7 +41,7 @@ fn warm_passages_change_the_time_and_nothing_else() {
     let (index, questions) = (index(folder.path()), folder.path().join("questions.jsonl"));
     fs::write(&questions, serde_json::json!({"question": QUESTION}).to_string()).unwrap();
     let ask = || {
-        let mut answer = json(&["ask", QUESTION, "--explain"], &index);
+        let mut answer = json(&["ask", QUESTION, "--explain", "--read-all"], &index);
         let usage = answer["usage"].take();
         (answer, usage["cached_tokens"].as_u64().unwrap(), usage["prompt_tokens"].as_u64().unwrap())
     };
@@ -116,10 +116,39 @@ fn windows_hold_what_they_are_told_to_and_compete_as_they_are_told_to() {
 }
 
 #[test]
+fn what_cannot_be_better_is_not_read_and_the_answer_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path());
+    let lines = fs::read_to_string(DEMO_QUESTIONS).unwrap();
+    let questions: Vec<Value> = lines.lines().take(12).map(|line| serde_json::from_str(line).unwrap()).collect();
+    let asked: String = questions.iter().map(|q| format!("{}\n", q["question"].as_str().unwrap())).collect();
+    let ask = |more: &[&str]| -> Vec<Value> {
+        let mut command = nunatak(&[&["ask", "-", "--explain", "--json"], more].concat(), &index);
+        let output = command.write_stdin(asked.clone()).assert().success().get_output().stdout.clone();
+        String::from_utf8(output).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let read =
+        |answers: &[Value]| -> usize { answers.iter().map(|a| a["trace"]["said"].as_array().unwrap().len()).sum() };
+    for more in [&[][..], &["--grounded"]] {
+        let (some, all) = (ask(more), ask(&[more, &["--read-all"]].concat()));
+        assert_eq!(read(&all), 5 * questions.len());
+        assert!(read(&some) < read(&all), "{}", read(&some));
+        for (some, all) in some.iter().zip(&all) {
+            assert_eq!((&some["answer"], &some["evidence"]), (&all["answer"], &all["evidence"]));
+            // Rows of a batch of another size may differ in the last bits.
+            let close = |of: &str| (some[of].as_f64().unwrap() - all[of].as_f64().unwrap()).abs() < 1e-3;
+            assert!(close("score") && close("confidence"), "{} {}", some["score"], all["score"]);
+            let (some, all) = (some["trace"]["said"].as_array().unwrap(), all["trace"]["said"].as_array().unwrap());
+            assert!(some.iter().zip(all).all(|(some, all)| some["answer"] == all["answer"]));
+        }
+    }
+}
+
+#[test]
 fn a_sweep_over_a_run_agrees_with_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let (index, out) = (index(folder.path()), folder.path().join("run"));
-    let run = ["eval", "--questions", DEMO_QUESTIONS, "--limit", "8", "--passages", "3", "--out"];
+    let run = ["eval", "--questions", DEMO_QUESTIONS, "--limit", "8", "--passages", "3", "--read-all", "--out"];
     let report = json(&[&run[..], &[out.to_str().unwrap()]].concat(), &index);
     let sweep = |words: &[&str]| {
         let mut command = Command::cargo_bin("nunatak").unwrap();
@@ -135,6 +164,15 @@ fn a_sweep_over_a_run_agrees_with_the_run() {
     let best = settings.iter().map(|s| s["exact_match"].as_f64().unwrap()).fold(0.0, f64::max);
     assert_eq!(swept["best"]["exact_match"], best);
     assert!(sweep(&[]).contains("exact match over 8 questions"));
+    // A run that read no more than it had to knows nothing of other choices.
+    let some = folder.path().join("some");
+    let words =
+        ["eval", "--questions", DEMO_QUESTIONS, "--limit", "8", "--passages", "3", "--out", some.to_str().unwrap()];
+    let report = json(&words, &index);
+    assert_eq!(report["metrics"]["exact_match"], same["exact_match"]);
+    let mut command = Command::cargo_bin("nunatak").unwrap();
+    let failed = command.args(["eval", "sweep", "--run"]).arg(&some).assert().failure().get_output().clone();
+    assert!(String::from_utf8(failed.stderr).unwrap().contains("--read-all"));
     // A run that measured retrieval alone has nothing to choose from.
     let alone = folder.path().join("alone");
     let words = ["eval", "--questions", DEMO_QUESTIONS, "--limit", "2", "--reader", "none", "--out"];

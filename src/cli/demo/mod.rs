@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::answer::Answer;
 use crate::cli::engine;
 use crate::cli::index::DEFAULT_ENCODER;
 use crate::cli::output::{self, BOLD, DIM, GOOD};
@@ -18,7 +19,6 @@ use crate::error::{Error, Result};
 use crate::eval::normalise::exact_match_and_f1;
 use crate::index::manifest::EncoderIdentity;
 use crate::index::writer::{self, BuildOptions};
-use crate::pipeline::Answer;
 use crate::progress::{Progress, check_interrupt};
 use crate::runtime::setup::{self, home};
 

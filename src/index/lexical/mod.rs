@@ -32,11 +32,13 @@ mod analyser;
 mod bm25;
 mod directory;
 mod metadata;
+mod stop_words;
 
 pub use analyser::{Analyser, HEAVIEST_TITLE, Language, Terms};
 pub use bm25::Bm25;
 use bm25::{Asked, Best, Scratch, Words};
 pub(crate) use metadata::SOURCE_FILE;
+pub use stop_words::{StopWordList, StopWords};
 
 /// Filters whose passages are remembered: an eighth of a byte a passage each.
 const KNOWN_FILTERS: usize = 16;

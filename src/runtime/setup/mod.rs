@@ -91,7 +91,10 @@ pub fn locate(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> 
     }
     let (stem, precision) = store::split_name(name)?;
     if let Some(starter) = Manifest::get()?.starter(stem) {
-        let precision = precision.map_or_else(|| default_precision(options, progress), str::parse)?;
+        let precision = match precision {
+            Some(precision) => precision.parse()?,
+            None => default_precision(options, progress)?.of_starter(&starter.kind),
+        };
         return starter_model(starter, precision, options, progress);
     }
     if let Some(model) = learned::model(stem, precision, options, progress)? {

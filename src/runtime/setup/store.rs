@@ -18,7 +18,7 @@ use crate::runtime::setup::manifest::Manifest;
 use crate::runtime::setup::{cache, learned};
 
 /// Which precision is taken when none is named, the likeliest to be wanted first; `onnx` is a user's own graph.
-const PREFERENCE: [&str; 4] = ["int8", "fp16", "fp32", "onnx"];
+const PREFERENCE: [&str; 5] = ["int8", "w8a8", "fp16", "fp32", "onnx"];
 /// Version in the stamps of imported models: they never grow old.
 pub(super) const IMPORTED: &str = "imported";
 
@@ -119,7 +119,7 @@ pub fn list() -> Result<Vec<Entry>> {
     }
     let starters = manifest.starters().iter().map(|starter| (starter.name.as_str(), starter.kind.as_str()));
     for (name, kind) in starters.chain(learned::names().map(|name| (name, "cross-encoder"))) {
-        let precision = Precision::default().to_string();
+        let precision = Precision::default().of_starter(kind).to_string();
         let path = place(&home, name, &precision);
         if !entries.iter().any(|e| e.name == name && e.precision == precision) {
             entries.push(Entry {

@@ -32,7 +32,7 @@ fn encoders_equal_candle_in_every_family_pooling_and_naming() {
             let checkpoint = Checkpoint::new(family, root, 1, 11);
             checkpoint.pool(cls);
             let expected = checkpoint.embeddings(root, &batch, cls);
-            for precision in [Precision::Fp32, Precision::Fp16, Precision::Int8] {
+            for precision in [Precision::Fp32, Precision::Fp16, Precision::Int8, Precision::W8A8] {
                 let out = tempfile::tempdir().unwrap();
                 export_encoder(checkpoint.dir.path(), out.path(), precision).unwrap();
                 let found = batch.run(out.path(), "sentence_embedding");
@@ -43,7 +43,7 @@ fn encoders_equal_candle_in_every_family_pooling_and_naming() {
                 match precision {
                     Precision::Fp32 => assert!(difference < 1e-4, "{case}"),
                     Precision::Fp16 => assert!(difference < 5e-3, "{case}"),
-                    Precision::Int8 => assert!(cosine > 0.99, "{case}"),
+                    Precision::Int8 | Precision::W8A8 => assert!(cosine > 0.99, "{case}"),
                 }
             }
         }
@@ -56,7 +56,9 @@ fn cross_encoders_equal_candle_in_every_family() {
     for family in FAMILIES {
         let checkpoint = Checkpoint::new(family, root(family), 1, 13);
         let expected = checkpoint.scores(root(family), &batch);
-        for (precision, tolerance) in [(Precision::Fp32, 1e-4), (Precision::Fp16, 2e-2), (Precision::Int8, 0.2)] {
+        let tolerances =
+            [(Precision::Fp32, 1e-4), (Precision::Fp16, 2e-2), (Precision::Int8, 0.2), (Precision::W8A8, 0.2)];
+        for (precision, tolerance) in tolerances {
             let out = tempfile::tempdir().unwrap();
             export_cross_encoder(checkpoint.dir.path(), out.path(), precision).unwrap();
             let found = batch.run(out.path(), "score");
@@ -109,8 +111,10 @@ fn padding_does_not_change_a_text() {
     let batch = Batch::random(&[16, 2, 9], 9, false);
     for family in FAMILIES {
         let checkpoint = Checkpoint::new(family, "", 1, 17);
-        // 8-bit activations share one scale a batch, so there a neighbour moves a text a little.
-        for (precision, tolerance) in [(Precision::Fp32, 1e-5), (Precision::Fp16, 5e-3), (Precision::Int8, 0.1)] {
+        // Where 8-bit activations share one scale a batch, a neighbour moves a text a little; a scale a token does not.
+        let tolerances =
+            [(Precision::Fp32, 1e-5), (Precision::Fp16, 5e-3), (Precision::Int8, 0.1), (Precision::W8A8, 1e-5)];
+        for (precision, tolerance) in tolerances {
             let out = tempfile::tempdir().unwrap();
             export_encoder(checkpoint.dir.path(), out.path(), precision).unwrap();
             let together = batch.run(out.path(), "sentence_embedding");

@@ -71,7 +71,7 @@ fn the_starter_encoder_equals_candle() {
 fn the_starter_encoder_keeps_its_vectors_in_other_precisions() {
     let texts = passages(64);
     let exact = encode("fp32", &texts);
-    for (precision, mean, least) in [("fp16", 0.99999, 0.9999), ("int8", 0.993, 0.985)] {
+    for (precision, mean, least) in [("fp16", 0.99999, 0.9999), ("int8", 0.993, 0.985), ("w8a8", 0.993, 0.985)] {
         let found = cosines(&exact, &encode(precision, &texts), texts.len());
         assert!(found.0 > mean && found.1 > least, "{precision}: {found:?}");
     }

@@ -67,6 +67,24 @@ fn a_batch_behind_a_shared_prefix_equals_each_alone() {
 }
 
 #[test]
+fn with_a_scale_a_token_a_batch_is_each_alone_to_the_bit() {
+    for family in [Family::Llama, Family::Qwen3] {
+        let mut lm = lm(family, Precision::W8A8);
+        let (prefix, prompts) =
+            (prompt(17, 1), (2..7).map(|seed| prompt(5 + 3 * seed as usize, seed)).collect::<Vec<_>>());
+        let alone: Vec<Generation> =
+            prompts.iter().map(|tail| generate(&mut lm, &prefix, std::slice::from_ref(tail), 10).remove(0)).collect();
+        for count in 2..=prompts.len() {
+            assert_eq!(
+                generate(&mut lm, &prefix, &prompts[..count], 10),
+                alone[..count],
+                "{family:?}: {count} in a batch"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_prompt_longer_than_the_window_is_refused() {
     let mut lm = lm(Family::Llama, Precision::Fp32);
     let long = prompt(lm.window(), 1);

@@ -170,7 +170,7 @@ fn different_prompts_share_a_batch() {
 
 #[test]
 fn kept_states_change_nothing() {
-    for precision in [Precision::Fp32, Precision::Fp16, Precision::Int8] {
+    for precision in [Precision::Fp32, Precision::Fp16, Precision::Int8, Precision::W8A8] {
         let both = Both::new(Family::Llama, precision);
         let (mut plain, mut keeping) = (both.served(), both.served());
         keeping.keep_passages(1 << 20);
@@ -191,7 +191,7 @@ fn kept_states_change_nothing() {
 
 #[test]
 fn states_beside_an_index_change_nothing_and_damaged_ones_are_not_used() {
-    for precision in [Precision::Fp32, Precision::Fp16, Precision::Int8] {
+    for precision in [Precision::Fp32, Precision::Fp16, Precision::Int8, Precision::W8A8] {
         let both = Both::new(Family::Llama, precision);
         let (index, mut plain) = (tempfile::tempdir().unwrap(), both.served());
         let prefix = both.prompt_of(&prompt(9, 1), PromptKind::States);

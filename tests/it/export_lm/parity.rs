@@ -47,11 +47,12 @@ fn every_family_in_fp16() {
 
 /// Random weights of two layers; how much 8 bits cost a real model is measured on real questions.
 #[test]
-fn every_family_in_int8() {
-    for family in FAMILIES {
-        for ((ours, theirs), what) in both(family, Precision::Int8).iter().zip(["logits", "states"]) {
+fn every_family_in_8_bits() {
+    for (family, precision) in FAMILIES.into_iter().flat_map(|f| [(f, Precision::Int8), (f, Precision::W8A8)]) {
+        for ((ours, theirs), what) in both(family, precision).iter().zip(["logits", "states"]) {
             let noise = noise(ours, theirs);
-            assert!(noise < 0.04, "{what} of {family:?}: noise of {noise}");
+            println!("{what} of {family:?} in {precision}: noise of {noise}");
+            assert!(noise < 0.04, "{what} of {family:?} in {precision}: noise of {noise}");
         }
     }
 }

@@ -137,7 +137,7 @@ fn int8_noise() -> f32 {
 fn graphs_agree_with_candle() {
     let reference = Reference::open();
     let expected: Vec<Vec<f32>> = PROMPTS.iter().map(|prompt| reference.logits(&ids(prompt))).collect();
-    for precision in [Precision::Fp32, Precision::Int8] {
+    for precision in [Precision::Fp32, Precision::Int8, Precision::W8A8] {
         let out = export(precision);
         let mut graphs = Graphs::open(out.path());
         for (prompt, theirs) in PROMPTS.iter().zip(&expected) {
