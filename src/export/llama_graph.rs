@@ -10,6 +10,7 @@ use crate::export::Precision;
 use crate::export::blockwise::{self, BLOCK};
 use crate::export::llama_source::LmSource;
 use crate::export::onnx::{Attr, DType, Dim, GraphBuilder, Initializer};
+use crate::export::turned::Turned;
 use crate::export::{quantize, rope};
 
 /// `embed.onnx`: `input_ids` `[B,S]` to `inputs_embeds` `[B,S,hidden]` (f32). The table is stored in 16 bits
@@ -61,6 +62,8 @@ struct Decoder<'a> {
     residual: String,
     /// What the last block put out, not yet added; `None` before the first.
     pending: Option<String>,
+    /// Its weights in turned coordinates, for 8 bits with a scale a token.
+    turned: Option<Turned<'a>>,
 }
 
 impl<'a> Decoder<'a> {
@@ -87,8 +90,25 @@ impl<'a> Decoder<'a> {
         let shape = [config.context, config.head_dim / 2];
         let cos = g.init("cos", quantize::float(precision, &shape, &cos));
         let sin = g.init("sin", quantize::float(precision, &shape, &sin));
-        let residual = if float == DType::F32 { embeds } else { cast(&mut g, &embeds, float) };
-        Self { g, source, precision, float, last, total, cos, sin, residual, pending: None }
+        let turned = (precision == Precision::W8A8).then(|| Turned::new(source));
+        let residual = match &turned {
+            Some(turned) => {
+                let matrix = Initializer::f32(&[config.hidden, config.hidden], &turned.turn.matrix());
+                let matrix = g.init("turn", matrix);
+                g.op("MatMul", &[&embeds, &matrix], &[])
+            }
+            None if float == DType::F32 => embeds,
+            None => cast(&mut g, &embeds, float),
+        };
+        Self { g, source, precision, float, last, total, cos, sin, residual, pending: None, turned }
+    }
+
+    /// A weight, in the coordinates of the graph.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        match &self.turned {
+            Some(turned) => turned.tensor(name, shape),
+            None => self.source.tensor(name, shape),
+        }
     }
 
     fn layer(&mut self, layer: usize) -> Result<()> {
@@ -205,7 +225,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn gamma(&mut self, name: &str, width: usize) -> Result<String> {
-        let gamma = self.source.tensor(name, &[width])?;
+        let gamma = self.tensor(name, &[width])?;
         Ok(self.g.init(name, quantize::float(self.precision, &[width], &gamma)))
     }
 
@@ -216,10 +236,10 @@ impl<'a> Decoder<'a> {
         let mut weights = Vec::new();
         let mut bias = Vec::new();
         for (name, rows) in parts {
-            weights.extend(self.source.tensor(&format!("{name}.weight"), &[*rows, columns])?);
+            weights.extend(self.tensor(&format!("{name}.weight"), &[*rows, columns])?);
             let bias_name = format!("{name}.bias");
             if must_have_bias || self.source.contains(&bias_name) {
-                bias.extend(self.source.tensor(&bias_name, &[*rows])?);
+                bias.extend(self.tensor(&bias_name, &[*rows])?);
             }
         }
         let name = parts.first().map_or("linear", |(name, _)| name);
@@ -268,18 +288,29 @@ impl<'a> Decoder<'a> {
     fn finish(mut self) -> Result<GraphBuilder> {
         let config = &self.source.config;
         let is_f32 = self.float == DType::F32;
-        let states = if is_f32 { "hidden_states" } else { "hidden_states_f16" };
+        let states = match &self.turned {
+            Some(_) => "turned_states",
+            None if is_f32 => "hidden_states",
+            None => "hidden_states_f16",
+        };
         self.norm_into("model.norm", states)?;
         let flat = self.g.constant(Initializer::i64(&[2], &[-1, config.hidden as i64]));
         let rows = self.g.op("Reshape", &[states, &flat], &[]);
         let asked = self.g.op("Gather", &[&rows, "logit_rows"], &[]);
         let shape = [config.vocab, config.hidden];
         let head = if config.tied { "model.embed_tokens" } else { "lm_head" };
-        let weights = self.source.tensor(&format!("{head}.weight"), &shape)?;
+        let weights = self.tensor(&format!("{head}.weight"), &shape)?;
         let logits = self.multiply(&asked, "lm_head", weights, config.hidden);
         let to_f32 = [("to", Attr::Int(DType::F32 as i64))];
         self.g.node("", "Cast", &[&logits], &["logits"], &to_f32);
-        if !is_f32 {
+        if let Some(turned) = &self.turned {
+            let back = quantize::transpose(&turned.turn.matrix(), config.hidden, config.hidden);
+            let gamma = self.source.tensor("model.norm.weight", &[config.hidden])?;
+            let back = self.g.init("turn_back", Initializer::f32(&[config.hidden, config.hidden], &back));
+            let gamma = self.g.init("last_norm", Initializer::f32(&[config.hidden], &gamma));
+            let turned_back = self.g.op("MatMul", &[states, &back], &[]);
+            self.g.node("", "Mul", &[&turned_back, &gamma], &["hidden_states"], &[]);
+        } else if !is_f32 {
             self.g.node("", "Cast", &[states], &["hidden_states"], &to_f32);
         }
         self.g.output("logits", DType::F32, &[Dim::Free("logits"), Dim::Fixed(config.vocab)]);

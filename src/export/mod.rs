@@ -24,6 +24,7 @@ pub mod onnx;
 pub mod prompt_generator;
 mod quantize;
 mod rope;
+mod turned;
 pub mod weights;
 
 /// How the weights stand in the graph.
@@ -37,7 +38,8 @@ pub enum Precision {
     #[default]
     Int8,
     /// 8-bit integers with a scale an output of a layer, and one a token for what they are multiplied by: the fastest on a CPU, and the
-    /// same for a token whatever it is batched with. Models whose states have outliers lose more than in [`Self::Int8`].
+    /// same for a token whatever it is batched with. A language model is turned for it (`turned.rs`), so that outliers among its states do
+    /// not cost the rest their accuracy.
     W8A8,
 }
 

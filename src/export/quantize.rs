@@ -87,8 +87,8 @@ pub(super) fn linear(g: &mut GraphBuilder, precision: Precision, x: &str, matrix
 /// `x [.., rows] * matrix [rows, columns]` in 8-bit integers, with a scale a column, and one a token for `x`, found on the fly.
 ///
 /// With `m` the largest magnitude in a token's `x`, `q = round(127 x / m)`, the product is `(m / 127) scale Σ q w`: the sum is of
-/// integers, and so the same to the bit in whatever batch and order. One scale for a whole tensor is ruined by the tokens of
-/// outliers that language models have (of 200 questions 31 were answered right, where 73 were in runs of weights).
+/// integers, and so the same to the bit in whatever batch and order. One scale for a whole tensor would be ruined by the tokens of
+/// outliers that language models have; the outliers within a token are what [`crate::export::turned`] is for.
 pub(super) fn by_token(g: &mut GraphBuilder, x: &str, name: &str, matrix: &[f32], columns: usize) -> String {
     let rows = matrix.len() / columns.max(1);
     let (quantized, mut scales) = int8_per_column(matrix, columns);

@@ -121,7 +121,7 @@ fn answers_are_those_of_the_same_model_at_hand() {
     for line in questions.lines().step_by(30) {
         let question: Value = serde_json::from_str(line).unwrap();
         let question = question["question"].as_str().unwrap();
-        let here = answer(&index, question, &["--lm", LM, "--prompt", "none", "--template", "few-shot"]);
+        let here = answer(&index, question, &["--lm", LM, "--prompt", "none", "--template", "few-shot", "--read-all"]);
         let there = answer(&index, question, &exact);
         for part in ["answer", "evidence", "supported", "abstained"] {
             assert_eq!(here[part], there[part], "{question}: {part}");

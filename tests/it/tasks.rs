@@ -339,7 +339,7 @@ fn a_generator_for_readers_writes_for_every_question() {
     let ask = |prompt: &str| {
         let mut command = nunatak();
         command.args(["ask", "How high does the tallest geyser throw water?", "--prompt", prompt]);
-        json_of(command.args(["--rerank", "none", "--passages", "2", "--index"]).arg(&index))
+        json_of(command.args(["--rerank", "none", "--passages", "2", "--read-all", "--index"]).arg(&index))
     };
     let (written, plain) = (ask(generator.to_str().unwrap()), ask("reader"));
     let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
