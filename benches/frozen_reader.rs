@@ -27,7 +27,7 @@ use nunatak::pipeline::{Depths, Found, Pipeline};
 use nunatak::progress::Quiet;
 use nunatak::read::choose::{Choice, Extent, choose};
 use nunatak::read::prompts;
-use nunatak::read::reader::{Reader, ReaderSettings};
+use nunatak::read::reader::{Reader, ReaderSettings, rank_score};
 use nunatak::rerank::CrossEncoder;
 use nunatak::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, Mode, Retriever};
 use nunatak::runtime::session::RuntimeOptions;
@@ -159,7 +159,7 @@ impl Bench {
             let mut own = Vec::new();
             for window in windows {
                 let mut answer = said[place[&tokens(window)]].clone();
-                answer.rank_score = window.iter().map(|p| p.passage.score).fold(f32::NEG_INFINITY, f32::max);
+                answer.rank_score = rank_score(window);
                 own.push(answer);
             }
             let chosen = choose(&own, &[], Choice::default(), SCORE_WEIGHTS[usize::from(*reranked)]);

@@ -105,18 +105,13 @@ impl<'a> Turned<'a> {
     /// A weight of the decoder, or of its head.
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         if let Some(norm) = norm_before(name) {
-            let weights = self.reader(name, shape, &norm)?;
-            let Some(block) = name.strip_suffix(".up_proj.weight") else { return Ok(weights) };
-            let (mut weights, balance) = (weights, self.balance(block)?);
-            let rows = weights.chunks_exact_mut(self.source.config.hidden.max(1));
-            rows.zip(&balance).for_each(|(row, by)| row.iter_mut().for_each(|w| *w /= by));
-            return Ok(weights);
+            return match name.strip_suffix(".up_proj.weight") {
+                Some(block) => self.inner(block).map(|(into, _)| into),
+                None => self.reader(name, shape, &norm),
+            };
         }
         if let Some(block) = name.strip_suffix(".down_proj.weight") {
-            let (mut weights, balance) = (self.writer(name, shape)?, self.balance(block)?);
-            let rows = weights.chunks_exact_mut(balance.len().max(1));
-            rows.for_each(|row| row.iter_mut().zip(&balance).for_each(|(w, by)| *w *= by));
-            return Ok(weights);
+            return self.inner(block).map(|(_, out)| out);
         }
         if name.ends_with(".o_proj.weight") {
             return self.writer(name, shape);
@@ -150,26 +145,30 @@ impl<'a> Turned<'a> {
         Ok(transpose(&turned, columns, hidden))
     }
 
-    /// By what each inner number of a feed-forward block is divided on its way in: √(r / s), r the largest weight into it and s the
-    /// largest out of it.
-    fn balance(&self, block: &str) -> Result<Vec<f32>> {
+    /// The weights into the inner numbers of a feed-forward block, `[intermediate, hidden]`, and out of them, `[hidden, intermediate]`:
+    /// each is divided on its way in, and multiplied on its way out, by √(r / s), r the largest weight into it and s the largest out of it.
+    fn inner(&self, block: &str) -> Result<(Vec<f32>, Vec<f32>)> {
         let config = &self.source.config;
         let (up, down) = (format!("{block}.up_proj.weight"), format!("{block}.down_proj.weight"));
         let norm = norm_before(&up).unwrap_or_default();
-        let into = self.reader(&up, &[config.intermediate, config.hidden], &norm)?;
-        let out = self.writer(&down, &[config.hidden, config.intermediate])?;
+        let mut into = self.reader(&up, &[config.intermediate, config.hidden], &norm)?;
+        let mut out = self.writer(&down, &[config.hidden, config.intermediate])?;
         let mut largest_out = vec![0f32; config.intermediate];
         for row in out.chunks_exact(config.intermediate.max(1)) {
             largest_out.iter_mut().zip(row).for_each(|(most, w)| *most = most.max(w.abs()));
         }
-        let largest_in =
-            into.chunks_exact(config.hidden.max(1)).map(|row| row.iter().fold(0f32, |m, w| m.max(w.abs())));
-        let by = |(most_in, most_out): (f32, f32)| {
-            let by = (most_in / most_out).sqrt();
+        let rows = into.chunks_exact_mut(config.hidden.max(1));
+        let mut balance = Vec::with_capacity(config.intermediate);
+        for (row, most_out) in rows.zip(largest_out) {
+            let by = (row.iter().fold(0f32, |most, w| most.max(w.abs())) / most_out).sqrt();
             // Where nothing goes in or out there is nothing to balance.
-            if by.is_normal() { by } else { 1.0 }
-        };
-        Ok(largest_in.zip(largest_out).map(by).collect())
+            let by = if by.is_normal() { by } else { 1.0 };
+            row.iter_mut().for_each(|w| *w /= by);
+            balance.push(by);
+        }
+        let rows = out.chunks_exact_mut(config.intermediate.max(1));
+        rows.for_each(|row| row.iter_mut().zip(&balance).for_each(|(w, by)| *w *= by));
+        Ok((into, out))
     }
 }
 

@@ -58,6 +58,13 @@ pub struct WindowAnswer {
     pub p_abstain: Option<f32>,
 }
 
+impl WindowAnswer {
+    /// worth(w); `score_weight` is λ.
+    pub fn worth(&self, score_weight: f32) -> f32 {
+        self.log_likelihood + score_weight * self.rank_score
+    }
+}
+
 /// Which windows are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -82,14 +89,13 @@ pub struct Chosen {
 /// How many windows, from the first on, decide which answer is the best, once the first is read: those up to the last that
 /// could be worth more. `rank_scores` are of all windows, `score_weight` is λ.
 pub fn deciding(first: &WindowAnswer, rank_scores: &[f32], score_weight: f32) -> usize {
-    let reached = first.log_likelihood + score_weight * first.rank_score;
+    let reached = first.worth(score_weight);
     rank_scores.iter().rposition(|score| score_weight * score > reached).map_or(1, |last| last + 1)
 }
 
 /// Choose among windows, best passage first; `score_weight` is λ, `others` are the rank scores of windows that do not decide. Equal
 /// worth goes to the earlier window. `None` when there are no windows.
 pub fn choose(answers: &[WindowAnswer], others: &[f32], choice: Choice, score_weight: f32) -> Option<Chosen> {
-    let worth = |a: &WindowAnswer| a.log_likelihood + score_weight * a.rank_score;
     /// Windows that say the same.
     struct Group {
         plain: String,
@@ -99,7 +105,7 @@ pub fn choose(answers: &[WindowAnswer], others: &[f32], choice: Choice, score_we
     }
     let mut groups: Vec<Group> = Vec::new();
     for (window, answer) in answers.iter().enumerate() {
-        let (plain, worth) = (plain(&answer.answer), worth(answer));
+        let (plain, worth) = (plain(&answer.answer), answer.worth(score_weight));
         match groups.iter_mut().find(|g| g.plain == plain) {
             Some(group) => {
                 group.total = log_sum(group.total, worth);
@@ -204,7 +210,7 @@ mod tests {
             let answers: Vec<WindowAnswer> = answers.iter().map(|(a, l, s)| said(a, *l, *s)).collect();
             let mass = |answer: &str| -> f64 {
                 let of = answers.iter().filter(|a| a.answer == answer);
-                of.map(|a| f64::from(a.log_likelihood + weight * a.rank_score).exp()).sum()
+                of.map(|a| f64::from(a.worth(weight)).exp()).sum()
             };
             let chosen = choose(&answers, &[], Choice::Vote, weight).unwrap();
             let answer = &answers[chosen.window].answer;

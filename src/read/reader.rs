@@ -463,7 +463,7 @@ pub(super) fn window_answer(answer: &Generation, window: &Window) -> WindowAnswe
 }
 
 /// Score of a window's best passage.
-pub(super) fn rank_score(window: &Window) -> f32 {
+pub fn rank_score(window: &Window) -> f32 {
     window.iter().map(|packed| packed.passage.score).fold(f32::NEG_INFINITY, f32::max)
 }
 

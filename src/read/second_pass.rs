@@ -92,8 +92,7 @@ impl Frozen {
     ) -> Result<(Vec<Candidate>, Asked)> {
         let (said, mut asked, mut candidates) = (&first.windows, Asked::default(), Candidates::default());
         let cached = self.lm.cache_statistics().hit_tokens;
-        let worth =
-            |at: &usize| said.get(*at).map_or(f32::MIN, |s| s.log_likelihood + settings.score_weight * s.rank_score);
+        let worth = |at: &usize| said.get(*at).map_or(f32::MIN, |said| said.worth(settings.score_weight));
         let mut order: Vec<usize> = (0..windows.len()).collect();
         order.sort_by(|a, b| worth(b).total_cmp(&worth(a)));
         // The first pass's answer is the first candidate, so that of equal ones it stays.
