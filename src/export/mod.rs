@@ -55,7 +55,7 @@ impl Precision {
     }
 
     /// What is taken in its place for a starter model of this kind: the language model that comes with nunatak loses nothing by a
-    /// scale a token (45.2% against 45.5% of 600 training questions right, p 0.83), and reads 1.6 times as fast.
+    /// scale a token (of 600 training questions 45.5% are right with it and 45.2% in int8, p 0.83), and reads 1.6 times as fast.
     pub fn of_starter(self, kind: &str) -> Self {
         if self == Self::Int8 && kind == "lm" { Self::W8A8 } else { self }
     }

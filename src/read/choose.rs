@@ -210,7 +210,7 @@ mod tests {
             let answers: Vec<WindowAnswer> = answers.iter().map(|(a, l, s)| said(a, *l, *s)).collect();
             let mass = |answer: &str| -> f64 {
                 let of = answers.iter().filter(|a| a.answer == answer);
-                of.map(|a| f64::from(a.worth(weight)).exp()).sum()
+                of.map(|a| f64::from(a.log_likelihood + weight * a.rank_score).exp()).sum()
             };
             let chosen = choose(&answers, &[], Choice::Vote, weight).unwrap();
             let answer = &answers[chosen.window].answer;
