@@ -91,23 +91,18 @@ pub(super) fn linear(g: &mut GraphBuilder, precision: Precision, x: &str, matrix
 /// outliers that language models have; the outliers within a token are what [`crate::export::turned`] is for.
 pub(super) fn by_token(g: &mut GraphBuilder, x: &str, name: &str, matrix: &[f32], columns: usize) -> String {
     let rows = matrix.len() / columns.max(1);
-    let (quantized, mut scales) = int8_per_column(matrix, columns);
-    scales.iter_mut().for_each(|scale| *scale /= INT8_MAX);
+    let (quantized, scales) = int8_per_column(matrix, columns);
     let weight = g.init(&format!("{name}.q8"), Initializer::i8(&[rows, columns], &quantized));
     let scale = g.init(&format!("{name}.scales"), Initializer::f32(&[columns], &scales));
     let last_axis = g.constant(Initializer::i64(&[1], &[-1]));
-    // A token of zeros has any scale; this keeps the division finite.
-    let least = g.constant(Initializer::f32(&[], &[f32::MIN_POSITIVE * INT8_MAX]));
-    let most = g.constant(Initializer::f32(&[], &[INT8_MAX]));
-    let one = g.constant(Initializer::f32(&[], &[1.0]));
+    let step = g.constant(Initializer::f32(&[], &[1.0 / INT8_MAX]));
     let middle = g.constant(Initializer::u8(&[], vec![128]));
     let magnitudes = g.op("Abs", &[x], &[]);
     let largest = g.op("ReduceMax", &[&magnitudes, &last_axis], &[("keepdims", Attr::Int(1))]);
-    let largest = g.op("Max", &[&largest, &least], &[]);
-    let stretch = g.op("Div", &[&most, &largest], &[]);
-    let stretched = g.op("Mul", &[x, &stretch], &[]);
-    let rounded = g.op("QuantizeLinear", &[&stretched, &one, &middle], &[]);
-    let product = g.ms_op("MatMulIntegerToFloat", &[&rounded, &weight, &one, &scale, &middle], &[]);
+    // A token of zeros is 0 / 0, which any integers may come of: they are multiplied by its 0 in the end.
+    let shrunk = g.op("Div", &[x, &largest], &[]);
+    let rounded = g.op("QuantizeLinear", &[&shrunk, &step, &middle], &[]);
+    let product = g.ms_op("MatMulIntegerToFloat", &[&rounded, &weight, &step, &scale, &middle], &[]);
     g.op("Mul", &[&product, &largest], &[])
 }
 
