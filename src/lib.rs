@@ -19,6 +19,7 @@ mod digest;
 mod disk;
 mod durable;
 pub mod error;
+mod guard;
 mod math;
 pub mod plot;
 pub mod progress;

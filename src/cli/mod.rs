@@ -37,6 +37,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::error::Result;
+use crate::guard;
 use crate::progress::{Progress, Quiet};
 use crate::runtime::device::Device;
 use crate::runtime::memory;
@@ -130,6 +131,7 @@ enum Command {
 /// Run the command line of this process.
 pub fn main() -> ExitCode {
     silence_telemetry();
+    guard::print_no_guarded_panics();
     let words: Vec<OsString> = std::env::args_os().collect();
     let words = match config::expand(words, &Cli::command()) {
         Ok(words) => words,

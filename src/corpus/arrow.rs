@@ -19,6 +19,7 @@ use super::columns;
 use super::intake::{Intake, Place, Record};
 use super::open::{LONGEST_LINE, Opened, failed, too_long};
 use crate::error::{Error, Result};
+use crate::guard;
 
 /// Rows that are decoded at a time from Parquet. Arrow files fix this themselves.
 const BATCH_ROWS: usize = 1024;
@@ -54,8 +55,7 @@ pub(super) fn read_parquet(path: &Path, file: &str, opened: Opened, intake: &mut
 /// Do a step of decoding. On some damaged tables the libraries panic (offsets beyond a buffer, in Arrow 60); to the
 /// user that is a damaged file like any other.
 fn guarded<T>(path: &Path, step: impl FnOnce() -> T) -> Result<T> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(step))
-        .map_err(|_| Error::bad_file(path, "the table is damaged", AGAIN))
+    guard::guarded(step).ok_or_else(|| Error::bad_file(path, "the table is damaged", AGAIN))
 }
 
 /// Parquet is read from its end, which neither a compressed file nor a pipe allows: these go through a

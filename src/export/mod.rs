@@ -14,7 +14,7 @@ mod blockwise;
 pub mod gguf;
 mod gguf_blocks;
 mod gguf_header;
-mod gguf_tokenizer;
+pub mod gguf_tokenizer;
 pub mod learned;
 pub mod llama;
 mod llama_folder;

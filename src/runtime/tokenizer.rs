@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 use crate::runtime::model_dir::ModelDir;
 
 /// Name of the tokenizer inside a model folder.
@@ -65,13 +66,16 @@ impl TextTokenizer {
 
     /// A tokenizer file; `name` is how messages call the model.
     pub fn from_file(path: &Path, name: &str) -> Result<Self> {
-        let mut plain = Tokenizer::from_file(path).map_err(|e| {
+        let unreadable = |problem: String| {
             Error::model(
                 name,
-                format!("cannot read its tokenizer {}: {e}", path.display()),
+                format!("cannot read its tokenizer {}: {problem}", path.display()),
                 "a model folder needs the tokenizer.json of the `tokenizers` library",
             )
-        })?;
+        };
+        // The library panics on some that are damaged (a decoder that is no JSON, a table of characters cut short).
+        let read = guarded(|| Tokenizer::from_file(path)).ok_or_else(|| unreadable("it is damaged".to_owned()))?;
+        let mut plain = read.map_err(|e| unreadable(e.to_string()))?;
         plain.with_truncation(None).map_err(Error::internal("opening a tokenizer"))?;
         plain.with_padding(None);
         plain.set_encode_special_tokens(true);
@@ -273,5 +277,23 @@ pub(crate) mod tests {
         std::fs::write(&path, "{}").unwrap();
         let error = TextTokenizer::from_file(&path, "broken").unwrap_err();
         assert!(error.to_string().starts_with("model broken: cannot read its tokenizer"));
+    }
+
+    /// Found by the fuzz target `tokenizer`: the library panics on these.
+    #[test]
+    fn a_file_that_makes_the_library_panic_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(TOKENIZER);
+        let decoder = WORDS.replace(r#""decoder": {"#, r#""decoder": l, {"#);
+        let normalizer = WORDS.replace(
+            r#""normalizer": {"type": "BertNormalizer","#,
+            r#""normalizer": {"type": "Precompiled", "precompiled_charsmap": "AA==","#,
+        );
+        for damaged in [decoder, normalizer] {
+            assert_ne!(damaged, WORDS);
+            std::fs::write(&path, damaged).unwrap();
+            let error = TextTokenizer::from_file(&path, "broken").unwrap_err();
+            assert!(error.to_string().ends_with("tokenizer.json: it is damaged"), "{error}");
+        }
     }
 }

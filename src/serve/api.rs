@@ -43,6 +43,7 @@ pub struct AnswerRequest {
     /// Which index; the first without it.
     pub index: Option<String>,
     /// Only from passages whose metadata meets these conditions: `source=wiki year>=1990`.
+    #[schema(min_length = 1)]
     pub filter: Option<String>,
     /// Withhold an answer whose probability of being right is below this, 0 to 1; without it what the server was
     /// started with.
@@ -68,6 +69,7 @@ pub struct SearchRequest {
     /// Which index; the first without it.
     pub index: Option<String>,
     /// Only from passages whose metadata meets these conditions: `source=wiki year>=1990`.
+    #[schema(min_length = 1)]
     pub filter: Option<String>,
     /// How many passages.
     #[serde(default = "ten")]

@@ -65,6 +65,7 @@ pub struct ChatRequest {
     #[schema(value_type = Option<Vec<Object>>, max_items = 0)]
     pub tools: Option<Vec<Value>>,
     /// Only from passages whose metadata meets these conditions (an addition to OpenAI's fields).
+    #[schema(min_length = 1)]
     pub filter: Option<String>,
 }
 
@@ -301,8 +302,7 @@ pub struct RerankRequest {
     /// The texts.
     #[schema(min_items = 1, max_items = 1000)]
     pub documents: Vec<Document>,
-    /// How many to give back; all without it.
-    #[schema(maximum = 1000)]
+    /// How many to give back, if there are so many; all without it.
     pub top_n: Option<usize>,
     /// Give the texts back, too.
     #[serde(default)]

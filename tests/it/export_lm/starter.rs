@@ -123,15 +123,10 @@ fn best(logits: &[f32]) -> usize {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap()
 }
 
-/// What 8-bit blocks may cost. Their kernel for processors without 8-bit dot products is not the exact one that
-/// whole 8-bit matrices get (`runtime::session`), and nothing asks it to be: 0.167 was measured there.
-fn int8_noise() -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    if !std::is_x86_feature_detected!("avx512vnni") && !std::is_x86_feature_detected!("avxvnni") {
-        return 0.2;
-    }
-    0.15
-}
+/// What 8 bits may cost. The last bits of floats decide which way a number is rounded, thirty layers carry that on, and so each
+/// processor has a noise of its own: with the same exact products of `w8a8`, one prompt's was 0.127 and 0.167, and `int8`, whose kernel
+/// for processors without 8-bit dot products is not exact, had 0.216 there. Products that overflow, the mistake to be found, gave 0.55.
+const NOISE: f32 = 0.3;
 
 #[test]
 fn graphs_agree_with_candle() {
@@ -148,7 +143,7 @@ fn graphs_agree_with_candle() {
             match precision {
                 Precision::Fp32 => assert_close(&ours, theirs, 1e-3, prompt),
                 // Weights and activations in 8 bits; what that costs in answers is measured on questions.
-                _ => assert!(noise(&ours, theirs) < int8_noise(), "{prompt}: noise of {}", noise(&ours, theirs)),
+                _ => assert!(noise(&ours, theirs) < NOISE, "{precision}: {prompt}: noise of {}", noise(&ours, theirs)),
             }
         }
     }
