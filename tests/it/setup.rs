@@ -345,7 +345,11 @@ fn user_encoder(dir: &Path) {
     graph.node("", "Gather", &[&table, &ids], &["last_hidden_state"], &[]);
     graph.output("last_hidden_state", DType::F32, &[Dim::Free("B"), Dim::Free("S"), Dim::Fixed(2)]);
     graph.save(&dir.join("model.onnx")).unwrap();
-    fs::write(dir.join("tokenizer.json"), "{}").unwrap();
+    let tokenizer = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "WordPiece", "vocab": {"[UNK]": 0, "ice": 1}, "unk_token": "[UNK]",
+                  "continuing_subword_prefix": "\u0023\u0023", "max_input_chars_per_word": 100}}"#;
+    fs::write(dir.join("tokenizer.json"), tokenizer).unwrap();
     fs::write(dir.join("config.json"), r#"{"model_type": "bert", "hidden_size": 2}"#).unwrap();
 }
 
@@ -390,6 +394,18 @@ fn what_is_no_model_is_refused_by_name() {
     let fails = |args: &[&str], problem: &str| {
         nunatak(home.path()).args(args).arg("--offline").assert().code(1).stderr(one_sentence(problem));
     };
+    // What it cannot be used without is looked at before it is taken in.
+    let damaged = tempfile::tempdir().unwrap();
+    user_encoder(damaged.path());
+    let tokenizer = damaged.path().join("tokenizer.json");
+    let whole = fs::read_to_string(&tokenizer).unwrap();
+    for text in ["{}", &whole.replace("\"decoder\": null", "\"decoder\": nil")] {
+        fs::write(&tokenizer, text).unwrap();
+        let name = damaged.path().file_name().unwrap().to_string_lossy();
+        let problem = format!("model {name}: cannot read its tokenizer");
+        fails(&["models", "import", damaged.path().to_str().unwrap(), "--name", "x"], &problem);
+        assert!(!home.path().join("models/x.onnx").exists());
+    }
     let empty = dir.path().to_str().unwrap();
     fails(&["models", "info", "nothing"], "model nothing: there is no model of this name");
     fails(&["models", "info", "./nothing"], "model ./nothing: there is no such model folder");

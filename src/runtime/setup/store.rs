@@ -16,6 +16,7 @@ use crate::progress::Progress;
 use crate::runtime::model_dir::{DESCRIPTION, GRAPH, ModelDir};
 use crate::runtime::setup::manifest::Manifest;
 use crate::runtime::setup::{cache, learned};
+use crate::runtime::tokenizer::TextTokenizer;
 
 /// Which precision is taken when none is named, the likeliest to be wanted first; `onnx` is a user's own graph.
 const PREFERENCE: [&str; 5] = ["int8", "w8a8", "fp16", "fp32", "onnx"];
@@ -170,6 +171,7 @@ pub fn import(source: &Path, options: &ImportOptions, progress: &dyn Progress) -
         let dir = place(&home, &name, &model.description.precision);
         refuse_taken(&dir, &name)?;
         cache::install(&home, &dir, IMPORTED, progress, |out, _| {
+            TextTokenizer::open(&model)?; // what cannot be read would be found out only by who uses it
             copy(&model, out)?;
             relabel(&model, out, options.source.as_deref())
         })?;
@@ -191,7 +193,9 @@ pub fn import(source: &Path, options: &ImportOptions, progress: &dyn Progress) -
         };
         progress.finish();
         exported?;
-        relabel(&ModelDir::open(out)?, out, options.source.as_deref())
+        let model = ModelDir::open(out)?.called(name.clone());
+        TextTokenizer::open(&model)?;
+        relabel(&model, out, options.source.as_deref())
     })?;
     installed(&dir, &name, precision.name())
 }
