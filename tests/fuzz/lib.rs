@@ -6,6 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
+use nunatak::index::Index;
+use nunatak::index::verify::verify;
+use nunatak::progress::Quiet;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -114,6 +117,22 @@ impl Default for Copied {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Do with an index what its users do: open it, look at every passage, search it by words and by meaning, verify it. Each may fail.
+pub fn use_index(path: &Path) {
+    if let Ok(index) = Index::open(path) {
+        for row in index.passages() {
+            let _ = index.passage(row).map(|passage| index.row_of(&passage.key));
+        }
+        let _ = index.lexical().search("passage about ice", 10, None);
+        if let Some(dense) = index.dense() {
+            let dim = dense.encoder().dim;
+            let vector = vec![1.0 / (dim as f32).sqrt(); dim];
+            let _ = (dense.search(&vector, 10, 0, None), dense.search_exact(&vector, 10, None));
+        }
+    }
+    let _ = verify(path, &Quiet);
 }
 
 /// Write `head`, a manifest up to its checksum, and the checksum that makes it whole.

@@ -11,8 +11,7 @@ fuzz_target!(|input: (u8, u8, &[u8])| {
     let (ending, options, bytes) = input;
     let ending = ENDINGS[usize::from(ending) % ENDINGS.len()];
     let path = nunatak_fuzz::file(&format!("corpus.{ending}"), bytes);
-    let options =
-        CorpusOptions { passage_words: usize::from(options & 1) * 100, skip_bad: u64::from(options >> 1) };
+    let options = CorpusOptions { passage_words: usize::from(options & 1) * 100, skip_bad: u64::from(options >> 1) };
     let is_whole_file = ["md", "txt", "html"].contains(&ending);
     let mut passages = 0;
     let report = read(&[path], &options, &mut |passage| {

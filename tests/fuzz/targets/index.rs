@@ -6,9 +6,6 @@
 use std::cell::LazyCell;
 
 use libfuzzer_sys::fuzz_target;
-use nunatak::index::Index;
-use nunatak::index::verify::verify;
-use nunatak::progress::Quiet;
 use nunatak_fuzz::Copied;
 
 thread_local! {
@@ -36,17 +33,7 @@ fuzz_target!(|input: (u8, Option<u16>, Vec<(u16, u8)>)| {
             }
         }
         copied.replace(name, &bytes);
-        if let Ok(index) = Index::open(&copied.path) {
-            for row in index.passages() {
-                let _ = index.passage(row).map(|passage| index.row_of(&passage.key));
-            }
-            let _ = index.lexical().search("passage about ice", 10, None);
-            if let Some(dense) = index.dense() {
-                let vector = vec![1.0 / (dense.encoder().dim as f32).sqrt(); dense.encoder().dim];
-                let _ = (dense.search(&vector, 10, 0, None), dense.search_exact(&vector, 10, None));
-            }
-        }
-        let _ = verify(&copied.path, &Quiet);
+        nunatak_fuzz::use_index(&copied.path);
         copied.restore(name);
     });
 });

@@ -126,7 +126,15 @@ fn best(logits: &[f32]) -> usize {
 /// What 8 bits may cost. The last bits of floats decide which way a number is rounded, thirty layers carry that on, and so each
 /// processor has a noise of its own: with the same exact products of `w8a8`, one prompt's was 0.127 and 0.167, and `int8`, whose kernel
 /// for processors without 8-bit dot products is not exact, had 0.216 there. Products that overflow, the mistake to be found, gave 0.55.
-const NOISE: f32 = 0.3;
+///
+/// With dot products both stay below the smaller bound.
+fn int8_noise() -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if !std::is_x86_feature_detected!("avx512vnni") && !std::is_x86_feature_detected!("avxvnni") {
+        return 0.25;
+    }
+    0.15
+}
 
 #[test]
 fn graphs_agree_with_candle() {
@@ -143,7 +151,7 @@ fn graphs_agree_with_candle() {
             match precision {
                 Precision::Fp32 => assert_close(&ours, theirs, 1e-3, prompt),
                 // Weights and activations in 8 bits; what that costs in answers is measured on questions.
-                _ => assert!(noise(&ours, theirs) < NOISE, "{precision}: {prompt}: noise of {}", noise(&ours, theirs)),
+                _ => assert!(noise(&ours, theirs) < int8_noise(), "{precision}: {prompt}: {}", noise(&ours, theirs)),
             }
         }
     }
