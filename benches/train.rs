@@ -12,7 +12,8 @@ use nunatak::progress::Quiet;
 use nunatak::runtime::session::RuntimeOptions;
 use nunatak::runtime::setup::{self, Manifest};
 use nunatak::runtime::tokenizer::Cut;
-use nunatak::train::bert::{Bert, PackedTexts};
+use nunatak::train::bert::Bert;
+use nunatak::train::texts::PackedTexts;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -1,7 +1,7 @@
 //! `nunatak train id-prompt`: a generator that writes a prompt for each input, learned from many tasks at once; and `train
 //! connector`, the same with the language model itself in the encoder's place.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -11,7 +11,9 @@ use crate::cli::pipeline_args::DEFAULT_LM;
 use crate::cli::train::{LoopArgs, lm_weights};
 use crate::error::{Error, Result};
 use crate::eval::task_set::{self, TaskSet};
+use crate::progress::Progress;
 use crate::runtime::device::Device;
+use crate::runtime::session::RuntimeOptions;
 use crate::runtime::setup::{self, Manifest};
 use crate::train::device;
 use crate::train::optimiser::OptimiserSettings;
@@ -26,7 +28,8 @@ pub struct IdPromptArgs {
     /// Learn one soft prompt for all inputs of the tasks instead of a generator, to compare with
     #[arg(long, conflicts_with = "index")]
     shared: bool,
-    /// Frozen encoder inside the generator: a starter encoder's name
+    /// Frozen encoder inside the generator: a starter encoder's name, or the folder of one of the BERT or T5 family (safetensors),
+    /// which is copied beside what is learned
     #[arg(long, default_value = "all-MiniLM-L6-v2", value_name = "MODEL")]
     encoder: String,
     #[command(flatten)]
@@ -152,7 +155,8 @@ impl GeneratorArgs {
             shared,
             positions: self.positions,
             words: self.init_words.clone(),
-            encoder: encoder.map(str::to_owned),
+            encoder: encoder
+                .map(|name| Path::new(name).file_name().unwrap_or(name.as_ref()).to_string_lossy().into_owned()),
             encoder_positions: self.encoder_positions,
             blocks: self.blocks,
             from: self.from.clone(),
@@ -178,6 +182,18 @@ pub fn run_connector(args: &ConnectorArgs, globals: &Globals) -> Result<()> {
     train(&args.common, false, None, globals)
 }
 
+/// The weights of an encoder, by a starter's name or a folder.
+fn encoder_folder(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> Result<PathBuf> {
+    match Manifest::get()?.starter(name) {
+        Some(starter) if starter.kind != "lm" => setup::source(starter, options, progress),
+        None if Path::new(name).is_dir() => Ok(PathBuf::from(name)),
+        _ => {
+            let hint = "name a starter encoder, such as all-MiniLM-L6-v2, or a folder with config.json, tokenizer.json and model.safetensors";
+            Err(Error::model(name, "it is no starter encoder, and no folder", hint))
+        }
+    }
+}
+
 fn train(args: &GeneratorArgs, shared: bool, encoder: Option<&str>, globals: &Globals) -> Result<()> {
     args.check()?;
     let set = if args.index.is_some() { None } else { Some(args.set()?) };
@@ -187,15 +203,7 @@ fn train(args: &GeneratorArgs, shared: bool, encoder: Option<&str>, globals: &Gl
     let progress = progress.as_ref();
     let model = setup::locate(&args.lm, &options, progress)?;
     let lm = lm_weights(&model, args.weights.as_deref(), &options, progress)?;
-    let encoder = match encoder.map(|name| Ok::<_, Error>((name, Manifest::get()?.starter(name)))).transpose()? {
-        None => None,
-        Some((_, Some(starter))) if starter.kind != "lm" => Some(setup::source(starter, &options, progress)?),
-        Some((name, _)) => {
-            // A module's file does not hold its encoder, so it must be one that everybody can get.
-            let hint = "name a starter encoder, such as all-MiniLM-L6-v2";
-            return Err(Error::model(name, "it is no starter encoder", hint));
-        }
-    };
+    let encoder = encoder.map(|name| encoder_folder(name, &options, progress)).transpose()?;
     let places = Places { weights: &lm, encoder: encoder.as_deref(), device: &device, out: &args.training.out };
     let record = task_prompt_run::train(&run, set.as_ref(), &model, places, args.training.resume, progress)?;
     if globals.json {

@@ -8,43 +8,39 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::export::Precision;
-use crate::export::bert_source::{Activation, BertSource, Family, Part, Pooling};
+use crate::export::bert_source::{Activation, BertSource, Family, Part};
+use crate::export::encoder::{self, About, Behind};
 use crate::export::onnx::{Attr, DType, Dim, GraphBuilder, Initializer};
 use crate::export::quantize::{Product, float, linear, transpose};
 use crate::export::weights::Weights;
-use crate::runtime::model_dir::{Description, ModelKind};
+use crate::runtime::model_dir::ModelKind;
 
-/// Smallest length that a vector is divided by, as in torch's `normalize`.
-const MIN_NORM: f32 = 1e-12;
-
-/// Export the encoder in the folder `source` to the folder `out`: `model.onnx`, `tokenizer.json` and
-/// `nunatak.json`.
-///
-/// The graph takes `input_ids` and `attention_mask` `[B,S]` and gives `sentence_embedding` `[B,hidden]`,
-/// pooled as `1_Pooling/config.json` says (mean without one) and of unit length. The longest input is
-/// `max_seq_length` of `sentence_bert_config.json` (512 without one).
-///
-/// # Errors
-/// [`Error::File`], [`Error::BadFile`] or [`Error::Model`], naming the file or tensor that is missing,
-/// damaged or of a kind without a graph.
-pub fn export_encoder(source: &Path, out: &Path, precision: Precision) -> Result<()> {
+/// Export an encoder: see [`export_encoder`](crate::export::encoder::export_encoder).
+pub(super) fn export_encoder(source: &Path, out: &Path, precision: Precision) -> Result<()> {
     let weights = Weights::open(source)?;
     let bert = BertSource::read(source, &weights)?;
     let mut graph = Graph::new(&bert, &weights, precision);
     graph.inputs();
     let hidden = graph.hidden_states(TokenTypes::AllZero, Asking::All)?;
-    graph.sentence_embedding(&hidden);
-    write(graph, source, out, ModelKind::Encoder { pooling: bert.pooling.name().to_owned() })
+    let hidden = graph.cast_to_f32(&hidden);
+    bert.head.finish(&mut graph.g, &hidden, bert.hidden);
+    graph.write(
+        source,
+        out,
+        ModelKind::Encoder { pooling: bert.head.pooling.name().to_owned() },
+        bert.head.width(bert.hidden),
+    )
 }
 
-/// Export the cross-encoder in the folder `source` to the folder `out`, like [`export_encoder`].
+/// Export the cross-encoder in the folder `source` to the folder `out`, like
+/// [`export_encoder`](crate::export::encoder::export_encoder).
 ///
 /// The graph takes `input_ids`, `attention_mask` and `token_type_ids` `[B,S]` and gives `score` `[B]`,
 /// the single logit of the model's sequence classification head. Families without token types ignore
 /// theirs.
 ///
 /// # Errors
-/// As [`export_encoder`]; a head with another number of labels than one is an [`Error::Model`].
+/// As [`export_encoder`](crate::export::encoder::export_encoder); a head with another number of labels than one is an [`Error::Model`].
 pub fn export_cross_encoder(source: &Path, out: &Path, precision: Precision) -> Result<()> {
     let weights = Weights::open(source)?;
     let bert = BertSource::read(source, &weights)?;
@@ -53,17 +49,11 @@ pub fn export_cross_encoder(source: &Path, out: &Path, precision: Precision) -> 
     graph.g.input("token_type_ids", DType::I64, &[Dim::Free("B"), Dim::Free("S")]);
     let hidden = graph.hidden_states(TokenTypes::Given, Asking::First)?;
     graph.score(&hidden)?;
-    write(graph, source, out, ModelKind::CrossEncoder)
+    graph.write(source, out, ModelKind::CrossEncoder, bert.hidden)
 }
 
-/// Learned vectors before an encoder's input, `[positions, hidden]`.
-pub(super) struct Behind<'a> {
-    pub(super) positions: usize,
-    pub(super) values: &'a [f32],
-}
-
-/// A graph that gives the last states `[1, positions + S, hidden]` of one text behind learned vectors, which have no
-/// positions of their own, and the name of these states; it takes `input_ids` and `attention_mask` `[1,S]`.
+/// An encoder behind learned vectors, which have no positions of their own: see
+/// [`encoder_states`](crate::export::encoder::encoder_states).
 pub(super) fn encoder_states(source: &Path, precision: Precision, behind: Behind) -> Result<(GraphBuilder, String)> {
     let weights = Weights::open(source)?;
     let bert = BertSource::read(source, &weights)?;
@@ -71,36 +61,13 @@ pub(super) fn encoder_states(source: &Path, precision: Precision, behind: Behind
     graph.inputs();
     let mask = graph.cast("attention_mask", DType::I32);
     let mut x = graph.embeddings(TokenTypes::AllZero)?;
-    let learned = graph.g.constant(float(precision, &[1, behind.positions, bert.hidden], behind.values));
-    let ones = graph.g.constant(Initializer::i32(&[1, behind.positions], &vec![1; behind.positions]));
-    let axis = ("axis", Attr::Int(1));
-    x = graph.g.op("Concat", &[&learned, &x], std::slice::from_ref(&axis));
-    let mask = graph.g.op("Concat", &[&ones, &mask], &[axis]);
+    let (joined, mask) = behind.put_before(&mut graph.g, precision, &x, &mask, bert.hidden);
+    x = joined;
     for layer in 0..bert.layers {
         x = graph.layer(layer, &x, &mask, Asking::All)?;
     }
     let x = graph.cast_to_f32(&x);
     Ok((graph.g, x))
-}
-
-fn write(graph: Graph, source: &Path, out: &Path, kind: ModelKind) -> Result<()> {
-    let Graph { g, bert, precision, .. } = graph;
-    std::fs::create_dir_all(out).map_err(Error::file("create", out))?;
-    g.save(&out.join("model.onnx"))?;
-    let tokenizer = source.join("tokenizer.json");
-    std::fs::copy(&tokenizer, out.join("tokenizer.json")).map_err(Error::file("read", &tokenizer))?;
-    let mut description = Description {
-        format: 1,
-        kind,
-        family: bert.model_type.clone(),
-        precision: precision.name().to_owned(),
-        hidden: bert.hidden,
-        max_tokens: bert.max_tokens,
-        source: source.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()),
-        priors: Vec::new(),
-        files: Default::default(),
-    };
-    description.write(out)
 }
 
 /// Where token types come from.
@@ -133,6 +100,11 @@ struct Graph<'a> {
 impl<'a> Graph<'a> {
     fn new(bert: &'a BertSource, weights: &'a Weights, precision: Precision) -> Self {
         Self { g: GraphBuilder::new(&bert.model_type), bert, weights, precision }
+    }
+
+    fn write(self, source: &Path, out: &Path, kind: ModelKind, width: usize) -> Result<()> {
+        let about = About { family: &self.bert.model_type, max_tokens: self.bert.max_tokens, width };
+        encoder::write(self.g, source, out, kind, self.precision, &about)
     }
 
     fn inputs(&mut self) {
@@ -297,28 +269,6 @@ impl<'a> Graph<'a> {
                 self.g.op("Relu", &[&sum], &[])
             }
         }
-    }
-
-    /// Pool the states and bring them to unit length, in 32-bit floats whatever the graph's type.
-    fn sentence_embedding(&mut self, hidden: &str) {
-        let hidden = self.cast_to_f32(hidden);
-        let pooled = match self.bert.pooling {
-            Pooling::Cls => self.first_token(&hidden),
-            Pooling::Mean => {
-                // [B,1,S] x [B,S,hidden]: the sum over real tokens. Their number would cancel in the norm.
-                let mask = self.cast("attention_mask", DType::F32);
-                let axis = self.g.constant(Initializer::i64(&[1], &[1]));
-                let mask = self.g.op("Unsqueeze", &[&mask, &axis], &[]);
-                let sum = self.g.op("MatMul", &[&mask, &hidden], &[]);
-                self.g.op("Squeeze", &[&sum, &axis], &[])
-            }
-        };
-        let axis = self.g.constant(Initializer::i64(&[1], &[-1]));
-        let norm = self.g.op("ReduceL2", &[&pooled, &axis], &[]); // [B,1]
-        let least = self.g.constant(Initializer::f32(&[], &[MIN_NORM]));
-        let norm = self.g.op("Max", &[&norm, &least], &[]);
-        self.g.node("", "Div", &[&pooled, &norm], &["sentence_embedding"], &[]);
-        self.g.output("sentence_embedding", DType::F32, &[Dim::Free("B"), Dim::Fixed(self.bert.hidden)]);
     }
 
     /// The classification head over the first token, in 32-bit floats: it is small, and scores are compared.

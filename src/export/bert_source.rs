@@ -1,18 +1,15 @@
-//! What a BERT-family model folder says about itself: sizes from `config.json`, pooling and length from
-//! the sentence-transformers files beside it, and the names its tensors go by.
+//! What a BERT-family model folder says about itself: sizes from `config.json`, and the names its tensors go by.
 //!
 //! Graphs are not built here.
 
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::export::sentence::{Head, json, max_tokens, of_json};
 use crate::export::weights::Weights;
-
-/// Longest input where the folder does not say.
-const DEFAULT_MAX_TOKENS: usize = 512;
 
 /// A model of the BERT family, by its naming of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,24 +31,8 @@ pub(crate) enum Activation {
     Relu,
 }
 
-/// How token vectors become one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pooling {
-    Mean,
-    Cls,
-}
-
-impl Pooling {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Mean => "mean",
-            Self::Cls => "cls",
-        }
-    }
-}
-
 /// Sizes and conventions of a model.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct BertSource {
     pub(crate) family: Family,
     /// `model_type` of `config.json`.
@@ -71,7 +52,7 @@ pub(crate) struct BertSource {
     pub(crate) token_types: usize,
     pub(crate) activation: Activation,
     pub(crate) layer_norm_eps: f32,
-    pub(crate) pooling: Pooling,
+    pub(crate) head: Head,
     /// Longest input in tokens.
     pub(crate) max_tokens: usize,
     /// What all tensor names of the encoder begin with: empty, or `bert.` and the like.
@@ -107,32 +88,6 @@ fn default_eps() -> f32 {
     1e-12
 }
 
-#[derive(Deserialize)]
-struct PoolingConfig {
-    #[serde(default)]
-    pooling_mode_cls_token: bool,
-    #[serde(default)]
-    pooling_mode_mean_tokens: bool,
-    #[serde(default)]
-    pooling_mode_max_tokens: bool,
-    #[serde(default)]
-    pooling_mode_mean_sqrt_len_tokens: bool,
-    #[serde(default)]
-    pooling_mode_weightedmean_tokens: bool,
-    #[serde(default)]
-    pooling_mode_lasttoken: bool,
-}
-
-#[derive(Deserialize)]
-struct SentenceConfig {
-    max_seq_length: Option<usize>,
-}
-
-#[derive(Deserialize)]
-struct Module {
-    r#type: String,
-}
-
 impl BertSource {
     /// Read the folder's configuration; `weights` tell which prefix the names have.
     ///
@@ -141,19 +96,21 @@ impl BertSource {
     /// module that the exporter has no graph for.
     pub(crate) fn read(folder: &Path, weights: &Weights) -> Result<Self> {
         let path = folder.join("config.json");
-        let config: Config = json(&path)?;
+        let config: Value = json(&path)?;
+        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let refuse = |problem: String, hint: &str| Error::model(folder.display().to_string(), problem, hint);
-        let (family, root) = match config.model_type.as_str() {
+        let (family, root) = match model_type {
             "bert" => (Family::Bert, "bert."),
             "roberta" | "xlm-roberta" => (Family::Roberta, "roberta."),
             "distilbert" => (Family::DistilBert, "distilbert."),
             other => {
                 return Err(refuse(
-                    format!("its architecture `{other}` is not of the BERT family"),
-                    "use a bert, roberta, xlm-roberta or distilbert model, or bring a finished ONNX export",
+                    format!("its architecture `{other}` is neither of the BERT family nor a T5's"),
+                    "use a bert, roberta, xlm-roberta, distilbert, t5 or mt5 model, or bring a finished ONNX export",
                 ));
             }
         };
+        let config: Config = of_json(config, &path)?;
         let activation = match config.hidden_act.as_str() {
             "gelu" => Activation::Gelu,
             "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
@@ -189,7 +146,7 @@ impl BertSource {
             token_types: if family == Family::DistilBert { 0 } else { config.type_vocab_size },
             activation,
             layer_norm_eps: config.layer_norm_eps,
-            pooling: pooling(folder)?,
+            head: Head::read(folder, config.hidden_size)?,
             max_tokens: max_tokens(folder)?.min(positions),
             prefix: prefix.to_owned(),
             model_type: config.model_type,
@@ -232,48 +189,4 @@ pub(crate) enum Part {
     FeedForwardIn,
     FeedForwardOut,
     OutputNorm,
-}
-
-fn pooling(folder: &Path) -> Result<Pooling> {
-    let refuse = |problem: String| {
-        Error::model(folder.display().to_string(), problem, "encoders with mean or CLS pooling can be exported")
-    };
-    // A projection after pooling would change every vector; leaving it out in silence is worse than a refusal.
-    let modules = folder.join("modules.json");
-    if modules.is_file() {
-        let known = ["Transformer", "Pooling", "Normalize"];
-        let modules: Vec<Module> = json(&modules)?;
-        let unknown = modules.iter().find(|m| !known.iter().any(|k| m.r#type.ends_with(k)));
-        if let Some(module) = unknown {
-            return Err(refuse(format!("its module {} has no counterpart in the graph", module.r#type)));
-        }
-    }
-    let path = folder.join("1_Pooling").join("config.json");
-    if !path.is_file() {
-        return Ok(Pooling::Mean);
-    }
-    let config: PoolingConfig = json(&path)?;
-    let other = config.pooling_mode_max_tokens
-        || config.pooling_mode_mean_sqrt_len_tokens
-        || config.pooling_mode_weightedmean_tokens
-        || config.pooling_mode_lasttoken;
-    match (config.pooling_mode_mean_tokens, config.pooling_mode_cls_token, other) {
-        (true, false, false) => Ok(Pooling::Mean),
-        (false, true, false) => Ok(Pooling::Cls),
-        _ => Err(refuse(format!("{} asks for a pooling that is neither mean nor CLS alone", path.display()))),
-    }
-}
-
-fn max_tokens(folder: &Path) -> Result<usize> {
-    let path = folder.join("sentence_bert_config.json");
-    if !path.is_file() {
-        return Ok(DEFAULT_MAX_TOKENS);
-    }
-    Ok(json::<SentenceConfig>(&path)?.max_seq_length.unwrap_or(DEFAULT_MAX_TOKENS))
-}
-
-fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
-    serde_json::from_str(&text)
-        .map_err(|e| Error::bad_file(path, format!("is not as it should be: {e}"), "fetch the model again"))
 }

@@ -11,6 +11,7 @@ use crate::error::Error;
 pub mod bert;
 pub(crate) mod bert_source;
 mod blockwise;
+pub mod encoder;
 pub mod gguf;
 mod gguf_blocks;
 mod gguf_header;
@@ -24,6 +25,9 @@ pub mod onnx;
 pub mod prompt_generator;
 mod quantize;
 mod rope;
+mod sentence;
+mod t5;
+pub(crate) mod t5_source;
 mod turned;
 pub mod weights;
 

@@ -1,4 +1,4 @@
-//! The graph of a prompt generator: a frozen BERT-family encoder behind a learned prompt, and a learned cross-attention
+//! The graph of a prompt generator: a frozen encoder behind a learned prompt, and a learned cross-attention
 //! network from its states, however many, to a fixed number of prompt vectors as wide as the language model.
 //!
 //! Levine et al. 2022, arXiv:2204.10019 (input-dependent prompt tuning) say the three parts; the network's form is this
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::error::Result;
 use crate::export::Precision;
-use crate::export::bert::{Behind, encoder_states};
+use crate::export::encoder::{Behind, encoder_states};
 use crate::export::onnx::{Attr, DType, Dim, GraphBuilder, Initializer};
 use crate::export::quantize::transpose;
 
@@ -87,7 +87,7 @@ pub enum Outer<'a> {
 /// The graph takes what [`Outer`] says and gives `prompt` `[1,positions,hidden]`.
 ///
 /// # Errors
-/// As [`crate::export::bert::export_encoder`].
+/// As [`crate::export::encoder::export_encoder`].
 pub fn export(outer: Outer, path: &Path, shape: &GeneratorShape, tensors: &BTreeMap<String, Vec<f32>>) -> Result<()> {
     let tensor = |name: &str| tensors.get(name).map_or(&[][..], Vec::as_slice);
     let (mut g, states) = match outer {

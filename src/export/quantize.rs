@@ -67,21 +67,34 @@ pub(super) struct Product {
 /// The 8-bit product quantizes `x` on the fly, with one scale for the whole tensor, or by [`by_token`].
 pub(super) fn linear(g: &mut GraphBuilder, precision: Precision, x: &str, matrix: &[f32], bias: &[f32]) -> Product {
     let columns = bias.len();
-    let rows = matrix.len() / columns.max(1);
     let bias = g.constant(float(precision, &[columns], bias));
     if precision == Precision::Int8 {
-        let (quantized, scales) = int8_per_column(matrix, columns);
-        let weight = g.constant(Initializer::i8(&[rows, columns], &quantized));
-        let scale = g.constant(Initializer::f32(&[columns], &scales));
-        let value = g.ms_op("DynamicQuantizeMatMul", &[x, &weight, &scale, "", &bias], &[]);
-        return Product { value, bias: String::new() };
+        return Product { value: by_tensor(g, x, matrix, columns, &bias), bias: String::new() };
     }
-    if precision == Precision::W8A8 {
-        let name = g.fresh_name("linear");
-        return Product { value: by_token(g, x, &name, matrix, columns), bias };
+    Product { value: product(g, precision, x, matrix, columns), bias }
+}
+
+/// `x [.., rows] * matrix [rows, columns]`, as in [`linear`], of a layer that has no bias.
+pub(super) fn product(g: &mut GraphBuilder, precision: Precision, x: &str, matrix: &[f32], columns: usize) -> String {
+    match precision {
+        Precision::Int8 => by_tensor(g, x, matrix, columns, ""),
+        Precision::W8A8 => {
+            let name = g.fresh_name("linear");
+            by_token(g, x, &name, matrix, columns)
+        }
+        Precision::Fp32 | Precision::Fp16 => {
+            let weight = g.constant(float(precision, &[matrix.len() / columns.max(1), columns], matrix));
+            g.op("MatMul", &[x, &weight], &[])
+        }
     }
-    let weight = g.constant(float(precision, &[rows, columns], matrix));
-    Product { value: g.op("MatMul", &[x, &weight], &[]), bias }
+}
+
+/// `x [.., rows] * matrix [rows, columns] + bias` in 8-bit integers, with a scale a column, and one for all of `x`.
+fn by_tensor(g: &mut GraphBuilder, x: &str, matrix: &[f32], columns: usize, bias: &str) -> String {
+    let (quantized, scales) = int8_per_column(matrix, columns);
+    let weight = g.constant(Initializer::i8(&[matrix.len() / columns.max(1), columns], &quantized));
+    let scale = g.constant(Initializer::f32(&[columns], &scales));
+    g.ms_op("DynamicQuantizeMatMul", &[x, &weight, &scale, "", bias], &[])
 }
 
 /// `x [.., rows] * matrix [rows, columns]` in 8-bit integers, with a scale a column, and one a token for `x`, found on the fly.

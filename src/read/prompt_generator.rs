@@ -3,8 +3,8 @@
 //! those of the frozen language model itself, which so reads the input twice (the paper's neural recursion).
 //!
 //! A generator is one safetensors file: its tensors ([`GeneratorShape::tensors`]) in 16-bit floats, and a
-//! [`GeneratorDescription`] in its metadata. The encoder inside of it is a starter model's, frozen, and is not in the file. The
-//! graph is made of both on first use and kept in the cache folder.
+//! [`GeneratorDescription`] in its metadata. The encoder inside of it is frozen and not in the file: it is a starter model, or lies
+//! beside the file, in a folder of its name with `.encoder`. The graph is made of both on first use and kept in the cache folder.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ use sha2::{Digest, Sha256};
 use crate::digest::short_hex;
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::export::Precision;
 use crate::export::prompt_generator::{GeneratorShape, Outer, export};
+use crate::export::{Precision, encoder};
 use crate::progress::Progress;
 use crate::read::lm::FrozenLm;
 use crate::read::soft_prompt::{FORMAT, PromptDescription, PromptKind, PromptTarget, SoftPrompt};
@@ -41,7 +41,7 @@ const GRAPH: &str = "generator.onnx";
 /// The frozen encoder inside a generator, or, in a connector, the language model itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncoderTarget {
-    /// Name of the starter model.
+    /// Name of the starter model, or of the folder that it was read from.
     pub name: String,
     /// sha256 of its weights' file; empty for the language model, which [`GeneratorDescription::target`] is.
     pub sha256: String,
@@ -91,6 +91,8 @@ pub struct GeneratorFile {
     pub description: GeneratorDescription,
     /// Every tensor of [`GeneratorShape::tensors`] by name.
     pub tensors: BTreeMap<String, Vec<f32>>,
+    /// Folder of the encoder, if one lies beside the file.
+    pub encoder: Option<PathBuf>,
 }
 
 impl GeneratorFile {
@@ -112,7 +114,7 @@ impl GeneratorFile {
             };
         }
         description.sha256 = hash(&rounded);
-        Ok(Self { description, tensors: rounded })
+        Ok(Self { description, tensors: rounded, encoder: None })
     }
 
     /// Write the file.
@@ -185,7 +187,7 @@ impl GeneratorFile {
         if hash(&tensors) != description.sha256 {
             return Err(bad("its numbers are not what was written (sha256 differs)".into()));
         }
-        Ok(Self { description, tensors })
+        Ok(Self { description, tensors, encoder: Some(beside(path)).filter(|folder| folder.is_dir()) })
     }
 }
 
@@ -215,14 +217,39 @@ pub fn reading_input(question: &str, passage: &str) -> String {
     format!("{}\n{}", question.trim(), passage.trim())
 }
 
+/// Where the encoder of the generator in the file `path` lies if it is no starter model.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("encoder")
+}
+
+/// Copy the encoder in the folder `from`, which is no starter model, beside the generator in the file `path`, where
+/// [`GeneratorFile::load`] looks for it.
+///
+/// # Errors
+/// [`Error::File`] when a file cannot be copied.
+pub fn keep_encoder(from: &Path, path: &Path) -> Result<()> {
+    let folder = beside(path);
+    std::fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
+    for name in ["config.json", TOKENIZER, WEIGHTS] {
+        let (from, to) = (from.join(name), folder.join(name));
+        std::fs::copy(&from, &to).map_err(Error::file("copy", &from))?;
+    }
+    Ok(())
+}
+
 /// The folder of a generator's encoder, as it was published.
 ///
 /// # Errors
-/// [`Error::Request`] when it is no starter model; what fetching it says.
-fn encoder_folder(encoder: &EncoderTarget, options: &RuntimeOptions, progress: &dyn Progress) -> Result<PathBuf> {
-    let starter = Manifest::get()?.starter(&encoder.name).ok_or_else(|| {
-        let problem = format!("the prompt generator reads with {}, which is no starter model", encoder.name);
-        Error::request(problem, "train one over a starter encoder with `nunatak train id-prompt`")
+/// [`Error::Request`] when it is no starter model and does not lie beside the file; what fetching it says.
+fn encoder_folder(file: &GeneratorFile, options: &RuntimeOptions, progress: &dyn Progress) -> Result<PathBuf> {
+    if let Some(folder) = &file.encoder {
+        return Ok(folder.clone());
+    }
+    let name = &file.description.encoder.name;
+    let starter = Manifest::get()?.starter(name).ok_or_else(|| {
+        let problem = format!("the prompt generator reads with {name}, which is no starter model");
+        let hint = "put the folder that its training wrote beside it, `.encoder` in its name, beside the file again";
+        Error::request(problem, hint)
     })?;
     setup::source(starter, options, progress)
 }
@@ -271,7 +298,8 @@ impl PromptGenerator {
         let (folder, tokenizer) = if encoder.itself {
             (graph(&description.sha256, &|path| export(Outer::Given, path, shape, &file.tensors))?, None)
         } else {
-            let source = encoder_folder(encoder, options, progress)?;
+            let source = encoder_folder(file, options, progress)?;
+            let precision = encoder::fitting(&source, precision)?;
             let weights = short_hex(&Sha256::digest(&encoder.sha256));
             let folder = graph(&format!("{}-{weights}-{precision}", description.sha256), &|path| {
                 // Hashing the encoder takes longer than loading it, so it is done when its numbers are read, and once.

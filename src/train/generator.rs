@@ -13,9 +13,11 @@ use rand_chacha::ChaCha8Rng;
 use crate::error::{Error, Result};
 use crate::export::prompt_generator::{GeneratorShape, NORM_EPS};
 use crate::runtime::tokenizer::Cut;
-use crate::train::bert::{Bert, PackedTexts, layer_norm};
+use crate::train::bert::layer_norm;
+use crate::train::encoder::FrozenEncoder;
 use crate::train::llama::{Decoder, failed};
 use crate::train::ops::Packed;
+use crate::train::texts::{PackedTexts, Padding};
 
 /// Spread of the numbers that nothing gives.
 const INITIAL_RANGE: f32 = 0.02;
@@ -27,7 +29,7 @@ const BASE_STEP: f64 = 10.0;
 #[derive(Debug)]
 pub enum Outer {
     /// An encoder's.
-    Encoder(Box<Bert>),
+    Encoder(Box<FrozenEncoder>),
     /// Those of the language model itself: a connector.
     Itself,
 }
@@ -126,9 +128,10 @@ impl Generator {
                 (lm.forward(&embeds, &packed, None, &every)?, starts)
             }
         };
-        let seen = Seen::new(&states, &starts).map_err(failed)?;
+        let padding = Padding::new(&starts, states.device()).map_err(failed)?;
+        let states = padding.pad(&states).map_err(failed)?; // [texts * longest, width]
         let GeneratorShape { positions, width, hidden, blocks, .. } = self.shape;
-        let count = seen.texts;
+        let count = padding.texts;
         let repeat = |x: &Tensor, columns: usize| {
             x.unsqueeze(0)?
                 .broadcast_as((count, positions, columns))?
@@ -139,8 +142,8 @@ impl Generator {
         for block in 0..blocks {
             let name = |part: &str| format!("block.{block}.{part}");
             let query = self.dense(&self.norm(&x, &name("query_norm"))?, &name("query"))?;
-            let (key, value) = (self.dense(&seen.states, &name("key"))?, self.dense(&seen.states, &name("value"))?);
-            let context = self.attend(&query, &key, &value, &seen).map_err(failed)?;
+            let (key, value) = (self.dense(&states, &name("key"))?, self.dense(&states, &name("value"))?);
+            let context = self.attend(&query, &key, &value, &padding).map_err(failed)?;
             x = (x + self.dense(&context, &name("out"))?).map_err(failed)?;
             let inner = self.dense(&self.norm(&x, &name("mlp_norm"))?, &name("up"))?.gelu_erf().map_err(failed)?;
             x = (x + self.dense(&inner, &name("down"))?).map_err(failed)?;
@@ -151,16 +154,17 @@ impl Generator {
     }
 
     /// Attention of every text's latents `[texts * positions, width]` over its states, padded to `[texts * longest, width]`.
-    fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, seen: &Seen) -> candle_core::Result<Tensor> {
+    fn attend(&self, query: &Tensor, key: &Tensor, value: &Tensor, padding: &Padding) -> candle_core::Result<Tensor> {
         let GeneratorShape { positions, width, heads, .. } = self.shape;
         let dim = width / heads;
         let split = |x: &Tensor, rows: usize| {
-            x.reshape((seen.texts, rows, heads, dim))?.transpose(1, 2)?.contiguous() // [texts, heads, rows, dim]
+            x.reshape((padding.texts, rows, heads, dim))?.transpose(1, 2)?.contiguous() // [texts, heads, rows, dim]
         };
-        let (query, key, value) = (split(query, positions)?, split(key, seen.longest)?, split(value, seen.longest)?);
+        let (query, key, value) =
+            (split(query, positions)?, split(key, padding.longest)?, split(value, padding.longest)?);
         let scores = (query.matmul(&key.transpose(2, 3)?.contiguous()?)? / (dim as f64).sqrt())?;
-        let shares = candle_nn::ops::softmax(&scores.broadcast_add(&seen.mask)?, D::Minus1)?;
-        shares.matmul(&value)?.transpose(1, 2)?.contiguous()?.reshape((seen.texts * positions, width))
+        let shares = candle_nn::ops::softmax(&scores.broadcast_add(&padding.mask)?, D::Minus1)?;
+        shares.matmul(&value)?.transpose(1, 2)?.contiguous()?.reshape((padding.texts * positions, width))
     }
 
     fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
@@ -171,31 +175,5 @@ impl Generator {
     fn dense(&self, x: &Tensor, name: &str) -> Result<Tensor> {
         let (weight, bias) = (self.variable(&format!("{name}.weight"))?, self.variable(&format!("{name}.bias"))?);
         weight.t().and_then(|w| x.matmul(&w)).and_then(|y| y.broadcast_add(bias)).map_err(failed)
-    }
-}
-
-/// An encoder's states, padded.
-struct Seen {
-    texts: usize,
-    longest: usize,
-    /// `[texts * longest, width]`; rows beyond a text's end are its first.
-    states: Tensor,
-    /// `[texts, 1, 1, longest]`: 0 where there is a state, and far below where there is none.
-    mask: Tensor,
-}
-
-impl Seen {
-    fn new(states: &Tensor, starts: &[usize]) -> candle_core::Result<Self> {
-        let lengths: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        let (mut rows, mut mask) = (Vec::new(), Vec::new());
-        for (start, length) in starts.iter().zip(&lengths) {
-            rows.extend((0..longest).map(|i| (start + if i < *length { i } else { 0 }) as u32));
-            mask.extend((0..longest).map(|i| if i < *length { 0f32 } else { -1e9 }));
-        }
-        let device = states.device();
-        let mask = Tensor::from_vec(mask, (lengths.len(), 1, 1, longest), device)?;
-        let states = states.index_select(&Tensor::from_vec(rows, lengths.len() * longest, device)?, 0)?;
-        Ok(Self { texts: lengths.len(), longest, states, mask })
     }
 }

@@ -7,6 +7,7 @@
 pub mod bert;
 pub mod checkpoint;
 pub mod device;
+pub mod encoder;
 pub mod generator;
 pub mod llama;
 pub mod mine;
@@ -17,8 +18,10 @@ pub mod prompt_run;
 pub mod record;
 pub mod reranker;
 pub mod reranker_run;
+pub mod t5;
 mod targets;
 pub mod task_prompt;
 pub mod task_prompt_run;
+pub mod texts;
 pub mod trainer;
 pub mod windows;

@@ -18,9 +18,10 @@ use crate::index::Index;
 use crate::progress::check_interrupt;
 use crate::rerank::CrossEncoder;
 use crate::runtime::tokenizer::{Cut, TextTokenizer};
-use crate::train::bert::{Bert, PackedTexts};
+use crate::train::bert::Bert;
 use crate::train::llama::failed;
 use crate::train::mine::{Mark, Mined};
+use crate::train::texts::PackedTexts;
 use crate::train::trainer::Trainable;
 use crate::types::PassageId;
 

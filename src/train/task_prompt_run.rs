@@ -14,13 +14,16 @@ use crate::eval::task_set::TaskSet;
 use crate::export::prompt_generator::GeneratorShape;
 use crate::index::Index;
 use crate::progress::Progress;
-use crate::read::prompt_generator::{Behind, EncoderTarget, GENERATOR_FORMAT, GeneratorDescription, GeneratorFile};
+use crate::read::prompt_generator::{
+    Behind, EncoderTarget, GENERATOR_FORMAT, GeneratorDescription, GeneratorFile, keep_encoder,
+};
 use crate::read::prompts;
 use crate::read::soft_prompt::{FORMAT, PromptDescription, PromptKind, PromptTarget, SoftPrompt};
 use crate::read::template::{Template, TemplateKind};
 use crate::runtime::model_dir::{ModelDir, ModelKind, sha256_of};
+use crate::runtime::setup::Manifest;
 use crate::runtime::tokenizer::{TOKENIZER, TextTokenizer};
-use crate::train::bert::Bert;
+use crate::train::encoder::FrozenEncoder;
 use crate::train::generator::{Generator, Outer};
 use crate::train::llama::{Decoder, failed};
 use crate::train::prompt_run::{PROMPT, repeated, target_of};
@@ -47,7 +50,7 @@ pub struct TaskPromptRun {
     pub positions: usize,
     /// Words that it begins as; without them some of ours.
     pub words: Option<String>,
-    /// Name of the encoder inside the generator; none in a connector, which has the language model in its place.
+    /// Name of the encoder inside the generator, or of its folder; none in a connector, which has the language model in its place.
     pub encoder: Option<String>,
     /// Learned vectors before the encoder's input.
     pub encoder_positions: usize,
@@ -183,6 +186,11 @@ pub fn train(
     frozen.check()?;
     let metric = module.metric();
     learned.save(module.writer(), shape, story(run, &data, metric, &log), places.out)?;
+    if let Some((name, folder)) = encoder.filter(|_| !run.shared)
+        && Manifest::get()?.starter(name).is_none()
+    {
+        keep_encoder(folder, &places.out.join(GENERATOR))?;
+    }
     let (examples_per_second, tokens_per_second) = record::speed(&log);
     let record = RunRecord {
         nunatak: env!("CARGO_PKG_VERSION"),
@@ -235,13 +243,13 @@ impl Learned<'_> {
         let (outer, width) = match places.encoder {
             None => (Outer::Itself, lm.hidden()),
             Some(folder) => {
-                let bert = Bert::load(folder, None, run.trainer.seed, places.device)?;
-                if run.mix.encoder_tokens > bert.longest() {
-                    let problem = format!("{} reads no more than {} tokens", self.encoder.name, bert.longest());
+                let encoder = FrozenEncoder::load(folder, places.device)?;
+                if let Some(longest) = encoder.longest().filter(|longest| run.mix.encoder_tokens > *longest) {
+                    let problem = format!("{} reads no more than {longest} tokens", self.encoder.name);
                     return Err(Error::request(problem, "lower --encoder-tokens"));
                 }
-                let width = bert.hidden();
-                (Outer::Encoder(Box::new(bert)), width)
+                let width = encoder.hidden();
+                (Outer::Encoder(Box::new(encoder)), width)
             }
         };
         let heads = Some(width / HEAD).filter(|heads| *heads > 0 && width % heads == 0).unwrap_or(1);

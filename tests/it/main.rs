@@ -8,6 +8,7 @@ mod corpus; // corpora of every format, whole and broken, through real files
 mod eval; // measurement: official values, whole runs, comparisons
 mod export_bert; // exported encoders and cross-encoders against candle's forward pass
 mod export_lm; // exported language models against candle's forward pass, and the KV cache contract
+mod export_t5; // the same of T5 encoders, and the gradient behind one
 mod index; // building, opening, searching, damaging and killing an index
 mod milvus; // a collection in a cluster in the place of the index: Milvus Lite, a real server
 mod recursion; // questions that are read twice

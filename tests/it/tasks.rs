@@ -22,12 +22,14 @@ use nunatak::runtime::model_dir::sha256_of;
 use nunatak::runtime::session::RuntimeOptions;
 use nunatak::runtime::setup;
 use nunatak::runtime::tokenizer::{Cut, TextTokenizer};
-use nunatak::train::bert::Bert;
+use nunatak::train::encoder::FrozenEncoder;
 use nunatak::train::generator::{Generator, Outer};
 use nunatak::train::llama::Decoder;
 use nunatak::train::task_prompt::{MixSettings, OuterTokens, TaskModule, Writer, samples};
 use nunatak::train::trainer::Trainable;
 use serde_json::{Value, json};
+
+use crate::export_t5;
 
 const ENCODER: &str = "all-MiniLM-L6-v2";
 
@@ -141,6 +143,21 @@ fn a_generator_from_tasks_to_scores() {
     json_of(&mut eval(&["--prompt", connector.to_str().unwrap()], "f"));
     assert_eq!(said("f").len(), 8);
 
+    // An encoder of one's own, here a T5, is kept beside the generator, which does not work without it.
+    let (t5, own) = (folder.path().join("tiny-t5"), folder.path().join("own"));
+    fs::create_dir(&t5).unwrap();
+    export_t5::checkpoint(&t5, 30_522, false, &fs::read(source(ENCODER).join("tokenizer.json")).unwrap());
+    json_of(&mut train(&own, &["--encoder", t5.to_str().unwrap()]));
+    fs::remove_dir_all(&t5).unwrap();
+    let own = own.join("id-prompt.safetensors");
+    json_of(&mut eval(&["--prompt", own.to_str().unwrap()], "h"));
+    assert_eq!(said("h").len(), 8);
+    let alone = folder.path().join("alone.safetensors");
+    fs::copy(&own, &alone).unwrap();
+    let error = eval(&["--prompt", alone.to_str().unwrap()], "i").assert().failure().get_output().stderr.clone();
+    let error = String::from_utf8(error).unwrap();
+    assert!(error.contains("reads with tiny-t5, which is no starter model"), "{error}");
+
     // What the first pass said becomes the input of a second.
     let second = folder.path().join("second.jsonl");
     let mut candidates = nunatak();
@@ -192,13 +209,17 @@ fn source(name: &str) -> PathBuf {
 }
 
 /// A generator with random numbers in place of those that begin as zero, over the encoder or, a connector, without one.
-fn random_generator(encoder: Option<&Path>) -> (GeneratorFile, Generator) {
-    let width = if encoder.is_some() { 384 } else { 576 };
+fn random_generator(encoder: Option<(&str, &Path)>) -> (GeneratorFile, Generator) {
+    let width = match encoder {
+        Some((ENCODER, _)) => 384,
+        Some(_) => export_t5::HIDDEN,
+        None => 576,
+    };
     let shape = GeneratorShape { positions: 3, hidden: 576, width, encoder_positions: 4, blocks: 2, heads: width / 64 };
     let device = Device::Cpu;
     let words = candle_core::Tensor::zeros((3, 576), candle_core::DType::F32, &device).unwrap();
     let outer = match encoder {
-        Some(folder) => Outer::Encoder(Box::new(Bert::load(folder, None, 0, &device).unwrap())),
+        Some((_, folder)) => Outer::Encoder(Box::new(FrozenEncoder::load(folder, &device).unwrap())),
         None => Outer::Itself,
     };
     let mut generator = Generator::new(shape, outer, words, 7, &device).unwrap();
@@ -211,8 +232,8 @@ fn random_generator(encoder: Option<&Path>) -> (GeneratorFile, Generator) {
         }
     }
     let target = PromptTarget { name: LM.into(), layers: 30, kv_width: 192, hidden: 576 };
-    let sha256 = encoder.map_or(String::new(), |folder| sha256_of(&folder.join("model.safetensors")).unwrap());
-    let name = if encoder.is_some() { ENCODER } else { LM }.to_owned();
+    let sha256 = encoder.map_or(String::new(), |(_, folder)| sha256_of(&folder.join("model.safetensors")).unwrap());
+    let name = encoder.map_or(LM, |(name, _)| name).to_owned();
     let description = GeneratorDescription {
         format: GENERATOR_FORMAT,
         target,
@@ -223,7 +244,8 @@ fn random_generator(encoder: Option<&Path>) -> (GeneratorFile, Generator) {
         sha256: String::new(),
         training: Value::Null,
     };
-    let file = GeneratorFile::new(description, &tensors).unwrap();
+    let mut file = GeneratorFile::new(description, &tensors).unwrap();
+    file.encoder = encoder.filter(|(name, _)| *name != ENCODER).map(|(_, folder)| folder.to_owned());
     generator.set_tensors(&file.tensors).unwrap();
     (file, generator)
 }
@@ -236,9 +258,11 @@ fn the_graph_of_a_generator_computes_what_was_trained() {
     let mut served = FrozenLm::open(&model, &options).unwrap();
     let lm = Decoder::open(&source(LM), &Device::Cpu).unwrap();
     let folder = source(ENCODER);
-    for encoder in [Some(folder.as_path()), None] {
+    let t5 = tempfile::tempdir().unwrap();
+    export_t5::checkpoint(t5.path(), 30_522, true, &fs::read(folder.join("tokenizer.json")).unwrap());
+    for encoder in [Some((ENCODER, folder.as_path())), Some(("tiny-t5", t5.path())), None] {
         let (file, generator) = random_generator(encoder);
-        let own = encoder.map(|folder| TextTokenizer::from_file(&folder.join("tokenizer.json"), ENCODER).unwrap());
+        let own = encoder.map(|(_, folder)| TextTokenizer::from_file(&folder.join("tokenizer.json"), ENCODER).unwrap());
         // The last is longer than the encoder reads: its beginning and end count.
         let long = "one two three four five six seven eight nine ten ".repeat(5) + "the end";
         let inputs = ["Is ice cold?", "Ja", long.as_str()];
@@ -273,14 +297,14 @@ fn the_graph_of_a_generator_computes_what_was_trained() {
             assert_eq!(fast.prompt(input, &mut served).unwrap().hash(), prompt.hash());
         }
         assert!(differs);
-        if encoder.is_some() {
-            check_encoder(&file.description.encoder, &folder).unwrap();
+        if let Some((name, folder)) = encoder {
+            check_encoder(&file.description.encoder, folder).unwrap();
             // An encoder with other weights is refused, also where a graph over the right one is there.
             let other = EncoderTarget { sha256: "0".into(), ..file.description.encoder.clone() };
             let mut file = file.clone();
             file.description.encoder = other;
             let error = PromptGenerator::open(&file, Precision::Fp32, &options, &Quiet).unwrap_err().to_string();
-            assert!(error.contains("another all-MiniLM-L6-v2"), "{error}");
+            assert!(error.contains(&format!("another {name}")), "{error}");
         }
     }
 }
@@ -293,7 +317,7 @@ fn a_prompt_behind_a_prompt_reads_as_it_was_trained() {
         |name: &str| setup::source(setup::Manifest::get().unwrap().starter(name).unwrap(), &options, &Quiet).unwrap();
     setup::model(ENCODER, &options, &Quiet).unwrap();
     let encoder = source(ENCODER);
-    let (file, generator) = random_generator(Some(&encoder));
+    let (file, generator) = random_generator(Some((ENCODER, &encoder)));
     let reader = nunatak::read::prompts::find("reader").unwrap();
     // Examples that are all the same: whichever is drawn is this one.
     let folder = tempfile::tempdir().unwrap();

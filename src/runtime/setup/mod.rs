@@ -15,7 +15,7 @@ mod wheel;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::export::{Precision, bert, llama};
+use crate::export::{Precision, encoder, llama};
 use crate::progress::{Progress, Quiet};
 use crate::runtime::device::Device;
 use crate::runtime::model_dir::ModelDir;
@@ -173,7 +173,7 @@ fn starter_model(
             progress.start(&format!("exporting {} to {precision}", starter.name), None, "");
             let exported = match starter.kind.as_str() {
                 "lm" => llama::export_lm(&weights, out, precision),
-                _ => bert::export_encoder(&weights, out, precision),
+                _ => encoder::export_encoder(&weights, out, precision),
             };
             progress.finish();
             exported

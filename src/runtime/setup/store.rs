@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::export::{Precision, bert, llama};
+use crate::export::{Precision, bert, encoder, llama};
 use crate::progress::Progress;
 use crate::runtime::model_dir::{DESCRIPTION, GRAPH, ModelDir};
 use crate::runtime::setup::manifest::Manifest;
@@ -187,7 +187,7 @@ pub fn import(source: &Path, options: &ImportOptions, progress: &dyn Progress) -
     cache::install(&home, &dir, IMPORTED, progress, |out, _| {
         progress.start(&format!("exporting {name} to {precision}"), None, "");
         let exported = match kind {
-            ImportKind::Encoder => bert::export_encoder(source, out, precision),
+            ImportKind::Encoder => encoder::export_encoder(source, out, precision),
             ImportKind::CrossEncoder => bert::export_cross_encoder(source, out, precision),
             ImportKind::Lm => llama::export_lm(source, out, precision),
         };
@@ -291,6 +291,8 @@ fn guess_kind(source: &Path, name: &str) -> Result<ImportKind> {
         _ if architecture.ends_with("ForCausalLM") => Ok(ImportKind::Lm),
         _ if architecture.ends_with("ForSequenceClassification") => Ok(ImportKind::CrossEncoder),
         "bert" | "roberta" | "xlm-roberta" | "distilbert" => Ok(ImportKind::Encoder),
+        // A T5 that also decodes has an encoder, but nobody trained that to give vectors: who means it says so.
+        "t5" | "mt5" if architecture.ends_with("EncoderModel") => Ok(ImportKind::Encoder),
         "llama" | "mistral" | "qwen2" | "qwen3" => Ok(ImportKind::Lm),
         _ => Err(unknown(format!("its config.json names the architecture `{architecture}` of the family `{family}`"))),
     }
@@ -329,6 +331,7 @@ mod tests {
                 Some(ImportKind::CrossEncoder),
             ),
             (r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}"#, Some(ImportKind::Lm)),
+            (r#"{"architectures": ["T5EncoderModel"], "model_type": "t5"}"#, Some(ImportKind::Encoder)),
             (r#"{"architectures": ["T5Model"], "model_type": "t5"}"#, None),
             ("{", None),
         ];

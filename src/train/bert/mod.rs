@@ -29,39 +29,13 @@ use crate::error::{Error, Result};
 use crate::export::bert_source::{BertSource, Family, Part};
 use crate::export::weights::Weights;
 use crate::runtime::model_dir::sha256_of;
-use crate::runtime::tokenizer::{Cut, TOKENIZER};
+use crate::runtime::tokenizer::TOKENIZER;
+use crate::train::texts::PackedTexts;
 use layer::{LayerShape, bert_layer};
 pub(in crate::train) use layer_norm::layer_norm;
 
 /// Spread of weights that no checkpoint gives, BERT's `initializer_range`.
 const INITIAL_RANGE: f32 = 0.02;
-
-/// Texts one after another.
-#[derive(Debug, Clone)]
-pub struct PackedTexts {
-    ids: Vec<u32>,
-    types: Vec<u32>,
-    /// First token of each text, and the end.
-    starts: Arc<[usize]>,
-}
-
-impl PackedTexts {
-    /// Pack these texts, none of which is empty.
-    pub fn new<'a>(texts: impl IntoIterator<Item = &'a Cut>) -> Self {
-        let (mut ids, mut types, mut starts) = (Vec::new(), Vec::new(), vec![0]);
-        for text in texts {
-            ids.extend(&text.ids);
-            types.extend(&text.types);
-            starts.push(ids.len());
-        }
-        Self { ids, types, starts: starts.into() }
-    }
-
-    /// Tokens in all.
-    pub fn tokens(&self) -> usize {
-        self.ids.len()
-    }
-}
 
 /// A cross-encoder in training.
 #[derive(Debug)]
@@ -232,7 +206,7 @@ impl Bert {
             let flat = layer.iter().map(|(_, var)| var.flatten_all()).collect::<candle_core::Result<Vec<_>>>()?;
             let params = Tensor::cat(&flat, 0)?;
             let last = number + 1 == self.layers.len();
-            x = bert_layer(&x, &params, shape, &texts.starts, last, train)?;
+            x = bert_layer(&x, &params, shape, texts.starts(), last, train)?;
         }
         let [inner, inner_bias, outer, outer_bias] = &self.head;
         let inner = x.matmul(&inner.1.t()?)?.broadcast_add(&inner_bias.1)?;
@@ -251,14 +225,7 @@ impl Bert {
     }
 
     fn frozen_states(&self, texts: &PackedTexts, prompt: &Tensor) -> candle_core::Result<(Tensor, Vec<usize>)> {
-        let embedded = self.embed(texts)?.detach();
-        let (mut parts, mut starts) = (Vec::new(), vec![0]);
-        for text in texts.starts.windows(2) {
-            let length = text[1] - text[0];
-            parts.extend([prompt.clone(), embedded.narrow(0, text[0], length)?]);
-            starts.push(starts.last().copied().unwrap_or(0) + prompt.dim(0)? + length);
-        }
-        let mut x = Tensor::cat(&parts, 0)?;
+        let (mut x, starts) = texts.behind(&self.embed(texts)?.detach(), prompt)?;
         let (shape, packed) = (shape_of(&self.source), Arc::<[usize]>::from(starts.as_slice()));
         for layer in &self.layers {
             let flat = layer.iter().map(|(_, var)| var.as_detached_tensor().flatten_all());
@@ -272,14 +239,14 @@ impl Bert {
     fn embed(&self, texts: &PackedTexts) -> candle_core::Result<Tensor> {
         let Embeddings { words, positions, types, norm } = &self.embeddings;
         let first = self.source.first_position;
-        let places = texts.starts.windows(2).flat_map(|w| (0..w[1] - w[0]).map(|i| (first + i) as u32));
+        let places = texts.starts().windows(2).flat_map(|w| (0..w[1] - w[0]).map(|i| (first + i) as u32));
         let index = |v: Vec<u32>| Tensor::from_vec(v, texts.tokens(), &self.device);
         let words = if self.train_words { words.1.as_tensor().clone() } else { words.1.as_detached_tensor() };
-        let mut x = words.index_select(&index(texts.ids.clone())?, 0)?;
+        let mut x = words.index_select(&index(texts.ids().to_vec())?, 0)?;
         x = (x + positions.1.index_select(&index(places.collect())?, 0)?)?;
         if let Some((_, table)) = types {
             // Families with one row have one segment, whatever the tokenizer says.
-            let types = texts.types.iter().map(|&t| if self.source.token_types > 1 { t } else { 0 });
+            let types = texts.types().iter().map(|&t| if self.source.token_types > 1 { t } else { 0 });
             x = (x + table.index_select(&index(types.collect())?, 0)?)?;
         }
         layer_norm(&x, &norm[0].1, &norm[1].1, self.source.layer_norm_eps)

@@ -4,14 +4,16 @@
 
 use candle_core::Device;
 use nunatak::export::Precision;
-use nunatak::export::bert::{export_cross_encoder, export_encoder};
-use nunatak::train::bert::{Bert, PackedTexts};
+use nunatak::export::bert::export_cross_encoder;
+use nunatak::export::encoder::export_encoder;
+use nunatak::train::bert::Bert;
+use nunatak::train::texts::PackedTexts;
 use serde_json::{Value, json};
 
 use tiny::{Batch, Checkpoint, FAMILIES, Family, HIDDEN, config, root};
 
 mod starter;
-mod tiny;
+pub(crate) mod tiny;
 
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
@@ -142,8 +144,8 @@ fn what_has_no_graph_is_refused_by_name() {
         std::fs::write(checkpoint.dir.path().join("config.json"), config.to_string()).unwrap();
     };
     let checkpoint = Checkpoint::new(Family::Bert, "", 2, 19);
-    edit(&checkpoint, "model_type", json!("t5"));
-    says(&checkpoint, "`t5` is not of the BERT family");
+    edit(&checkpoint, "model_type", json!("albert"));
+    says(&checkpoint, "`albert` is neither of the BERT family");
     edit(&checkpoint, "hidden_act", json!("silu"));
     says(&checkpoint, "`silu`");
     edit(&checkpoint, "hidden_size", json!(64));
@@ -153,9 +155,9 @@ fn what_has_no_graph_is_refused_by_name() {
     edit(&checkpoint, "hidden_size", json!("wide"));
     says(&checkpoint, "config.json");
     edit(&checkpoint, "model_type", json!("bert"));
-    let modules = json!([{"type": "sentence_transformers.models.Dense"}]).to_string();
+    let modules = json!([{"type": "sentence_transformers.models.WordWeights"}]).to_string();
     std::fs::write(checkpoint.dir.path().join("modules.json"), modules).unwrap();
-    says(&checkpoint, "models.Dense");
+    says(&checkpoint, "models.WordWeights");
 
     let out = tempfile::tempdir().unwrap();
     let two = Checkpoint::new(Family::Bert, "bert.", 2, 19);

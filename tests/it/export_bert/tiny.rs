@@ -42,26 +42,7 @@ pub(super) struct Checkpoint {
 impl Checkpoint {
     /// Random weights from `seed`; `root` is what the tensor names begin with, `labels` the width of the head.
     pub(super) fn new(family: Family, root: &str, labels: usize, seed: u64) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes(family, root, labels)
-            .into_iter()
-            .map(|(name, shape)| {
-                let count: usize = shape.iter().product();
-                let norm = name.contains("orm.weight");
-                // Wide enough that attention is not flat and activations are not linear.
-                let reach = if shape.len() == 2 { 3.0 / (shape[1] as f32).sqrt() } else { 0.3 };
-                let values = (0..count).flat_map(|_| {
-                    let x: f32 = rng.random_range(-reach..reach) + f32::from(u8::from(norm));
-                    x.to_le_bytes()
-                });
-                (name, shape, values.collect())
-            })
-            .collect();
-        let views: HashMap<&str, TensorView> = tensors
-            .iter()
-            .map(|(name, shape, bytes)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()))
-            .collect();
-        let bytes = safetensors::serialize(&views, None).unwrap();
+        let bytes = random_weights(shapes(family, root, labels), seed);
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("model.safetensors"), &bytes).unwrap();
         std::fs::write(dir.path().join("config.json"), config(family).to_string()).unwrap();
@@ -227,9 +208,33 @@ fn shapes(family: Family, root: &str, labels: usize) -> Vec<(String, Vec<usize>)
     all
 }
 
+/// A safetensors file of random tensors: matrices wide enough that attention is not flat and activations are not linear, and
+/// normalisations around 1.
+pub(crate) fn random_weights(shapes: Vec<(String, Vec<usize>)>, seed: u64) -> Vec<u8> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
+        .into_iter()
+        .map(|(name, shape)| {
+            let count: usize = shape.iter().product();
+            let norm = name.contains("orm.weight");
+            let reach = if shape.len() == 2 { 3.0 / (shape[1] as f32).sqrt() } else { 0.3 };
+            let values = (0..count).flat_map(|_| {
+                let x: f32 = rng.random_range(-reach..reach) + f32::from(u8::from(norm));
+                x.to_le_bytes()
+            });
+            (name, shape, values.collect())
+        })
+        .collect();
+    let views: HashMap<&str, TensorView> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()))
+        .collect();
+    safetensors::serialize(&views, None).unwrap()
+}
+
 /// Token ids, padded on the right.
-pub(super) struct Batch {
-    pub(super) lengths: Vec<usize>,
+pub(crate) struct Batch {
+    pub(crate) lengths: Vec<usize>,
     width: usize,
     ids: Vec<i64>,
     mask: Vec<i64>,
@@ -237,10 +242,15 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn random(lengths: &[usize], seed: u64, two_segments: bool) -> Self {
+    pub(crate) fn random(lengths: &[usize], seed: u64, two_segments: bool) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let rows = lengths.iter().map(|&n| (0..n).map(|_| rng.random_range(PAD + 1..VOCAB as i64)).collect());
         Self::of(rows.collect(), two_segments)
+    }
+
+    /// Of these tokens, in one segment.
+    pub(crate) fn of_rows(rows: &[Vec<u32>]) -> Self {
+        Self::of(rows.iter().map(|row| row.iter().map(|&id| i64::from(id)).collect()).collect(), false)
     }
 
     fn of(rows: Vec<Vec<i64>>, two_segments: bool) -> Self {
@@ -253,13 +263,13 @@ impl Batch {
         Self { width, ids, mask, types, lengths }
     }
 
-    pub(super) fn row(&self, row: usize) -> Self {
+    pub(crate) fn row(&self, row: usize) -> Self {
         let start = row * self.width;
         Self::of(vec![self.ids[start..start + self.lengths[row]].to_vec()], false)
     }
 
     /// The rows without their padding, as the tokenizer would give them.
-    pub(super) fn cuts(&self) -> Vec<Cut> {
+    pub(crate) fn cuts(&self) -> Vec<Cut> {
         let row = |all: &[i64], row: usize| {
             all[row * self.width..][..self.lengths[row]].iter().map(|&x| x as u32).collect::<Vec<u32>>()
         };
@@ -275,7 +285,7 @@ impl Batch {
         (tensor(&self.ids), tensor(&self.mask), tensor(&self.types))
     }
 
-    pub(super) fn run(&self, folder: &Path, output: &str) -> Vec<f32> {
+    pub(crate) fn run(&self, folder: &Path, output: &str) -> Vec<f32> {
         let options = RuntimeOptions { threads: 1, ..Default::default() };
         let mut session = Session::open(&folder.join("model.onnx"), &options).unwrap();
         let shape = [self.lengths.len(), self.width];
