@@ -20,6 +20,9 @@ impl PassageId {
     }
 }
 
+/// The field of a passage that says on which page of its file it begins, if that has pages.
+pub const PAGE: &str = "page";
+
 /// A piece of text that can be found, read and cited.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passage {
@@ -56,13 +59,14 @@ pub fn document_of(key: &str) -> &str {
     }
 }
 
-/// A stretch of a source file or field, in bytes.
+/// A stretch of a source file or field, in bytes, or in pages.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SourceSpan {
     /// The file, relative to the folder or file that was given as the corpus.
     pub file: String,
     /// First byte. For Markdown, text and HTML files it counts from the start of the file; for records
-    /// (JSONL, TSV, Parquet, Arrow) from the start of the record's text field.
+    /// (JSONL, TSV, Parquet, Arrow) from the start of the record's text field; for Word files from the start of their
+    /// `word/document.xml`. For PDF files it is the first page, from 1, and `end` the page after the last.
     pub start: u64,
     /// One past the last byte.
     pub end: u64,

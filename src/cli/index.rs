@@ -68,7 +68,7 @@ struct BuildArgs {
     /// Folder of the index to be, or milvus://host:port/collection
     #[arg(long, value_name = "DIR")]
     index: PathBuf,
-    /// Files and folders to read: JSONL, TSV, Parquet, Arrow, Markdown, text, HTML; gz and zst as they are
+    /// Files and folders to read: JSONL, TSV, Parquet, Arrow, Markdown, text, HTML, PDF, Word (.docx); gz and zst as they are
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     corpus: Vec<PathBuf>,
     /// Split documents at sentence ends into passages of this many words, up to twice as many; records (JSONL, TSV,

@@ -6,7 +6,7 @@ use walkdir::WalkDir;
 
 use super::intake::Intake;
 use super::open::{ACCEPTED, Format, open};
-use super::{arrow, jsonl, text, tsv};
+use super::{arrow, document, jsonl, tsv};
 use crate::error::{Error, Result};
 
 /// Give everything in the files and folders `paths` to `intake`.
@@ -70,6 +70,8 @@ fn read_file(path: &Path, file: &str, intake: &mut dyn Intake) -> Result<()> {
         Format::Tsv => tsv::read(path, file, opened.reader, opened.compressed, intake),
         Format::Parquet => arrow::read_parquet(path, file, opened, intake),
         Format::Arrow => arrow::read_ipc(path, file, opened, intake),
-        Format::Markdown | Format::Text | Format::Html => text::read(path, file, opened, intake),
+        Format::Markdown | Format::Text | Format::Html | Format::Pdf | Format::Docx => {
+            document::read(path, file, opened, intake)
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::outline::Section;
 use super::split::{split, split_record};
 use super::{CorpusOptions, CorpusReport, KEPT_PROBLEMS, files};
 use crate::error::{Error, Result};
-use crate::types::{Passage, SourceSpan, document_of};
+use crate::types::{PAGE, Passage, SourceSpan, document_of};
 
 /// Where a reader is: a file of the corpus, and a line (or row) of it counted from 1.
 #[derive(Debug, Clone, Copy)]
@@ -166,7 +166,11 @@ impl Intake for Emitter<'_> {
             let source = SourceSpan { file: place.file.to_string(), start: span.start as u64, end: span.end as u64 };
             let key = if only { id.to_string() } else { format!("{id}#{n}") };
             let text = section.text.get(piece.range).unwrap_or_default().to_string();
-            let (title, metadata) = (section.title.clone(), Map::new());
+            let title = section.title.clone();
+            let mut metadata = Map::new();
+            if section.paged {
+                metadata.insert(PAGE.to_owned(), span.start.into());
+            }
             self.give(Passage { key, title, text, source, metadata }, piece.words)?;
         }
         Ok(())

@@ -7,6 +7,8 @@
 
 mod arrow;
 mod columns;
+mod document;
+mod docx;
 mod files;
 mod html;
 mod intake;
@@ -14,9 +16,9 @@ mod jsonl;
 mod markdown;
 mod open;
 mod outline;
+mod pdf;
 pub mod sentences;
 pub mod split;
-mod text;
 mod tsv;
 
 use std::path::{Path, PathBuf};
@@ -47,7 +49,7 @@ pub struct CorpusReport {
     pub files: u64,
     /// Files in the given folders that are of no known kind and were left alone.
     pub ignored_files: u64,
-    /// Records, or Markdown, text and HTML files.
+    /// Records, or files that are documents.
     pub documents: u64,
     /// Passages given to the sink.
     pub passages: u64,

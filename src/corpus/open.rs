@@ -9,12 +9,12 @@ use crate::error::{Error, Result};
 
 /// What a corpus can be, for error messages.
 pub(super) const ACCEPTED: &str = "JSONL (.jsonl), TSV (.tsv), Parquet (.parquet), Arrow (.arrow), Markdown (.md), \
-    text (.txt) or HTML (.html), each also as .gz or .zst, or a folder of such files";
+    text (.txt), HTML (.html), PDF (.pdf) or Word (.docx), each also as .gz or .zst, or a folder of such files";
 
 /// The longest line or record that is read, in bytes. More is never held in memory.
 pub(super) const LONGEST_LINE: usize = 8 << 20;
 
-/// The largest Markdown, text or HTML file that is read, in bytes: these are held in memory whole.
+/// The largest document file that is read, in bytes: these are held in memory whole.
 pub(super) const LARGEST_DOCUMENT: usize = 64 << 20;
 
 /// How many bytes are looked at to find out what a file is.
@@ -31,6 +31,8 @@ pub(super) enum Format {
     Markdown,
     Text,
     Html,
+    Pdf,
+    Docx,
 }
 
 impl Format {
@@ -46,6 +48,8 @@ impl Format {
             "md" | "markdown" => Self::Markdown,
             "txt" => Self::Text,
             "html" | "htm" | "xhtml" => Self::Html,
+            "pdf" => Self::Pdf,
+            "docx" => Self::Docx,
             _ => return None,
         })
     }
@@ -109,9 +113,16 @@ fn format_of(path: &Path, name: &str, head: &[u8]) -> Result<Format> {
     if head.starts_with(b"ARROW1") {
         return Ok(Format::Arrow);
     }
+    if head.starts_with(b"%PDF-") {
+        return Ok(Format::Pdf);
+    }
     let named = Format::of_name(name);
-    if let Some(format @ (Format::Parquet | Format::Arrow)) = named {
+    if let Some(format @ (Format::Parquet | Format::Arrow | Format::Pdf | Format::Docx)) = named {
         return Ok(format);
+    }
+    if head.starts_with(&[0xd0, 0xcf, 0x11, 0xe0]) {
+        let problem = "this is a file of an old word processor or spreadsheet";
+        return Err(Error::bad_file(path, problem, "save it as .docx, PDF or HTML"));
     }
     if head.starts_with(&[0xff, 0xfe]) || head.starts_with(&[0xfe, 0xff]) {
         return Err(Error::bad_file(path, "the text is UTF-16", "save it as UTF-8"));

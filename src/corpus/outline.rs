@@ -1,4 +1,4 @@
-//! A document as its headings cut it: what the Markdown and HTML readers write to.
+//! A document as its headings cut it: what the readers of document formats write to.
 
 use std::ops::Range;
 
@@ -9,6 +9,8 @@ pub(super) struct Section {
     pub title: String,
     /// Its text.
     pub text: String,
+    /// Whether sources are counted in pages, and not in bytes.
+    pub paged: bool,
     /// Where it comes from, in order of the text. What lies between stretches was put in to part words.
     stretches: Vec<Stretch>,
 }
@@ -64,6 +66,8 @@ pub(super) struct Outline {
     base: usize,
     /// What the document says that its title is.
     pub title: Option<String>,
+    /// Whether sources are counted in pages, and not in bytes.
+    pub paged: bool,
     /// The headings above the current section, with their levels.
     path: Vec<(u8, String)>,
     current: Section,
@@ -113,6 +117,20 @@ impl Outline {
         }
     }
 
+    /// Take away the hyphen that the text ends with, if it only parts a word that goes on with `next`; whether it did.
+    pub fn join_hyphen(&mut self, next: &str) -> bool {
+        let Section { text, stretches, .. } = &mut self.current;
+        let word = text.strip_suffix('-').is_some_and(|before| before.ends_with(char::is_alphabetic));
+        if !word || !next.starts_with(char::is_lowercase) {
+            return false;
+        }
+        text.pop();
+        if let Some(last) = stretches.last_mut() {
+            last.text.end = text.len();
+        }
+        true
+    }
+
     /// A heading of `level` (1 is the highest): a section ends, and one begins.
     pub fn heading(&mut self, level: u8, text: &str) {
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -144,7 +162,7 @@ impl Outline {
             let repeated = path.first().is_some_and(|heading| title.contains(heading.as_str()));
             let mut parts = vec![title.clone()];
             parts.extend(path.into_iter().skip(usize::from(repeated)));
-            Section { title: parts.join(" > "), ..section }
+            Section { title: parts.join(" > "), paged: self.paged, ..section }
         };
         self.sections.into_iter().map(titled).collect()
     }

@@ -5,6 +5,7 @@ mod answer; // questions answered through the starter models: contract, evidence
 mod cli; // the command line as a user meets it: bad words, bad files, snapshots
 mod common;
 mod corpus; // corpora of every format, whole and broken, through real files
+mod corpus_office; // the same of PDF and Word files
 mod eval; // measurement: official values, whole runs, comparisons
 mod export_bert; // exported encoders and cross-encoders against candle's forward pass
 mod export_lm; // exported language models against candle's forward pass, and the KV cache contract
