@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use super::intake::{Intake, Place};
-use super::open::{Format, LARGEST_DOCUMENT, Opened, failed};
+use super::open::{Format, Opened, failed};
 use super::outline::Outline;
 use super::{docx, html, markdown, pdf};
 use crate::error::Result;
@@ -16,11 +16,12 @@ pub(super) type Problem = String;
 /// Give the document in `opened` to `intake`, in sections.
 pub(super) fn read(path: &Path, file: &str, opened: Opened, intake: &mut dyn Intake) -> Result<()> {
     let mut bytes = Vec::new();
-    let mut limited = opened.reader.take(LARGEST_DOCUMENT as u64 + 1);
+    let largest = opened.format.largest();
+    let mut limited = opened.reader.take(largest as u64 + 1);
     limited.read_to_end(&mut bytes).map_err(|e| failed(path, e, opened.compressed))?;
     let place = Place { path, file, line: 1 };
-    if bytes.len() > LARGEST_DOCUMENT {
-        let problem = format!("a document may have {} MiB and this one has more", LARGEST_DOCUMENT >> 20);
+    if bytes.len() > largest {
+        let problem = format!("a document may have {} MiB and this one has more", largest >> 20);
         return intake.bad(place, format!("{problem}: cut it up, or make a record file of it"));
     }
     let outline = match opened.format {

@@ -17,6 +17,9 @@ pub(super) const LONGEST_LINE: usize = 8 << 20;
 /// The largest document file that is read, in bytes: these are held in memory whole.
 pub(super) const LARGEST_DOCUMENT: usize = 64 << 20;
 
+/// The largest PDF or Word file, most of which is mostly pictures.
+const LARGEST_PICTURED: usize = 256 << 20;
+
 /// How many bytes are looked at to find out what a file is.
 const HEAD: usize = 4096;
 
@@ -52,6 +55,11 @@ impl Format {
             "docx" => Self::Docx,
             _ => return None,
         })
+    }
+
+    /// The largest document of this format that is read, in bytes.
+    pub fn largest(self) -> usize {
+        if matches!(self, Self::Pdf | Self::Docx) { LARGEST_PICTURED } else { LARGEST_DOCUMENT }
     }
 }
 

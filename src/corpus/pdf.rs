@@ -172,29 +172,60 @@ fn without_furniture(pages: &mut [(usize, Vec<Line>)]) {
     }
 }
 
+/// What the lines of a document have in common.
+struct Layout {
+    /// Height of most letters, and distance of most lines.
+    body: f64,
+    gap: f64,
+    /// Heights of headings, in tenths of a point, the largest first.
+    headings: Vec<i64>,
+}
+
+impl Layout {
+    fn of(pages: &[(usize, Vec<Line>)]) -> Self {
+        let lines = || pages.iter().flat_map(|(_, lines)| lines);
+        let gaps = pages.iter().flat_map(|(_, lines)| lines.iter().zip(lines.iter().skip(1)).map(|(a, b)| a.y - b.y));
+        let gap = most(gaps.filter(|&gap| gap > 0.0).map(|gap| (gap, 1)));
+        let body = most(lines().map(|line| (line.size, line.text.len())));
+        let large =
+            |line: &&Line| body > 0.0 && line.size >= HEADING * body && line.text.chars().count() <= LONGEST_HEADING;
+        let mut headings: Vec<i64> = lines().filter(large).map(|line| tenths(line.size)).collect();
+        headings.sort_unstable_by(|a, b| b.cmp(a));
+        headings.dedup();
+        Self { body, gap, headings }
+    }
+
+    /// The level of a heading, from 1.
+    fn level(&self, line: &Line) -> Option<u8> {
+        let place = self.headings.iter().position(|&size| size == tenths(line.size))?;
+        (line.text.chars().count() <= LONGEST_HEADING && self.body > 0.0).then_some(1 + place.min(5) as u8)
+    }
+
+    /// Whether a paragraph begins with `line`, which follows `above`.
+    fn parts(&self, above: &Line, line: &Line, same_page: bool) -> bool {
+        let apart = above.y - line.y;
+        if same_page && apart > 0.0 {
+            return apart > PARAGRAPH * self.gap;
+        }
+        // At the top of a page or column the space says nothing.
+        above.text.trim_end().ends_with(['.', '!', '?', ':'])
+    }
+}
+
 /// Write the lines of all pages as headings and paragraphs.
 fn write(pages: &[(usize, Vec<Line>)], title: Option<String>, outline: &mut Outline) {
-    let all = || pages.iter().flat_map(|(_, lines)| lines);
-    let body = most(all().map(|line| (line.size, line.text.len())));
-    let is_heading = |line: &Line| line.size >= HEADING * body && line.text.len() <= LONGEST_HEADING;
-    let mut sizes: Vec<i64> = all().filter(|line| is_heading(line)).map(|line| tenths(line.size)).collect();
-    sizes.sort_unstable_by(|a, b| b.cmp(a));
-    sizes.dedup();
-    let level = |line: &Line| 1 + sizes.iter().position(|&size| size == tenths(line.size)).unwrap_or(0).min(5) as u8;
-    let gaps = pages.iter().flat_map(|(_, lines)| lines.windows(2).map(|pair| pair[0].y - pair[1].y));
-    let gap = most(gaps.filter(|&gap| gap > 0.0).map(|gap| (gap, 1)));
-    if sizes.is_empty() {
+    let layout = Layout::of(pages);
+    if layout.headings.is_empty() {
         outline.title = title;
     }
     let mut before: Option<(usize, &Line)> = None;
     let mut heading: Option<(u8, String)> = None;
     for (page, line) in pages.iter().flat_map(|(page, lines)| lines.iter().map(move |line| (*page, line))) {
-        let text = line.text.trim();
-        if is_heading(line) {
-            let level = level(line);
+        let (text, above) = (line.text.trim(), before.replace((page, line)));
+        if let Some(level) = layout.level(line) {
             match &mut heading {
                 // A heading of two lines.
-                Some((same, words)) if *same == level && before.is_some_and(|(on, _)| on == page) => {
+                Some((same, words)) if *same == level && above.is_some_and(|(on, _)| on == page) => {
                     words.push(' ');
                     words.push_str(text);
                 }
@@ -204,27 +235,18 @@ fn write(pages: &[(usize, Vec<Line>)], title: Option<String>, outline: &mut Outl
                     }
                 }
             }
-            before = Some((page, line));
             continue;
         }
         if let Some((level, words)) = heading.take() {
             outline.heading(level, &words);
-        } else if let Some((on, above)) = before {
-            let apart = above.y - line.y;
-            let new = if on == page && apart > 0.0 {
-                apart > PARAGRAPH * gap
-            } else {
-                // At the top of a page or column the space says nothing.
-                above.text.trim_end().ends_with(['.', '!', '?', ':'])
-            };
-            if new {
+        } else if let Some((on, above)) = above {
+            if layout.parts(above, line, on == page) {
                 outline.part("\n\n");
             } else if !outline.join_hyphen(text) {
                 outline.part(" ");
             }
         }
         outline.push(text, page..page + 1);
-        before = Some((page, line));
     }
     if let Some((level, words)) = heading {
         outline.heading(level, &words);
