@@ -1,4 +1,4 @@
-//! An encoder's folder to its graph, whatever its family: BERT's ([`bert`]) or T5's ([`t5`]); with what the families share.
+//! An encoder's folder to its graph, whatever its family: BERT's (`bert.rs`) or T5's (`t5.rs`); with what the families share.
 
 use std::path::Path;
 

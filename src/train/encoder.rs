@@ -14,9 +14,9 @@ use crate::train::texts::PackedTexts;
 #[derive(Debug)]
 pub enum FrozenEncoder {
     /// Of the BERT family.
-    Bert(Bert),
+    Bert(Box<Bert>),
     /// Of the T5 family.
-    T5(T5Encoder),
+    T5(Box<T5Encoder>),
 }
 
 impl FrozenEncoder {
@@ -26,10 +26,10 @@ impl FrozenEncoder {
     /// What reading the folder says of it.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         if is_t5(folder)? {
-            return T5Encoder::load(folder, device).map(Self::T5);
+            return Ok(Self::T5(Box::new(T5Encoder::load(folder, device)?)));
         }
         // The seed would be for a head, which nothing here looks at.
-        Bert::load(folder, None, 0, device).map(Self::Bert)
+        Ok(Self::Bert(Box::new(Bert::load(folder, None, 0, device)?)))
     }
 
     /// Width of the states.

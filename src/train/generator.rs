@@ -29,7 +29,7 @@ const BASE_STEP: f64 = 10.0;
 #[derive(Debug)]
 pub enum Outer {
     /// An encoder's.
-    Encoder(Box<FrozenEncoder>),
+    Encoder(FrozenEncoder),
     /// Those of the language model itself: a connector.
     Itself,
 }

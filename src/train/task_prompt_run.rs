@@ -249,7 +249,7 @@ impl Learned<'_> {
                     return Err(Error::request(problem, "lower --encoder-tokens"));
                 }
                 let width = encoder.hidden();
-                (Outer::Encoder(Box::new(encoder)), width)
+                (Outer::Encoder(encoder), width)
             }
         };
         let heads = Some(width / HEAD).filter(|heads| *heads > 0 && width % heads == 0).unwrap_or(1);

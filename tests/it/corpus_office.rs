@@ -33,7 +33,7 @@ fn pdf(pages: &[String], more: Option<(&str, &str)>) -> Vec<u8> {
     }
     let table = file.len();
     write!(file, "xref\n0 {}\n0000000000 65535 f \n", objects.len() + 1).unwrap();
-    places.iter().for_each(|at| write!(file, "{at:010} 00000 n \n").unwrap());
+    places.iter().for_each(|at| writeln!(file, "{at:010} 00000 n ").unwrap());
     let (size, named) = (objects.len() + 1, named.unwrap_or_default());
     let id = "/ID [(0000000000000000) (0000000000000000)]";
     write!(file, "trailer\n<< /Size {size} /Root 1 0 R {id} {named} >>\nstartxref\n{table}\n%%EOF\n").unwrap();

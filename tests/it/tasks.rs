@@ -219,7 +219,7 @@ fn random_generator(encoder: Option<(&str, &Path)>) -> (GeneratorFile, Generator
     let device = Device::Cpu;
     let words = candle_core::Tensor::zeros((3, 576), candle_core::DType::F32, &device).unwrap();
     let outer = match encoder {
-        Some((_, folder)) => Outer::Encoder(Box::new(FrozenEncoder::load(folder, &device).unwrap())),
+        Some((_, folder)) => Outer::Encoder(FrozenEncoder::load(folder, &device).unwrap()),
         None => Outer::Itself,
     };
     let mut generator = Generator::new(shape, outer, words, 7, &device).unwrap();
