@@ -197,7 +197,8 @@ mod tests {
     use super::*;
 
     fn answered(text: &str, score: f32) -> Answer {
-        let evidence = Evidence { passage_id: "p".into(), title: String::new(), start: 0, end: 3, text: "ice".into() };
+        let evidence =
+            Evidence { passage_id: "p".into(), title: String::new(), start: 0, end: 3, text: "ice".into(), page: None };
         let reading = Reading { answer: text.into(), score, evidence: vec![evidence], ..Reading::default() };
         assemble("q", Found::default(), Packing::default(), reading, Latency::default())
     }

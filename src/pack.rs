@@ -128,6 +128,7 @@ pub fn pack(
                 text: text.to_owned(),
                 score: hit.score,
                 tokens: ids.len(),
+                page: passage.page(),
             },
             ids,
         };

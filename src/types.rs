@@ -45,6 +45,11 @@ impl Passage {
         document_of(&self.key)
     }
 
+    /// The page of its file on which it begins, if that has pages.
+    pub fn page(&self) -> Option<u64> {
+        self.metadata.get(PAGE).and_then(Value::as_u64)
+    }
+
     /// What the encoders and the inverted index see: `title. text`, or the text alone without a title.
     pub fn titled_text(&self) -> String {
         if self.title.is_empty() { self.text.clone() } else { format!("{}. {}", self.title, self.text) }
@@ -106,6 +111,9 @@ pub struct PackedPassage {
     pub score: f32,
     /// Tokens it takes in the window, its title and separators included.
     pub tokens: usize,
+    /// The page of its file on which it begins, if that has pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub page: Option<u64>,
 }
 
 /// A stretch of a stored passage that an answer rests on.
@@ -121,6 +129,9 @@ pub struct Evidence {
     pub end: usize,
     /// The evidence itself: always the slice `start..end` of the stored text.
     pub text: String,
+    /// The page of its file on which the passage begins, if that has pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub page: Option<u64>,
 }
 
 #[cfg(test)]

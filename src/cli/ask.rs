@@ -13,7 +13,7 @@ use crate::confidence::FEATURES;
 use crate::error::{Error, Result};
 use crate::index::passages::Passages;
 use crate::progress::check_interrupt;
-use crate::types::{Evidence, PAGE, Passage};
+use crate::types::Evidence;
 
 /// Longest line of a question, in bytes: far beyond any window, far below what hurts.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -152,14 +152,13 @@ pub fn print(answer: &Answer, passages: &dyn Passages, explain: bool) -> Result<
 fn quote(evidence: &[Evidence], passages: &dyn Passages) -> Result<()> {
     for evidence in evidence {
         let key = &evidence.passage_id;
-        let passage = passages.row_of(key)?.map(|row| passages.passage(row)).transpose()?;
-        let page = passage.as_ref().and_then(|passage| passage.metadata.get(PAGE));
-        let page = page.map(|page| format!(", page {page}")).unwrap_or_default();
+        let page = evidence.page.map(|page| format!(", page {page}")).unwrap_or_default();
         output::line(format_args!(
             "\n  {BOLD}{}{BOLD:#}  {DIM}{key}{page}, bytes {}..{}{DIM:#}",
             evidence.title, evidence.start, evidence.end
         ))?;
-        if let Some(Passage { text, .. }) = passage {
+        if let Some(row) = passages.row_of(key)? {
+            let text = passages.passage(row)?.text;
             let before = text.get(..evidence.start).unwrap_or_default();
             let after = text.get(evidence.end..).unwrap_or_default();
             output::line(format_args!("  {before}{GOOD}{}{GOOD:#}{after}", evidence.text))?;

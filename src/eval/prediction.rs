@@ -347,6 +347,7 @@ mod tests {
             text: "Nansen went".into(),
             score: 2.0,
             tokens: 9,
+            page: None,
         };
         Outcome {
             reader_passages: if answer.is_some() { vec![packed] } else { Vec::new() },

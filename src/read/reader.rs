@@ -481,5 +481,6 @@ fn cite(window: &Window, span: Span) -> Evidence {
         start: span.start,
         end: span.end,
         text: passage.text.get(span.start..span.end).unwrap_or_default().to_owned(),
+        page: passage.page,
     }
 }

@@ -1,11 +1,14 @@
 //! Corpora of PDF and Word files: made here by hand, so that what is in them is known to the byte.
 
+use std::collections::HashMap;
 use std::io::{Cursor, Write};
 use std::path::Path;
 
+use assert_cmd::Command;
 use nunatak::corpus::{CorpusOptions, read};
 use nunatak::types::Passage;
 use proptest::prelude::*;
+use serde_json::Value;
 use zip::write::SimpleFileOptions;
 
 /// A PDF whose pages paint these streams, in Helvetica as /F; with `more`, an object that the trailer names, and the name.
@@ -195,6 +198,34 @@ fn what_cannot_be_read_says_why() {
     says("sheet.docx", &docx(&[("xl/workbook.xml", "<x/>")]), "no word/document.xml");
     says("bad.docx", &docx(&[("word/document.xml", "<w:p></w:t>")]), "the XML in the .docx file is damaged");
     says("old.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0\0", "old word processor");
+}
+
+#[test]
+fn an_answer_from_a_pdf_names_its_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, index) = (folder.path().join("guide.pdf"), folder.path().join("index"));
+    std::fs::write(&file, guide()).unwrap();
+    let nunatak = || Command::cargo_bin("nunatak").unwrap();
+    nunatak()
+        .args(["index", "build", "--no-dense", "--corpus"])
+        .arg(&file)
+        .arg("--index")
+        .arg(&index)
+        .assert()
+        .success();
+    let ask = |words: &[&str]| {
+        let mut command = nunatak();
+        command
+            .args(["ask", "What helps at crevasses?", "--rerank", "none", "--grounded", "--index"])
+            .arg(&index)
+            .args(words);
+        String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap()
+    };
+    let answer: Value = serde_json::from_str(&ask(&["--json"])).unwrap();
+    let evidence = &answer["evidence"][0];
+    let pages = HashMap::from([("guide.pdf#1", 1), ("guide.pdf#2", 2)]);
+    assert_eq!(evidence["page"], pages[evidence["passage_id"].as_str().unwrap()]);
+    assert!(ask(&[]).contains(&format!(", page {}, bytes ", evidence["page"])));
 }
 
 proptest! {

@@ -156,6 +156,7 @@ fn bench(args: &RunArgs, answers: &'static [&'static str], stop_at: Option<&'sta
                 text: "It left in 1893".into(),
                 score: 3.0,
                 tokens: 8,
+                page: None,
             }],
             first_stage: None,
             reranked: 0,
