@@ -182,11 +182,11 @@ pub fn run_connector(args: &ConnectorArgs, globals: &Globals) -> Result<()> {
     train(&args.common, false, None, globals)
 }
 
-/// The weights of an encoder, by a starter's name or a folder.
-fn encoder_folder(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> Result<PathBuf> {
+/// The weights of an encoder, by a starter's name or a folder, and whether it is the latter.
+fn encoder_folder(name: &str, options: &RuntimeOptions, progress: &dyn Progress) -> Result<(PathBuf, bool)> {
     match Manifest::get()?.starter(name) {
-        Some(starter) if starter.kind != "lm" => setup::source(starter, options, progress),
-        None if Path::new(name).is_dir() => Ok(PathBuf::from(name)),
+        Some(starter) if starter.kind != "lm" => Ok((setup::source(starter, options, progress)?, false)),
+        None if Path::new(name).is_dir() => Ok((PathBuf::from(name), true)),
         _ => {
             let hint = "name a starter encoder, such as all-MiniLM-L6-v2, or a folder with config.json, tokenizer.json and model.safetensors";
             Err(Error::model(name, "it is no starter encoder, and no folder", hint))
@@ -204,7 +204,9 @@ fn train(args: &GeneratorArgs, shared: bool, encoder: Option<&str>, globals: &Gl
     let model = setup::locate(&args.lm, &options, progress)?;
     let lm = lm_weights(&model, args.weights.as_deref(), &options, progress)?;
     let encoder = encoder.map(|name| encoder_folder(name, &options, progress)).transpose()?;
-    let places = Places { weights: &lm, encoder: encoder.as_deref(), device: &device, out: &args.training.out };
+    let (encoder, keep_encoder) = encoder.map_or((None, false), |(folder, own)| (Some(folder), own));
+    let out = &args.training.out;
+    let places = Places { weights: &lm, encoder: encoder.as_deref(), keep_encoder, device: &device, out };
     let record = task_prompt_run::train(&run, set.as_ref(), &model, places, args.training.resume, progress)?;
     if globals.json {
         return output::json(&record);

@@ -13,7 +13,7 @@ use zip::ZipArchive;
 
 use super::document::Problem;
 use super::open::LARGEST_DOCUMENT;
-use super::outline::Outline;
+use super::outline::{Outline, one_line};
 
 type Archive<'a> = ZipArchive<Cursor<&'a [u8]>>;
 
@@ -111,7 +111,7 @@ fn title(xml: &str) -> Result<Option<String>, Problem> {
             Event::Text(text) if inside => title.push_str(&text.xml10_content()),
             Event::GeneralRef(entity) if inside => title.extend(resolved(&entity)),
             Event::Eof => {
-                let title = title.split_whitespace().collect::<Vec<_>>().join(" ");
+                let title = one_line(&title);
                 return Ok(Some(title).filter(|t| !t.is_empty()));
             }
             _ => {}
@@ -230,7 +230,7 @@ fn write(xml: &str, styles: &HashMap<String, u8>, placed: bool, outline: &mut Ou
 fn end(paragraph: Paragraph, outline: &mut Outline) {
     match paragraph.level {
         Some(0) => {
-            let title = paragraph.heading.split_whitespace().collect::<Vec<_>>().join(" ");
+            let title = one_line(&paragraph.heading);
             if !title.is_empty() {
                 outline.title = Some(title);
             }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use html5gum::emitters::callback::{CallbackEmitter, CallbackEvent};
 use html5gum::{Span, Tokenizer};
 
-use super::outline::Outline;
+use super::outline::{Outline, one_line};
 
 /// Elements whose content is not for reading.
 const UNREAD: &[&[u8]] =
@@ -134,7 +134,7 @@ impl Page<'_> {
     fn end_aside(&mut self) {
         match self.aside.take() {
             Some((0, title)) => {
-                let title = title.split_whitespace().collect::<Vec<_>>().join(" ");
+                let title = one_line(&title);
                 self.outline.title.get_or_insert(title);
             }
             Some((level, text)) => self.outline.heading(level, &text),
@@ -172,7 +172,7 @@ impl Page<'_> {
                 if value.starts_with(char::is_whitespace) {
                     self.outline.part(" ");
                 }
-                let collapsed = value.split_whitespace().collect::<Vec<_>>().join(" ");
+                let collapsed = one_line(value);
                 self.outline.push(&collapsed, at..self.base + span.end);
                 if value.ends_with(char::is_whitespace) {
                     self.outline.part(" ");

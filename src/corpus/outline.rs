@@ -59,6 +59,11 @@ impl Section {
     }
 }
 
+/// Text on one line, with one space between words.
+pub(super) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Collects text under headings.
 #[derive(Debug, Default)]
 pub(super) struct Outline {
@@ -133,7 +138,7 @@ impl Outline {
 
     /// A heading of `level` (1 is the highest): a section ends, and one begins.
     pub fn heading(&mut self, level: u8, text: &str) {
-        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = one_line(text);
         self.end_section();
         self.led = false;
         self.path.retain(|(above, _)| *above < level);

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use pdf_extract::{Document, MediaBox, Object, OutputDev, OutputError, Transform, output_doc};
 
 use super::document::Problem;
-use super::outline::Outline;
+use super::outline::{Outline, one_line};
 
 /// Letters so many times as large as most are a heading's.
 const HEADING: f64 = 1.15;
@@ -271,7 +271,7 @@ fn title(document: &Document) -> Option<String> {
     let info = document.trailer.get(b"Info").and_then(Object::as_reference).ok()?;
     let title = document.get_dictionary(info).and_then(|info| info.get(b"Title")).ok()?;
     let title = pdf_extract::decode_text_string(title).ok()?;
-    let title = title.split_whitespace().collect::<Vec<_>>().join(" ");
+    let title = one_line(&title);
     let name = title.to_lowercase();
     let of_file = name.starts_with("microsoft word - ")
         || [".doc", ".docx", ".tex", ".pdf", ".dvi"].iter().any(|e| name.ends_with(e));

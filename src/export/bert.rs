@@ -60,9 +60,8 @@ pub(super) fn encoder_states(source: &Path, precision: Precision, behind: Behind
     let mut graph = Graph::new(&bert, &weights, precision);
     graph.inputs();
     let mask = graph.cast("attention_mask", DType::I32);
-    let mut x = graph.embeddings(TokenTypes::AllZero)?;
-    let (joined, mask) = behind.put_before(&mut graph.g, precision, &x, &mask, bert.hidden);
-    x = joined;
+    let x = graph.embeddings(TokenTypes::AllZero)?;
+    let (mut x, mask) = behind.put_before(&mut graph.g, precision, &x, &mask, bert.hidden);
     for layer in 0..bert.layers {
         x = graph.layer(layer, &x, &mask, Asking::All)?;
     }

@@ -151,10 +151,19 @@ impl GeneratorFile {
     /// # Errors
     /// [`Error::File`], or [`Error::BadFile`] when it is no generator, of another version, or damaged.
     pub fn load(path: &Path) -> Result<Self> {
-        Self::from_bytes(&std::fs::read(path).map_err(Error::file("read", path))?, path)
+        Self::of_file(&std::fs::read(path).map_err(Error::file("read", path))?, path)
     }
 
-    /// Read the content of a file; `path` is what messages call it.
+    /// Read the content of the file `path`, with the encoder that lies beside it.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn of_file(bytes: &[u8], path: &Path) -> Result<Self> {
+        let encoder = Some(beside(path)).filter(|folder| folder.is_dir());
+        Ok(Self { encoder, ..Self::from_bytes(bytes, path)? })
+    }
+
+    /// Read the content of a generator that is no file; `path` is what messages call it.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -187,7 +196,7 @@ impl GeneratorFile {
         if hash(&tensors) != description.sha256 {
             return Err(bad("its numbers are not what was written (sha256 differs)".into()));
         }
-        Ok(Self { description, tensors, encoder: Some(beside(path)).filter(|folder| folder.is_dir()) })
+        Ok(Self { description, tensors, encoder: None })
     }
 }
 

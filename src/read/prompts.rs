@@ -66,7 +66,7 @@ pub fn find_any(name: &str) -> Result<Found> {
 pub fn load(path: &Path) -> Result<Found> {
     let bytes = std::fs::read(path).map_err(Error::file("read", path))?;
     if GeneratorFile::is_one(&bytes) {
-        return Ok(Found::Generator(Box::new(GeneratorFile::from_bytes(&bytes, path)?)));
+        return Ok(Found::Generator(Box::new(GeneratorFile::of_file(&bytes, path)?)));
     }
     SoftPrompt::from_bytes(&bytes, path).map(Found::Soft)
 }

@@ -21,7 +21,6 @@ use crate::read::prompts;
 use crate::read::soft_prompt::{FORMAT, PromptDescription, PromptKind, PromptTarget, SoftPrompt};
 use crate::read::template::{Template, TemplateKind};
 use crate::runtime::model_dir::{ModelDir, ModelKind, sha256_of};
-use crate::runtime::setup::Manifest;
 use crate::runtime::tokenizer::{TOKENIZER, TextTokenizer};
 use crate::train::encoder::FrozenEncoder;
 use crate::train::generator::{Generator, Outer};
@@ -90,6 +89,8 @@ pub struct Places<'a> {
     pub weights: &'a Path,
     /// Folder of the encoder's weights, if there is one.
     pub encoder: Option<&'a Path>,
+    /// Whether that is no starter model, so that a copy has to lie beside the generator.
+    pub keep_encoder: bool,
     /// Where it computes.
     pub device: &'a Device,
     /// Folder for what is learned.
@@ -186,9 +187,7 @@ pub fn train(
     frozen.check()?;
     let metric = module.metric();
     learned.save(module.writer(), shape, story(run, &data, metric, &log), places.out)?;
-    if let Some((name, folder)) = encoder.filter(|_| !run.shared)
-        && Manifest::get()?.starter(name).is_none()
-    {
+    if let Some((_, folder)) = encoder.filter(|_| places.keep_encoder && !run.shared) {
         keep_encoder(folder, &places.out.join(GENERATOR))?;
     }
     let (examples_per_second, tokens_per_second) = record::speed(&log);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Error, Result, Tensor};
 
 use crate::runtime::tokenizer::Cut;
 
@@ -70,7 +70,7 @@ impl Padding {
     /// Of texts that begin at `starts`, the last of which is the end.
     pub(super) fn new(starts: &[usize], device: &Device) -> Result<Self> {
         let lengths: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let longest = lengths.iter().copied().max().ok_or_else(|| Error::Msg("no texts".into()))?;
         let (mut there, mut mask, mut back) = (Vec::new(), Vec::new(), Vec::new());
         for (text, (start, &length)) in starts.iter().zip(&lengths).enumerate() {
             // Rows beyond a text's end are its first.

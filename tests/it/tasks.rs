@@ -148,7 +148,12 @@ fn a_generator_from_tasks_to_scores() {
     fs::create_dir(&t5).unwrap();
     export_t5::checkpoint(&t5, 30_522, false, &fs::read(source(ENCODER).join("tokenizer.json")).unwrap());
     json_of(&mut train(&own, &["--encoder", t5.to_str().unwrap()]));
-    fs::remove_dir_all(&t5).unwrap();
+    // Also if its folder has the name of a starter model.
+    let (namesake, other) = (folder.path().join(ENCODER), folder.path().join("namesake"));
+    fs::rename(&t5, &namesake).unwrap();
+    json_of(&mut train(&other, &["--encoder", namesake.to_str().unwrap()]));
+    assert!(other.join("id-prompt.encoder").join("model.safetensors").is_file());
+    fs::remove_dir_all(&namesake).unwrap();
     let own = own.join("id-prompt.safetensors");
     json_of(&mut eval(&["--prompt", own.to_str().unwrap()], "h"));
     assert_eq!(said("h").len(), 8);

@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp2, D, Error, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 
 use super::attention::{self, Texts};
 use super::buffer::Buffer;
@@ -16,6 +16,7 @@ use super::{activation, layer_norm};
 use crate::export::bert_source::Activation;
 use crate::train::ops::gemm::Into;
 use crate::train::ops::{floats, with_floats};
+use crate::train::texts::Padding;
 
 /// What a layer computes, apart from its parameters.
 #[derive(Debug, Clone, Copy)]
@@ -299,37 +300,24 @@ fn composed(x: &Tensor, params: &Tensor, shape: LayerShape, starts: &Arc<[usize]
     let linear = |x: &Tensor, w: Result<Tensor>, b: Result<Tensor>, out: usize, input: usize| -> Result<Tensor> {
         x.matmul(&w?.reshape((out, input))?.t()?)?.broadcast_add(&b?)
     };
-    let texts = starts.len() - 1;
-    let lengths: Vec<usize> = starts.windows(2).map(|w| w[1] - w[0]).collect();
-    let longest = lengths.iter().copied().max().ok_or_else(|| Error::Msg("no texts".into()))?;
-    let cells = || (0..texts).flat_map(|t| (0..longest).map(move |i| (t, i)));
-    let index = |v: Vec<u32>| {
-        let count = v.len();
-        Tensor::from_vec(v, count, device)
-    };
-    let padded = index(cells().map(|(t, i)| if i < lengths[t] { starts[t] + i } else { 0 } as u32).collect())?;
-    let mask: Vec<f32> = cells().map(|(t, i)| if i < lengths[t] { 0.0 } else { f32::NEG_INFINITY }).collect();
-    let mask = Tensor::from_vec(mask, (texts, 1, 1, longest), device)?;
-    let firsts = index(starts.iter().take(texts).map(|&s| s as u32).collect())?;
+    let padding = Padding::new(starts, device)?;
+    let (texts, longest) = (padding.texts, padding.longest);
+    let firsts = starts.iter().take(texts).map(|&s| s as u32).collect::<Vec<_>>();
+    let firsts = Tensor::from_vec(firsts, texts, device)?;
 
     let asking = if first_only { x.index_select(&firsts, 0)? } else { x.clone() };
     let q = linear(&asking, p.q, p.q_bias, d, d)?;
     let kv = linear(x, p.kv, p.kv_bias, 2 * d, d)?;
     let split = |x: Tensor, rows: usize| x.reshape((texts, rows, heads, d / heads))?.transpose(1, 2)?.contiguous();
     let asked = if first_only { 1 } else { longest };
-    let q = split(if first_only { q } else { q.index_select(&padded, 0)? }, asked)?;
-    let k = split(kv.narrow(1, 0, d)?.contiguous()?.index_select(&padded, 0)?, longest)?;
-    let v = split(kv.narrow(1, d, d)?.contiguous()?.index_select(&padded, 0)?, longest)?;
-    let scores = (q.matmul(&k.t()?)? / ((d / heads) as f64).sqrt())?.broadcast_add(&mask)?;
+    let q = split(if first_only { q } else { padding.pad(&q)? }, asked)?;
+    let k = split(padding.pad(&kv.narrow(1, 0, d)?.contiguous()?)?, longest)?;
+    let v = split(padding.pad(&kv.narrow(1, d, d)?.contiguous()?)?, longest)?;
+    let scores = (q.matmul(&k.t()?)? / ((d / heads) as f64).sqrt())?.broadcast_add(&padding.mask)?;
     let scores = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
     let scores = scores.broadcast_div(&scores.sum_keepdim(D::Minus1)?)?;
     let context = scores.matmul(&v)?.transpose(1, 2)?.reshape((texts * asked, d))?;
-    let context = if first_only {
-        context
-    } else {
-        let back = lengths.iter().enumerate().flat_map(|(t, &n)| (0..n).map(move |i| (t * longest + i) as u32));
-        context.index_select(&index(back.collect())?, 0)?
-    };
+    let context = if first_only { context } else { padding.unpad(&context)? };
 
     let middle = (linear(&context, p.out, p.out_bias, d, d)? + asking)?;
     let middle = layer_norm::composed(&middle, &p.norm?, &p.norm_bias?, eps)?;
