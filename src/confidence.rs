@@ -129,7 +129,7 @@ pub const VERSION: u32 = 1;
 const BUILT_IN: &str = include_str!("../models/calibration.json");
 
 /// Settings that move the features: a calibration fitted with others is off.
-const SETTINGS: [&str; 19] = [
+const SETTINGS: [&str; 20] = [
     "lm",
     "prompt",
     "template",
@@ -144,6 +144,7 @@ const SETTINGS: [&str; 19] = [
     "mode",
     "fusion",
     "dense_weight",
+    "pair_weight",
     "rerank",
     "rerank_depth",
     "rerank_prior",

@@ -20,6 +20,9 @@ pub struct Place {
 pub struct Explanation {
     /// By words; none when it has none of the question's, or words took no part.
     pub bm25: Option<Place>,
+    /// Pairs of the question's words that stand side by side in it, for each word of the question; none when there are none, or they
+    /// took no part.
+    pub pairs: Option<f32>,
     /// By meaning: the cosine of question and passage.
     pub cosine: Option<f32>,
     /// In the first stage's list.
@@ -40,10 +43,11 @@ impl Explanation {
             Some(Place { rank: None, score: hit.score })
         };
         let parts = &found.parts;
-        let cosine = parts.meaning.iter().chain(&parts.cosines).find(|hit| hit.passage == passage);
+        let score = |list: &[Hit]| list.iter().find(|hit| hit.passage == passage).map(|hit| hit.score);
         Self {
             bm25: place(&parts.words).or_else(|| beyond(&parts.bm25)),
-            cosine: cosine.map(|hit| hit.score),
+            pairs: score(&parts.pairs),
+            cosine: score(&parts.meaning).or_else(|| score(&parts.cosines)),
             first_stage: place(&found.retrieved),
             reranker: place(&found.reranked),
         }
@@ -59,6 +63,7 @@ impl std::fmt::Display for Explanation {
         };
         let parts = [
             place("words", &self.bm25),
+            self.pairs.map(|pairs| format!("pairs {pairs:.3}")),
             self.cosine.map(|cosine| format!("meaning {cosine:.3}")),
             place("first stage", &self.first_stage),
             place("re-ranker", &self.reranker),
@@ -81,6 +86,7 @@ mod tests {
                 meaning: vec![hit(3, 0.9)],
                 cosines: vec![hit(2, 0.5)],
                 bm25: vec![hit(4, 1.0)],
+                pairs: vec![hit(2, 0.25)],
             },
             retrieved: vec![hit(3, 0.7), hit(2, 0.6), hit(1, 0.4), hit(4, 0.3)],
             reranked: vec![hit(2, 3.0)],
@@ -92,10 +98,10 @@ mod tests {
         assert_eq!((second.first_stage, second.reranker), (place(2, 0.6), place(1, 3.0)));
         assert_eq!(
             second.to_string(),
-            "words 8.000 (place 2) · meaning 0.500 · first stage 0.600 (place 2) · re-ranker 3.000 (place 1)"
+            "words 8.000 (place 2) · pairs 0.250 · meaning 0.500 · first stage 0.600 (place 2) · re-ranker 3.000 (place 1)"
         );
         let third = Explanation::of(PassageId(3), &found);
-        assert_eq!((third.bm25, third.cosine, third.reranker), (None, Some(0.9), None));
+        assert_eq!((third.bm25, third.pairs, third.cosine, third.reranker), (None, None, Some(0.9), None));
         // Only meaning found it, and yet words count.
         let fourth = Explanation::of(PassageId(4), &found);
         assert_eq!(fourth.bm25, Some(Place { rank: None, score: 1.0 }));

@@ -60,7 +60,8 @@ fn open_reranker(
 pub(crate) fn first_stage(retrieval: &RetrievalArgs, mode: Mode) -> Value {
     match mode {
         Mode::Hybrid => {
-            json!({"mode": mode, "fusion": retrieval.ranking.fusion, "dense_weight": retrieval.ranking.dense_weight})
+            let RankingArgs { fusion, dense_weight, pair_weight, .. } = &retrieval.ranking;
+            json!({"mode": mode, "fusion": fusion, "dense_weight": dense_weight, "pair_weight": pair_weight})
         }
         Mode::Bm25 | Mode::Dense => json!({"mode": mode}),
     }

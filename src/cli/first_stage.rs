@@ -33,7 +33,8 @@ pub(crate) fn open_retriever(
     models: &mut Models,
 ) -> Result<(Box<dyn Retriever>, Option<SharedEncoder>)> {
     let index = Arc::clone(index);
-    let (usual, ranking) = (Bm25::default(), &retrieval.ranking);
+    let ranking = &retrieval.ranking;
+    let usual = if mode == Mode::Hybrid { Bm25::BESIDE_VECTORS } else { Bm25::default() };
     let bm25 = Bm25::new(ranking.bm25_k1.unwrap_or(usual.k1), ranking.bm25_b.unwrap_or(usual.b))?;
     let Some(identity) = encoder_for(mode, index.manifest().encoder.as_ref(), index.path())? else {
         return Ok((Box::new(Bm25Retriever::new(index).with_bm25(bm25)), None));

@@ -15,7 +15,7 @@ use crate::read::reader::ReaderSettings;
 use crate::read::recursion::{Recursion, Sampling};
 use crate::read::remote::RemoteLm;
 use crate::read::template::TemplateKind;
-use crate::retrieve::{DENSE_WEIGHT, Fusion, Mode};
+use crate::retrieve::{DENSE_WEIGHT, Fusion, Mode, PAIR_WEIGHT};
 use crate::runtime::device::Device;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
@@ -66,10 +66,14 @@ pub struct RankingArgs {
     /// How hybrid fuses: rrf (ranks only), or convex (weighs scores)
     #[arg(long, value_enum, default_value = "convex")]
     pub fusion: FusionKind,
-    /// Weight of the cosine in convex fusion; BM25 has the rest
+    /// Weight of the cosine in convex fusion; words have the rest
     #[arg(long, default_value_t = DENSE_WEIGHT, value_name = "W")]
     pub dense_weight: f32,
-    /// How much a word that stands in a passage again counts for BM25 [default: 1.2]
+    /// What two words that stand side by side in the question and in a passage add to BM25 in convex fusion: at 1 as much as a word
+    /// does on average
+    #[arg(long, default_value_t = PAIR_WEIGHT, value_name = "W")]
+    pub pair_weight: f32,
+    /// How much a word that stands in a passage again counts for BM25 [default: 1.2, beside vectors 0.4]
     #[arg(long, value_name = "K1")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bm25_k1: Option<f32>,
@@ -241,6 +245,7 @@ impl Default for RankingArgs {
             mode: None,
             fusion: FusionKind::Convex,
             dense_weight: DENSE_WEIGHT,
+            pair_weight: PAIR_WEIGHT,
             exact: false,
             rerank: DEFAULT_RERANKER.to_owned(),
             rerank_depth: RERANK_DEPTH,
@@ -255,12 +260,16 @@ impl Default for RankingArgs {
 impl RankingArgs {
     /// How two rankings become one.
     pub(crate) fn fusion(&self) -> Result<Fusion> {
+        let (dense, pairs) = (self.dense_weight, self.pair_weight);
         match self.fusion {
             FusionKind::Rrf => Ok(Fusion::Rrf),
-            FusionKind::Convex if (0.0..=1.0).contains(&self.dense_weight) => Ok(Fusion::Convex(self.dense_weight)),
-            FusionKind::Convex => {
+            FusionKind::Convex if !(0.0..=1.0).contains(&dense) => {
                 Err(Error::request("--dense-weight must be between 0 and 1", format!("the default is {DENSE_WEIGHT}")))
             }
+            FusionKind::Convex if !(pairs.is_finite() && pairs >= 0.0) => {
+                Err(Error::request("--pair-weight must be 0 or more", format!("the default is {PAIR_WEIGHT}")))
+            }
+            FusionKind::Convex => Ok(Fusion::Convex { dense, pairs }),
         }
     }
 

@@ -175,6 +175,12 @@ impl Index {
         store.map_or_else(|| Err(self.no_row(id)), |store| store.passage(row))
     }
 
+    /// Title and text of the passage at a row.
+    pub fn title_and_text(&self, id: PassageId) -> Result<(&str, &str)> {
+        let (store, row, _) = self.store_of(id);
+        store.map_or_else(|| Err(self.no_row(id)), |store| store.title_and_text(row))
+    }
+
     /// The corpus id of the passage at a row.
     pub fn key(&self, id: PassageId) -> Result<&str> {
         let (store, row, _) = self.store_of(id);

@@ -218,6 +218,12 @@ impl Store {
         })
     }
 
+    /// Title and text of the passage at a row.
+    pub fn title_and_text(&self, id: PassageId) -> Result<(&str, &str)> {
+        let (batch, row) = self.batch_of(id)?;
+        Ok((self.text(batch, 1, row)?, self.text(batch, 2, row)?))
+    }
+
     fn metadata(&self, text: &str) -> Result<Map<String, Value>> {
         if text.is_empty() {
             return Ok(Map::new());

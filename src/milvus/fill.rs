@@ -237,7 +237,7 @@ fn settle(
 
 /// Have the collection there, made as it should be.
 fn prepare(connection: &Connection, ledger: &Ledger, options: &FillOptions) -> Result<Made> {
-    let bm25 = Bm25::default();
+    let bm25 = if options.encoder.is_some() { Bm25::BESIDE_VECTORS } else { Bm25::default() };
     let wanted = Made {
         format: FORMAT,
         encoder: options.encoder.clone(),
@@ -291,6 +291,9 @@ fn difference(made: &Made, wanted: &Made) -> String {
         format!("with other words ({}, where {} is asked for)", made.analyser, wanted.analyser)
     } else if made.vectors != wanted.vectors {
         format!("with vectors in {}, where {} is asked for", made.vectors, wanted.vectors)
+    } else if made.bm25 != wanted.bm25 {
+        let told = |(k1, b): (f32, f32)| format!("k1 {k1} and b {b}");
+        format!("with BM25's {}, where {} are used now", told(made.bm25), told(wanted.bm25))
     } else if made.shards != wanted.shards {
         format!("built in {} shards, not in {}", made.shards, wanted.shards)
     } else {

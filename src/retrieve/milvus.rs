@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::hybrid::Fusion;
-use super::{Mode, Parts, Retriever, fuse};
+use super::{Mode, Pairs, Parts, Retriever, fuse};
 use crate::error::Result;
 use crate::filter::Filter;
 use crate::index::allowed::Allowed;
-use crate::index::lexical::Terms;
+use crate::index::lexical::{Stems, Terms};
 use crate::milvus::{Collection, Found};
 use crate::types::{Hit, sort_hits};
 
@@ -19,6 +19,7 @@ pub struct MilvusRetriever<E> {
     candidates: usize,
     encode: E,
     terms: Terms,
+    stems: Stems,
     only: String,
     parts: Parts,
 }
@@ -27,8 +28,18 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
     /// Search a collection with questions that `encode` turns into unit vectors of its encoder; it is not asked in
     /// [`Mode::Bm25`]. Hybrid fuses the best `candidates` (at least the depth asked for) of each side.
     pub fn new(collection: Arc<Collection>, mode: Mode, fusion: Fusion, candidates: usize, encode: E) -> Self {
-        let terms = Terms::new(collection.analyser());
-        Self { collection, mode, fusion, candidates, encode, terms, only: String::new(), parts: Parts::default() }
+        let (terms, stems) = (Terms::new(collection.analyser()), Stems::new(collection.analyser()));
+        Self {
+            collection,
+            mode,
+            fusion,
+            candidates,
+            encode,
+            terms,
+            stems,
+            only: String::new(),
+            parts: Parts::default(),
+        }
     }
 
     fn hybrid(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
@@ -39,13 +50,24 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
         let (cosines, bm25) = match self.fusion {
             Fusion::Rrf => (Found::default(), Found::default()),
             // What one side did not find is not unknown to it: the cluster has vectors and words.
-            Fusion::Convex(_) => (
+            Fusion::Convex { .. } => (
                 self.collection.cosines(&vector, &fuse::beyond(words.keys(), meaning.keys()))?,
                 self.collection.scores(&terms, &fuse::beyond(meaning.keys(), words.keys()))?,
             ),
         };
-        let [meaning, words, cosines, bm25] = [meaning, words, cosines, bm25].map(|found| self.collection.hits(found));
-        self.parts = Parts { words, meaning, cosines, bm25 };
+        let asked = if self.fusion.wants_pairs() { Pairs::of(question, &mut self.stems) } else { Pairs::default() };
+        let mut pairs = Found::default();
+        if !asked.is_empty() {
+            for (passage, _) in words.passages.iter().chain(&bm25.passages) {
+                let share = asked.share(&passage.title, &passage.text, &mut self.stems);
+                if share > 0.0 {
+                    pairs.passages.push((passage.clone(), share));
+                }
+            }
+        }
+        let [meaning, words, cosines, bm25, pairs] =
+            [meaning, words, cosines, bm25, pairs].map(|found| self.collection.hits(found));
+        self.parts = Parts { words, meaning, cosines, bm25, pairs };
         Ok(self.fusion.fuse(&self.parts, depth))
     }
 }

@@ -16,11 +16,13 @@ mod dense;
 pub mod fuse;
 mod hybrid;
 mod milvus;
+mod pairs;
 
 pub use bm25::Bm25Retriever;
 pub use dense::DenseRetriever;
-pub use hybrid::{DENSE_WEIGHT, Fusion, HybridRetriever};
+pub use hybrid::{DENSE_WEIGHT, Fusion, HybridRetriever, PAIR_WEIGHT};
 pub use milvus::MilvusRetriever;
+pub use pairs::Pairs;
 
 /// What the parts of a first stage found for a question, each best first.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,6 +35,8 @@ pub struct Parts {
     pub cosines: Vec<Hit>,
     /// BM25 of passages that only meaning found, of those that have a word of the question.
     pub bm25: Vec<Hit>,
+    /// [`Pairs::share`] of those that have a pair of the question's words, in no order.
+    pub pairs: Vec<Hit>,
 }
 
 /// A first stage: question in, scored passages out.

@@ -53,7 +53,7 @@ pub struct Description {
 pub struct Prior {
     /// Weight of the first stage's score.
     pub weight: f32,
-    /// The first stage that it holds for (`mode`, `fusion`, `dense_weight`): scores of another have another scale.
+    /// The first stage that it holds for (`mode`, `fusion`, `dense_weight`, `pair_weight`): scores of another have another scale.
     pub retrieval: serde_json::Value,
 }
 

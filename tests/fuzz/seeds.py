@@ -56,6 +56,22 @@ def gguf() -> bytes:
     return head + bytes(-len(head) % 32) + bytes(64) + bytes(68)
 
 
+def pdf(painted: bytes) -> bytes:
+    """One page that paints this."""
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [4 0 R] /Count 1 /MediaBox [0 0 600 800] >>",
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        b"<< /Type /Page /Parent 2 0 R /Resources << /Font << /F 3 0 R >> >> /Contents 5 0 R >>",
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(painted), painted),
+    ]
+    file, rows = b"%PDF-1.4\n", b""
+    for number, content in enumerate(objects, 1):
+        rows += b"%010d 00000 n \n" % len(file)
+        file += b"%d 0 obj\n%s\nendobj\n" % (number, content)
+    return file + b"xref\n0 6\n0000000000 65535 f \n%strailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (rows, len(file))
+
+
 def main() -> None:
     record = json.dumps({"id": "a", "title": "Ice", "text": "Ice is cold. It floats.", "year": 1990}) + "\n"
     table = "id\ttext\ttitle\n1\tIce is cold.\tIce\n"
@@ -65,6 +81,14 @@ def main() -> None:
     for at, content in enumerate([record, table, notes, "Ice is cold. It floats.", page]):
         put("corpus", f"seed-{at}", content.encode() + bytes([0, at]))
     put("corpus", "seed-gz", gzip.compress(record.encode()) + bytes([0, 7]))
+    # The first number from the end says which part of which file it is.
+    painted = b"BT /F 12 Tf 1 0 0 1 50 700 Tm (Ice is cold.) Tj 0 -14 Td [(It) -250 (floats.)] TJ ET\nq 1 0 0 1 9 9 cm (x) ' Q"
+    unicode = b"/CIDInit /ProcSet findresource begin begincmap 1 begincodespacerange <00> <FF> endcodespacerange 1 beginbfchar <49> <0049> endbfchar 1 beginbfrange <61> <7A> <0061> endbfrange endcmap"
+    written = b'<w:document><w:body><w:p><w:pPr><w:pStyle w:val="T"/></w:pPr><w:r><w:t>Ice &amp; snow</w:t><w:tab/></w:r></w:p><w:tbl><w:tr><w:tc><w:p><w:r><w:t>a</w:t></w:r></w:p></w:tc></w:tr></w:tbl></w:body></w:document>'
+    styles = b'<w:styles><w:style w:styleId="T"><w:name w:val="heading 1"/><w:basedOn w:val="N"/></w:style></w:styles>'
+    for at, content in enumerate([painted, unicode, written, styles], 1):
+        put("document", f"seed-{at}", content + bytes([at]))
+    put("document", "seed-0", pdf(painted) + bytes([0]))
     question = {"id": "1", "question": "what floats", "answers": ["ice"], "positive_ids": ["a"]}
     task = {"input": "2+2", "target": "4", "task": "sum", "cluster": "maths", "split": "train", "choices": ["4", "5"]}
     calibration = (ROOT / "models/calibration.json").read_bytes()

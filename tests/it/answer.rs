@@ -66,27 +66,34 @@ fn search_prints_what_other_tools_rely_on() {
 
 #[test]
 fn what_each_part_gave_a_passage_is_shown() {
+    let question = "who first reached the South Pole";
     let of = |mode: &str, more: &[&str]| {
-        json_lines(&[&["search", QUESTION, "--explain", "--mode", mode, "-k", "3"], more].concat())
+        json_lines(&[&["search", question, "--explain", "--mode", mode, "-k", "300"], more].concat())
     };
     let number = |value: &Value| value.as_f64().unwrap();
-    let top = number(&of("bm25", &["--rerank", "none"])[0]["parts"]["bm25"]["score"]);
-    for line in of("hybrid", &["--rerank", "none"]) {
+    let top = number(&of("bm25", &["--rerank", "none", "--bm25-k1", "0.4"])[0]["parts"]["bm25"]["score"]);
+    let of_words = |parts: &Value| {
+        let bm25 = if parts["bm25"].is_null() { 0.0 } else { number(&parts["bm25"]["score"]) / top };
+        bm25 + 1.2 * parts["pairs"].as_f64().unwrap_or_default()
+    };
+    let lines = of("hybrid", &["--rerank", "none"]);
+    let most = lines.iter().map(|line| of_words(&line["parts"])).fold(0.0, f64::max);
+    assert!(most > 1.0, "a passage has a pair of the question's words");
+    for line in lines {
         let parts = &line["parts"];
         assert_eq!(parts["first_stage"], serde_json::json!({"rank": line["rank"], "score": line["score"]}));
         assert!(parts["reranker"].is_null());
-        let words = if parts["bm25"].is_null() { 0.0 } else { number(&parts["bm25"]["score"]) / top };
-        let sum = 0.7 * number(&parts["cosine"]) + 0.3 * words;
+        let sum = 0.7 * number(&parts["cosine"]) + 0.3 * of_words(parts) / most;
         assert!((sum - number(&line["score"])).abs() < 1e-4, "{line}");
     }
     let reranked = of("hybrid", &[]).remove(0);
     assert_eq!(reranked["parts"]["reranker"], serde_json::json!({"rank": 1, "score": reranked["score"]}));
     assert!(of("bm25", &["--rerank", "none"])[0]["parts"]["cosine"].is_null());
     assert!(of("dense", &["--rerank", "none"])[0]["parts"]["bm25"].is_null());
-    let people = nunatak().args(["search", QUESTION, "--explain", "-k", "1", "--index"]).arg(index()).output().unwrap();
+    let people = nunatak().args(["search", question, "--explain", "-k", "1", "--index"]).arg(index()).output().unwrap();
     let people = String::from_utf8(people.stdout).unwrap();
     let line = people.lines().nth(1).unwrap();
-    for part in ["words ", " · meaning 0.", " · first stage ", " · re-ranker "] {
+    for part in ["words ", " · pairs 0.", " · meaning 0.", " · first stage ", " · re-ranker "] {
         assert!(line.contains(part), "{line}");
     }
 }

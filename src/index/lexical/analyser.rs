@@ -191,6 +191,14 @@ impl Language {
     };
 }
 
+#[cfg(test)]
+impl Language {
+    /// All of them.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        Self::NAMES.into_iter().map(|(_, language)| Self(language))
+    }
+}
+
 impl fmt::Display for Language {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = Self::NAMES.iter().find(|(_, language)| *language == self.0).map_or("unknown", |(name, _)| name);

@@ -31,6 +31,10 @@ impl Default for Bm25 {
 }
 
 impl Bm25 {
+    /// Where words stand beside vectors. What the question is about is the vector's part, so that a word is there counts nearly
+    /// alone, not how often (benches/fusion.rs, benches/README.md).
+    pub const BESIDE_VECTORS: Self = Self { k1: 0.4, b: 0.75 };
+
     /// Numbers that make sense.
     ///
     /// # Errors
@@ -231,11 +235,6 @@ impl Words {
             }
         }
         Ok(cursors)
-    }
-
-    /// Most that a passage's score could be: each word is worth less than its weight, however often it is there.
-    pub fn most(&self) -> f32 {
-        self.words.iter().map(|(_, weight)| weight).sum()
     }
 
     /// A word's part of the score of a passage that has it so often.

@@ -32,12 +32,14 @@ mod analyser;
 mod bm25;
 mod directory;
 mod metadata;
+mod stems;
 mod stop_words;
 
 pub use analyser::{Analyser, HEAVIEST_TITLE, Language, Terms};
 pub use bm25::Bm25;
 use bm25::{Asked, Best, Scratch, Words};
 pub(crate) use metadata::SOURCE_FILE;
+pub use stems::{FirstLetters, Stems, words};
 pub use stop_words::{StopWordList, StopWords};
 
 /// Filters whose passages are remembered: an eighth of a byte a passage each.
@@ -368,11 +370,6 @@ impl Lexical {
         }
         hits.retain(|hit| hit.score > 0.0);
         Ok(hits)
-    }
-
-    /// Most that the BM25 of any passage for a question could be; 0 if the index has none of its words.
-    pub fn most(&self, question: &str, bm25: Bm25) -> Result<f32> {
-        Ok(self.words(question, bm25)?.most())
     }
 
     /// tantivy's segments in the order of rows.

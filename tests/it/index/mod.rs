@@ -6,11 +6,12 @@ use std::path::Path;
 
 use nunatak::error::{Error, Result};
 use nunatak::index::change::{Known, add, delete};
+use nunatak::index::lexical::{Bm25, Stems};
 use nunatak::index::manifest::EncoderIdentity;
 use nunatak::index::writer::{BuildOptions, BuildReport, build};
 use nunatak::index::{Index, verify};
 use nunatak::progress::Quiet;
-use nunatak::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, Retriever};
+use nunatak::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, Pairs, Retriever};
 use nunatak::types::{Hit, Passage, PassageId, SourceSpan};
 
 mod change;
@@ -228,15 +229,16 @@ fn retrievers_find_by_words_by_meaning_and_by_both() {
     assert_eq!(ids(&by_words), [123]);
     let by_meaning = dense("f").unwrap().retrieve(question, 10, None).unwrap();
     assert_eq!((ids(&by_meaning)[0], by_meaning.len()), (623, 10));
-    for fusion in [Fusion::Rrf, Fusion::Convex(0.8), Fusion::Convex(0.0), Fusion::Convex(1.0)] {
+    let convex = |dense| Fusion::Convex { dense, pairs: 1.0 };
+    for fusion in [Fusion::Rrf, convex(0.8), convex(0.0), convex(1.0)] {
         let mut hybrid = HybridRetriever::new(index.clone(), dense("f").unwrap(), fusion, 100);
         let both = hybrid.retrieve(question, 10, None).unwrap();
         assert_eq!(both.len(), 10);
         match fusion {
             Fusion::Rrf => assert_eq!(ids(&both)[..2], [123, 623]),
-            Fusion::Convex(0.0) => assert_eq!(ids(&both)[0], 123),
-            Fusion::Convex(1.0) => assert_eq!(both, by_meaning),
-            Fusion::Convex(_) => {
+            Fusion::Convex { dense: 0.0, .. } => assert_eq!(ids(&both)[0], 123),
+            Fusion::Convex { dense: 1.0, .. } => assert_eq!(both, by_meaning),
+            Fusion::Convex { .. } => {
                 // The cosine of the passage that only words found is the true one.
                 let vector = encode(question).unwrap();
                 let cosine = index.dense().unwrap().cosines(&vector, &[PassageId(123)]).unwrap()[0].score;
@@ -255,12 +257,12 @@ fn a_passage_that_one_side_found_is_scored_by_the_other_too() {
     let index = std::sync::Arc::new(Index::open(&dir).unwrap());
     let encode = |question: &str| Ok(vector_of(number_of(question) + 500));
     let dense = DenseRetriever::new(index.clone(), encode, "f", 0, false).unwrap();
-    let mut hybrid = HybridRetriever::new(index.clone(), dense, Fusion::Convex(0.5), 0);
+    let mut hybrid = HybridRetriever::new(index.clone(), dense, Fusion::Convex { dense: 0.5, pairs: 0.8 }, 0);
     // The words of a whole passage: most passages have some of them.
     let question = passage(123).text;
     let found = hybrid.retrieve(&question, 20, None).unwrap();
     let parts = hybrid.take_parts();
-    let lexical = index.lexical().search(&question, 2000, None).unwrap();
+    let lexical = index.lexical().search_by(&question, 2000, None, Bm25::BESIDE_VECTORS).unwrap();
     let cosines = index.dense().unwrap().search_exact(&encode(&question).unwrap(), 2000, None).unwrap();
     let score = |hits: &[Hit], of: PassageId| hits.iter().find(|hit| hit.passage == of).map(|hit| hit.score);
     assert!(parts.words.len() == 20 && !parts.bm25.is_empty() && !parts.cosines.is_empty());
@@ -270,9 +272,17 @@ fn a_passage_that_one_side_found_is_scored_by_the_other_too() {
     for hit in parts.meaning.iter().chain(&parts.cosines) {
         assert!((score(&cosines, hit.passage).unwrap() - hit.score).abs() < 1e-6);
     }
+    // All pairs are in the passage that the question is; others have some of them, as their words come in the same order.
+    let mut stems = Stems::new(&index.manifest().analyser);
+    let asked = Pairs::of(&question, &mut stems);
+    let mut words = |id: PassageId| {
+        let Passage { title, text, .. } = index.passage(id).unwrap();
+        score(&lexical, id).unwrap_or(0.0) / lexical[0].score + 0.8 * asked.share(&title, &text, &mut stems)
+    };
+    let most = words(PassageId(123));
+    assert!(parts.pairs.len() > 1);
     for hit in &found {
-        let words = score(&lexical, hit.passage).unwrap_or(0.0) / lexical[0].score;
-        let sum = 0.5 * score(&cosines, hit.passage).unwrap() + 0.5 * words;
+        let sum = 0.5 * score(&cosines, hit.passage).unwrap() + 0.5 * words(hit.passage) / most;
         assert!((sum - hit.score).abs() < 1e-5, "{hit:?} is not {sum}");
     }
 }
