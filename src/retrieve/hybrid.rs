@@ -30,7 +30,7 @@ pub enum Fusion {
 pub const DENSE_WEIGHT: f32 = 0.7;
 
 /// The usual weight of pairs in [`Fusion::Convex`], chosen with the other.
-pub const PAIR_WEIGHT: f32 = 1.2;
+pub const PAIR_WEIGHT: f32 = 0.8;
 
 impl Default for Fusion {
     fn default() -> Self {

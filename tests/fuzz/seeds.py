@@ -89,6 +89,11 @@ def main() -> None:
     for at, content in enumerate([painted, unicode, written, styles], 1):
         put("document", f"seed-{at}", content + bytes([at]))
     put("document", "seed-0", pdf(painted) + bytes([0]))
+    options = b'index = ["wiki=/tmp/wiki"]\nlisten = "127.0.0.1:8080"\nwritable = true\nqueue = 9\ndense-weight = 0.5\n'
+    pem = b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n"
+    kept = safetensors({"a": ("F32", [2, 2], 4)}, {"nunatak.progress": json.dumps({"step": 3})})
+    for at, content in enumerate([b"0123456789abcdef0123456789abcdef read-only\n# none\n", b"the a # and\nof | so\n", options, pem, kept]):
+        put("settings", f"seed-{at}", content + bytes([at]))
     question = {"id": "1", "question": "what floats", "answers": ["ice"], "positive_ids": ["a"]}
     task = {"input": "2+2", "target": "4", "task": "sum", "cluster": "maths", "split": "train", "choices": ["4", "5"]}
     calibration = (ROOT / "models/calibration.json").read_bytes()

@@ -74,7 +74,7 @@ fn what_each_part_gave_a_passage_is_shown() {
     let top = number(&of("bm25", &["--rerank", "none", "--bm25-k1", "0.4"])[0]["parts"]["bm25"]["score"]);
     let of_words = |parts: &Value| {
         let bm25 = if parts["bm25"].is_null() { 0.0 } else { number(&parts["bm25"]["score"]) / top };
-        bm25 + 1.2 * parts["pairs"].as_f64().unwrap_or_default()
+        bm25 + 0.8 * parts["pairs"].as_f64().unwrap_or_default()
     };
     let lines = of("hybrid", &["--rerank", "none"]);
     let most = lines.iter().map(|line| of_words(&line["parts"])).fold(0.0, f64::max);
