@@ -42,6 +42,13 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
         }
     }
 
+    /// What each of these passages has of the question's pairs, in their order; nothing if it has none.
+    fn shares(&mut self, question: &str, found: &[&Found]) -> Vec<f32> {
+        let pairs = Pairs::of(question, &mut self.stems);
+        let passages = found.iter().flat_map(|found| &found.passages).filter(|_| !pairs.is_empty());
+        passages.map(|(passage, _)| pairs.share(&passage.title, &passage.text, &mut self.stems)).collect()
+    }
+
     fn hybrid(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
         let candidates = self.candidates.max(depth);
         let (terms, vector) = (self.terms.of_question(question), (self.encode)(question)?);
@@ -55,18 +62,10 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
                 self.collection.scores(&terms, &fuse::beyond(meaning.keys(), words.keys()))?,
             ),
         };
-        let asked = if self.fusion.wants_pairs() { Pairs::of(question, &mut self.stems) } else { Pairs::default() };
-        let mut pairs = Found::default();
-        if !asked.is_empty() {
-            for (passage, _) in words.passages.iter().chain(&bm25.passages) {
-                let share = asked.share(&passage.title, &passage.text, &mut self.stems);
-                if share > 0.0 {
-                    pairs.passages.push((passage.clone(), share));
-                }
-            }
-        }
-        let [meaning, words, cosines, bm25, pairs] =
-            [meaning, words, cosines, bm25, pairs].map(|found| self.collection.hits(found));
+        let shares = if self.fusion.wants_pairs() { self.shares(question, &[&words, &bm25]) } else { Vec::new() };
+        let [meaning, words, cosines, bm25] = [meaning, words, cosines, bm25].map(|found| self.collection.hits(found));
+        let pairs = words.iter().chain(&bm25).zip(shares).map(|(hit, score)| Hit { score, ..*hit });
+        let pairs = pairs.filter(|hit| hit.score > 0.0).collect();
         self.parts = Parts { words, meaning, cosines, bm25, pairs };
         Ok(self.fusion.fuse(&self.parts, depth))
     }

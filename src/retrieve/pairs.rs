@@ -4,7 +4,7 @@
 //! The sequential dependence of Metzler and Croft ("A Markov random field model for term dependencies", SIGIR 2005) in its simplest
 //! form: whether a pair is there counts, not how often nor how rare it is, so nothing has to be known but the question and
 //! the passage, and an index in a folder and a cluster rank alike. Weighing pairs by the rarity of their words, counting them, wider
-//! windows and pairs in either order were tried, and gained nothing beyond chance (benches/README.md).
+//! windows and pairs in either order were tried, and were not clearly better (benches/README.md).
 
 use std::collections::BTreeSet;
 
