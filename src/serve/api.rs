@@ -25,6 +25,7 @@ use crate::explain::Explanation;
 use crate::filter::Filter;
 use crate::read::recursion::Recursion;
 use crate::serve::problem::{Problem, Refused};
+use crate::serve::whole;
 use crate::serve::workers::{Done, Facts, Refusal, SearchHit, State as WorkersState, Work, Workers};
 use crate::serve::{Server, Shared};
 
@@ -72,7 +73,7 @@ pub struct SearchRequest {
     #[schema(min_length = 1)]
     pub filter: Option<String>,
     /// How many passages.
-    #[serde(default = "ten")]
+    #[serde(default = "ten", deserialize_with = "whole::number")]
     #[schema(minimum = 1, maximum = 1000)]
     pub k: usize,
     /// Add what each part of the ranking gave them.

@@ -14,6 +14,7 @@ mod passages;
 mod problem;
 pub mod tls;
 mod watch;
+mod whole;
 pub mod workers;
 
 use std::net::SocketAddr;

@@ -29,6 +29,7 @@ use crate::serve::openai_reply::{
     EmbeddingsUsage, Grounds, Model, Models, PromptTokens, Reranked, RerankedText, Vector,
 };
 use crate::serve::problem::{Problem, Refused};
+use crate::serve::whole;
 use crate::serve::workers::{Done, Refusal, Work};
 use crate::serve::{Server, Shared};
 use crate::types::Evidence;
@@ -59,6 +60,7 @@ pub struct ChatRequest {
     #[serde(default)]
     pub stream: bool,
     /// Not more than 1.
+    #[serde(default, deserialize_with = "whole::optional")]
     #[schema(minimum = 1, maximum = 1)]
     pub n: Option<u32>,
     /// Not supported.
@@ -303,6 +305,7 @@ pub struct RerankRequest {
     #[schema(min_items = 1, max_items = 1000)]
     pub documents: Vec<Document>,
     /// How many to give back, if there are so many; all without it.
+    #[serde(default, deserialize_with = "whole::optional")]
     pub top_n: Option<usize>,
     /// Give the texts back, too.
     #[serde(default)]

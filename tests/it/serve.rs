@@ -156,7 +156,10 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
     let searched = nunatak().args(["search", QUESTION, "--json", "-k", "3", "--index"]).arg(&index).output().unwrap();
     let searched: Vec<Value> =
         String::from_utf8(searched.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    assert_eq!(server.post("/v1/search", json!({"question": QUESTION, "k": 3})).json()["hits"], Value::from(searched));
+    assert_eq!(
+        server.post("/v1/search", json!({"question": QUESTION, "k": 3.0})).json()["hits"],
+        Value::from(searched)
+    );
 
     let wrong = |reply: Reply, status: u16, code: &str, message: &str| {
         let body = reply.json();
@@ -173,6 +176,12 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
     wrong(ask(json!({"question": "why ".repeat(2000)})), 413, "too_long", "8000 characters");
     wrong(ask(json!({"question": "why ".repeat(1 << 20)})), 413, "too_long", "");
     wrong(server.post("/v1/search", json!({"question": QUESTION, "k": 0})), 422, "bad_request", "k is between");
+    wrong(
+        server.post("/v1/search", json!({"question": QUESTION, "k": 2.5})),
+        400,
+        "bad_request",
+        "2.5 is not a whole number",
+    );
     wrong(server.get("/v1/answer"), 405, "not_found", "another method");
     wrong(server.get("/nowhere"), 404, "not_found", "nothing here");
 
