@@ -91,10 +91,13 @@ pub struct Found {
 }
 
 impl Found {
-    /// The list that counts: the cross-encoder's followed by what it did not read, or the first stage's.
+    /// The list that counts: the cross-encoder's followed by what it did not read, or the first stage's. The scores of two stages
+    /// have two scales, so what was not read has the score of the last that was.
     pub fn ranking(&self) -> Vec<Hit> {
         let unread = &self.retrieved[self.reranked.len().min(self.retrieved.len())..];
-        self.reranked.iter().chain(unread).copied().collect()
+        let least = self.reranked.last().map(|hit| hit.score);
+        let unread = unread.iter().map(|hit| Hit { score: least.unwrap_or(hit.score), ..*hit });
+        self.reranked.iter().copied().chain(unread).collect()
     }
 }
 
@@ -264,8 +267,16 @@ impl Pipeline {
 
     /// Retrieve and re-rank.
     pub fn find(&mut self, question: &str) -> Result<Found> {
+        self.find_at_least(question, 0)
+    }
+
+    /// The same, with at least `count` passages where there are as many.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn find_at_least(&mut self, question: &str, count: usize) -> Result<Found> {
         let (retrieved, retrieve) = timed(info_span!("retrieve"), || {
-            self.retriever.retrieve(question, self.depths.retrieve, self.only.as_ref())
+            self.retriever.retrieve(question, self.depths.retrieve.max(count), self.only.as_ref())
         })?;
         let (reranked, rerank) = timed(info_span!("rerank"), || self.rerank(question, &retrieved))?;
         let cuts = self.reranker.as_ref().map(CrossEncoder::cuts).unwrap_or_default();

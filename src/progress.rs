@@ -32,19 +32,32 @@ impl Progress for Quiet {
     fn note(&self, _: &str) {}
 }
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// Whether a stop was asked for at all.
+static STOP: AtomicBool = AtomicBool::new(false);
+/// Whether work under way may go on to its end all the same.
+static LET_END: AtomicBool = AtomicBool::new(false);
 
-/// Ask all long work in this process to stop at the next safe point.
+/// Ask this process to stop: long work at its next safe point, unless it is [let end](let_end).
 pub fn interrupt() {
-    INTERRUPTED.store(true, Ordering::SeqCst);
+    STOP.store(true, Ordering::SeqCst);
 }
 
-/// Whether a stop was asked for.
+/// Whether a stop was asked for, be work under way let end or not.
+pub fn stop_asked() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
+/// Whether from here on work under way may end although a stop was asked for: a server's answers do.
+pub fn let_end(may: bool) {
+    LET_END.store(may, Ordering::SeqCst);
+}
+
+/// Whether work under way should stop.
 pub fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
+    stop_asked() && !LET_END.load(Ordering::Relaxed)
 }
 
-/// An [`Error::Interrupted`] saying what is `kept`, if a stop was asked for.
+/// An [`Error::Interrupted`] saying what is `kept`, if work under way should stop.
 pub fn check_interrupt(kept: impl FnOnce() -> String) -> Result<()> {
     if interrupted() { Err(Error::Interrupted { kept: kept() }) } else { Ok(()) }
 }

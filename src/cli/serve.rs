@@ -17,7 +17,7 @@ use crate::cli::pipeline_args::{RankingArgs, ReadingArgs, RetrievalArgs};
 use crate::cli::traces::Traces;
 use crate::error::{Error, Result};
 use crate::milvus::Address;
-use crate::progress::Quiet;
+use crate::progress::{self, Quiet};
 use crate::runtime::device::Device;
 use crate::serve::workers::{Editor, Open, Workers};
 use crate::serve::{self, Access, Keys, Limits, Origin, tls};
@@ -100,6 +100,9 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         None if workers == 1 || globals.device != Device::Cpu => None,
         megabytes => Some(megabytes.unwrap_or(engine::PASSAGE_CACHE) / workers as u64),
     };
+    // Options that cannot be are an error before anything listens.
+    args.ranking.fusion()?;
+    args.reading.settings(&RetrievalArgs { ranking: args.ranking.clone(), ..RetrievalArgs::at(Path::new("")) }, 0)?;
     let mut indexes = Vec::new();
     for named in &args.indexes {
         let (name, dir) = name_of(named);
@@ -136,7 +139,12 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         // Nobody reads it: no reason not to serve.
         let _ = said;
     };
-    runtime.block_on(serve::serve(args.listen, indexes, limits, access, bound, stopped()))
+    // A stop lets requests end; a change of an index that takes longer ends at its next safe point.
+    progress::let_end(true);
+    let served = runtime.block_on(serve::serve(args.listen, indexes, limits, access, bound, stopped()));
+    progress::let_end(false);
+    progress::interrupt();
+    served
 }
 
 /// Threads of the pool that all workers' sessions share. Each worker's own thread works beside it, so that when all are at work,
@@ -159,7 +167,7 @@ fn editor(dir: PathBuf, globals: Globals) -> Editor {
 
 /// Done when the process is asked to stop.
 async fn stopped() {
-    while !crate::progress::interrupted() {
+    while !progress::stop_asked() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -184,8 +192,12 @@ fn keys(args: &ServeArgs) -> Result<Keys> {
         }
         None => Keys::default(),
     };
-    let variable = std::env::var(KEY_VARIABLE).unwrap_or_default();
-    Ok(from_file.and(Keys::parse(&variable, Path::new(KEY_VARIABLE))?))
+    let variable = std::env::var_os(KEY_VARIABLE).unwrap_or_default();
+    let from_variable = Keys::parse(&variable.to_string_lossy(), Path::new(KEY_VARIABLE))?;
+    if from_variable.is_empty() && !variable.is_empty() {
+        return Err(Error::bad_file(KEY_VARIABLE, "there is no key in it", "a key does not begin with #; or unset it"));
+    }
+    Ok(from_file.and(from_variable))
 }
 
 /// Name and folder of an index as it was typed.

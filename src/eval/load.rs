@@ -90,13 +90,14 @@ pub fn run(target: &Target, shape: Shape, time: Duration) -> Result<LoadReport> 
     if target.bodies.is_empty() {
         return Err(Error::request("there is no question to ask", "give a file that has some"));
     }
-    if let (None, _) = Client::new(target).ask(0) {
-        return Err(Error::request(format!("nobody answers at {}", target.url), "start `nunatak serve`, or say --url"));
+    if let Err(error) = Client::new(target).ask(0) {
+        let problem = format!("nobody answers at {}: {error}", target.url);
+        return Err(Error::request(problem, "start `nunatak serve`, or say --url"));
     }
     let begin = Instant::now();
     let (next, replies) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let client = || {
-        let mut client = Client::new(target);
+        let client = Client::new(target);
         let mut mine = Vec::new();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -108,7 +109,7 @@ pub fn run(target: &Target, shape: Shape, time: Duration) -> Result<LoadReport> 
                 break;
             }
             std::thread::sleep(due.saturating_sub(begin.elapsed()));
-            let (status, _) = client.ask(number);
+            let status = client.ask(number).ok();
             mine.push((status, (begin.elapsed().saturating_sub(due)).as_secs_f64() * 1e3));
         }
         replies.lock().unwrap_or_else(PoisonError::into_inner).extend(mine);
@@ -165,19 +166,16 @@ impl<'a> Client<'a> {
         Self { agent: config.into(), target }
     }
 
-    fn ask(&mut self, number: usize) -> Reply {
-        let begin = Instant::now();
+    /// The status of a reply that came whole.
+    fn ask(&self, number: usize) -> std::result::Result<u16, ureq::Error> {
         let body = self.target.bodies.get(number % self.target.bodies.len()).map_or("", String::as_str);
         let mut request = self.agent.post(&self.target.url).content_type("application/json");
         if let Some(key) = &self.target.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        // The whole reply, or its status says nothing.
-        let status = request.send(body).ok().and_then(|mut reply| {
-            let status = reply.status().as_u16();
-            reply.body_mut().read_to_vec().ok().map(|_| status)
-        });
-        (status, begin.elapsed().as_secs_f64() * 1e3)
+        let mut reply = request.send(body)?;
+        reply.body_mut().read_to_vec()?;
+        Ok(reply.status().as_u16())
     }
 }
 

@@ -194,7 +194,11 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
     let worker = worker.clone();
     let work = async move {
         let work = Work::Answer { question, filter, min_confidence, recursion, events: Some(events) };
-        let done = worker.ask(work, deadline).await;
+        let done = tokio::select! {
+            done = worker.ask(work, deadline) => done,
+            // The client is gone, and its job goes with it.
+            () = ends.closed() => return,
+        };
         let last = match done.map_err(Problem::from).and_then(|done| finish(done, explain, &server)) {
             Ok(answer) => event("answer", &answer),
             Err(problem) => event("error", &problem),

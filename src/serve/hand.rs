@@ -177,7 +177,7 @@ fn work(pipeline: &mut Pipeline, job: Job) {
             answer.map(|answer| Done::Answer(Box::new(answer)))
         }
         Work::Search { question, filter, k, explain } => {
-            let found = pipeline.restrict(filter.as_ref()).and_then(|_| pipeline.find(&question));
+            let found = pipeline.restrict(filter.as_ref()).and_then(|_| pipeline.find_at_least(&question, k));
             found.and_then(|found| search(pipeline, &found, k, explain)).map(Done::Search)
         }
         Work::Look { id } => look(pipeline, &id).map(Done::Looked),

@@ -37,7 +37,7 @@ impl Keys {
     /// `from` is what messages call it.
     ///
     /// # Errors
-    /// [`Error::BadLine`] for a key that is too short, or for other words behind it.
+    /// [`Error::BadLine`] for a key that is too short or cannot stand in a header, or for other words behind it.
     pub fn parse(text: &str, from: &Path) -> Result<Self> {
         let lines = text.lines().map(str::trim).enumerate().filter(|(_, l)| !l.is_empty() && !l.starts_with('#'));
         let mut keys = Vec::new();
@@ -46,6 +46,9 @@ impl Keys {
             let (key, behind) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
             if key.len() < SHORTEST {
                 return Err(bad(format!("a key has at least {SHORTEST} characters")));
+            }
+            if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(bad("a key has letters, digits and signs of ASCII only, as a header has".to_owned()));
             }
             let writes = match behind.trim() {
                 "" => true,
@@ -83,7 +86,10 @@ impl Keys {
             return true;
         }
         let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let Some(token) = given.and_then(|value| value.strip_prefix("Bearer ")) else { return false };
+        let Some((scheme, token)) = given.and_then(|value| value.split_once(' ')) else { return false };
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return false;
+        }
         let hash: [u8; 32] = Sha256::digest(token.trim().as_bytes()).into();
         // All are compared, whichever fits.
         let fits =
@@ -107,7 +113,7 @@ mod tests {
         let keys = Keys::parse("# ours\n\nsixteen-letters!\nanother-good-key-of-ours\n", Path::new("k")).unwrap();
         for (value, good) in [
             ("Bearer sixteen-letters!", true),
-            ("Bearer another-good-key-of-ours", true),
+            ("bearer another-good-key-of-ours", true),
             ("Bearer sixteen-letters", false),
             ("Basic sixteen-letters!", false),
             ("Bearer # ours", false),
@@ -134,5 +140,8 @@ mod tests {
     fn a_short_key_is_refused_by_its_line() {
         let error = Keys::parse("sixteen-letters!\nshort\n", Path::new("keys.txt")).unwrap_err();
         assert_eq!(error.to_string(), "keys.txt:2: a key has at least 16 characters");
+        // No header could hold it.
+        let error = Keys::parse("schlüssel-für-den-server", Path::new("keys.txt")).unwrap_err().to_string();
+        assert!(error.starts_with("keys.txt:1: a key has letters, digits and signs of ASCII only"), "{error}");
     }
 }

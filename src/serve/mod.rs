@@ -23,8 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::http::{HeaderValue, Method, StatusCode};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -121,6 +121,8 @@ struct Shared {
     indexes: Vec<(String, Workers)>,
     limits: Limits,
     keys: Keys,
+    /// Origins whose pages may ask.
+    origins: Vec<Origin>,
     metrics: Metrics,
 }
 
@@ -185,10 +187,10 @@ pub async fn serve(
         Error::request(format!("{address} cannot be listened on: {error}"), "choose another with --listen")
     })?;
     bound(listener.local_addr().unwrap_or(address));
-    let server = Arc::new(Shared { indexes, limits, keys, metrics: Metrics::new()? });
+    let server = Arc::new(Shared { indexes, limits, keys, origins, metrics: Metrics::new()? });
     let connections = Arc::new(Semaphore::new(server.limits.connections));
     let graceful = GracefulShutdown::new();
-    let app = router(server.clone(), origins);
+    let app = router(server.clone());
     tokio::pin!(stop);
     loop {
         let permit = tokio::select! {
@@ -236,7 +238,7 @@ pub async fn serve(
 /// Time that a browser may remember what it may ask from another origin.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
-fn router(server: Server, origins: Vec<Origin>) -> Router {
+fn router(server: Server) -> Router {
     let closed = Router::new()
         .route("/v1/answer", post(api::answer))
         .route("/v1/search", post(api::search))
@@ -264,7 +266,7 @@ fn router(server: Server, origins: Vec<Origin>) -> Router {
         .layer(DefaultBodyLimit::max(server.limits.body))
         .layer(
             CorsLayer::new()
-                .allow_origin(origins.into_iter().map(|origin| origin.0).collect::<Vec<HeaderValue>>())
+                .allow_origin(server.origins.iter().map(|origin| origin.0.clone()).collect::<Vec<HeaderValue>>())
                 .allow_methods([Method::GET, Method::POST, Method::DELETE])
                 .allow_headers([AUTHORIZATION, CONTENT_TYPE])
                 .max_age(REMEMBERED),
@@ -273,13 +275,32 @@ fn router(server: Server, origins: Vec<Origin>) -> Router {
         .with_state(server)
 }
 
-/// Let only those pass who have a key.
+/// Let only those pass who have a key or, where none is needed, do not ask for a page of somebody else.
 async fn admit(State(server): State<Server>, request: Request, next: Next) -> Response {
+    if server.keys.is_empty() && is_foreign(request.headers(), &server.origins) {
+        let hint = "name its origin with --cors".to_owned();
+        return Problem::new(StatusCode::FORBIDDEN, "pages of this origin may not ask", Some(hint)).into_response();
+    }
     if server.keys.admit(request.headers()) {
         return next.run(request).await;
     }
     let hint = "send `Authorization: Bearer KEY`".to_owned();
     Problem::new(StatusCode::UNAUTHORIZED, "a key is needed", Some(hint)).into_response()
+}
+
+/// Whether a browser sends this for a page of another origin. It sends a POST of plain text without asking beforehand, so that CORS,
+/// which keeps the reply from the page, would not keep the page from changing an index.
+fn is_foreign(headers: &HeaderMap, origins: &[Origin]) -> bool {
+    let Some(origin) = headers.get(ORIGIN) else { return false };
+    if origins.iter().any(|known| known.0 == *origin) {
+        return false;
+    }
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return site.as_bytes() != b"same-origin";
+    }
+    // A browser that does not say: an origin is a scheme and a host.
+    let host = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host.as_bytes());
+    host.is_none() || host != headers.get(HOST).map(HeaderValue::as_bytes)
 }
 
 /// Whether every index answers.
@@ -312,6 +333,31 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
+
+    #[test]
+    fn pages_of_others_are_told_by_what_browsers_send() {
+        let foreign = |given: &[(&'static str, &str)]| {
+            let headers = given.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            is_foreign(&headers.collect(), &["https://example.org".parse().unwrap()])
+        };
+        // A program, the page itself, and a page that was named.
+        assert!(!foreign(&[("host", "127.0.0.1:7001")]));
+        assert!(!foreign(&[("host", "127.0.0.1:7001"), ("origin", "http://127.0.0.1:7001")]));
+        assert!(!foreign(&[
+            ("host", "behind:80"),
+            ("origin", "https://docs.example"),
+            ("sec-fetch-site", "same-origin")
+        ]));
+        assert!(!foreign(&[("host", "127.0.0.1:7001"), ("origin", "https://example.org")]));
+        // Others, a file, and another port of this machine.
+        assert!(foreign(&[("host", "127.0.0.1:7001"), ("origin", "https://example.com")]));
+        assert!(foreign(&[("host", "127.0.0.1:7001"), ("origin", "null")]));
+        assert!(foreign(&[
+            ("host", "localhost:7001"),
+            ("origin", "http://localhost:8000"),
+            ("sec-fetch-site", "same-site")
+        ]));
+    }
 
     /// More replies to it than the buffers of two sockets hold.
     const REQUEST: &str = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n";

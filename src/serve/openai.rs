@@ -145,7 +145,12 @@ pub async fn chat(State(server): State<Server>, Body(request): Body<ChatRequest>
             let _ = events.send(Event::default().data(data.to_string()));
         };
         send(head.chunk(json!({"role": "assistant", "content": ""}), None));
-        match worker.ask(work, deadline).await.map_err(Problem::from).and_then(|done| finish(done, false, &server)) {
+        let done = tokio::select! {
+            done = worker.ask(work, deadline) => done,
+            // The client is gone, and its job goes with it.
+            () = events.closed() => return,
+        };
+        match done.map_err(Problem::from).and_then(|done| finish(done, false, &server)) {
             Ok(answer) => {
                 send(head.chunk(json!({"content": content(&answer), "annotations": annotations(&answer)}), None));
                 send(head.chunk(json!({}), Some("stop")));

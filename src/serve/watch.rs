@@ -2,12 +2,15 @@
 
 use std::time::Instant;
 
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use opentelemetry::global;
 use opentelemetry_http::HeaderExtractor;
+use tokio_stream::StreamExt;
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -50,14 +53,36 @@ pub(super) async fn watch(State(server): State<Server>, request: Request, next: 
     let method = request.method().clone();
     let span = span(&request, &route, &id);
     let mut response = next.run(request).instrument(span.clone()).await;
-    let (status, seconds) = (response.status().as_u16(), began.elapsed().as_secs_f64());
+    let status = response.status().as_u16();
     span.record("http.response.status_code", i64::from(status));
     if response.status().is_server_error() {
         span.record("otel.status_code", "ERROR");
     }
-    server.metrics.request(&route, status, seconds);
-    let (request_id, milliseconds) = (id.to_str().unwrap_or_default(), (seconds * 1e3) as u64);
-    tracing::info!(request_id, %method, route, status, milliseconds, "request");
+    let told = id.clone();
+    let at_end = AtEnd(move || {
+        let seconds = began.elapsed().as_secs_f64();
+        server.metrics.request(&route, status, seconds);
+        let (request_id, milliseconds) = (told.to_str().unwrap_or_default(), (seconds * 1e3) as u64);
+        tracing::info!(request_id, %method, route, status, milliseconds, "request");
+    });
+    // A stream has only begun: it is told of when its last part was sent, or its client is gone.
+    if response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes() == b"text/event-stream") {
+        response = response.map(|body| {
+            Body::from_stream(body.into_data_stream().map(move |part| {
+                let _open = &at_end;
+                part
+            }))
+        });
+    }
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// Does something when it is dropped.
+struct AtEnd<F: Fn()>(F);
+
+impl<F: Fn()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
 }

@@ -610,6 +610,22 @@ fn it_stops_when_it_is_told_to() {
 }
 
 #[test]
+fn options_that_cannot_be_end_it_before_it_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let refused = |words: &[&str], key: &str| {
+        let mut command = nunatak();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--index"]).arg(&index).args(words);
+        let output = command.env("NUNATAK_API_KEY", key).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(refused(&["--min-confidence", "2"], "").contains("--min-confidence is a probability"));
+    assert!(refused(&["--dense-weight", "3"], "").contains("--dense-weight must be between 0 and 1"));
+    assert!(refused(&[], "#a-comment-that-was-to-be-a-key").contains("there is no key in it"));
+}
+
+#[test]
 fn a_config_file_an_origin_and_an_id_of_the_request() {
     let folder = tempfile::tempdir().unwrap();
     let index = index(folder.path(), Path::new(DEMO));
@@ -624,6 +640,13 @@ fn a_config_file_an_origin_and_an_id_of_the_request() {
     };
     assert!(preflight("https://example.org").contains("access-control-allow-origin: https://example.org"));
     assert!(!preflight("https://example.com").contains("access-control-allow-origin"));
+    // What a browser sends without asking beforehand.
+    let simple = |origin: &str| {
+        let headers = format!("origin: {origin}\r\ncontent-type: text/plain\r\n");
+        server.send("POST", "/v1/search", &headers, &json!({"question": QUESTION}).to_string()).status
+    };
+    let own = format!("http://{}", server.address);
+    assert_eq!([own.as_str(), "https://example.org", "https://example.com"].map(simple), [200, 200, 403]);
     let id = |header: &str| {
         let headers = server.send("GET", "/live", header, "").headers;
         headers.split("\r\n").find_map(|line| line.strip_prefix("x-request-id: ")).unwrap().to_owned()
