@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cli::engine::Models;
 use crate::cli::index_change::check_encoder;
+use crate::cli::index_encoder;
 use crate::cli::pipeline_args::{RankingArgs, RetrievalArgs};
-use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::index::Index;
 use crate::index::lexical::Bm25;
@@ -16,9 +16,7 @@ use crate::milvus::{Address, Collection};
 use crate::pipeline::SharedEncoder;
 use crate::progress::Progress;
 use crate::retrieve::{Bm25Retriever, DenseRetriever, HybridRetriever, MilvusRetriever, Mode, Retriever};
-use crate::runtime::device::{Device, is_for_processors};
 use crate::runtime::session::RuntimeOptions;
-use crate::runtime::setup;
 
 /// Candidates of each side that hybrid search fuses at least, so that the first few do not depend on how many are wanted.
 const CANDIDATES: usize = 100;
@@ -39,7 +37,7 @@ pub(crate) fn open_retriever(
     let Some(identity) = encoder_for(mode, index.manifest().encoder.as_ref(), index.path())? else {
         return Ok((Box::new(Bm25Retriever::new(index).with_bm25(bm25)), None));
     };
-    let (encoder, fingerprint) = open_encoder(&identity.name, options, progress, models)?;
+    let (encoder, fingerprint) = open_encoder(&identity, options, progress, models)?;
     let dense =
         DenseRetriever::new(Arc::clone(&index), of_questions(&encoder), &fingerprint, 0, retrieval.ranking.exact)?;
     let retriever: Box<dyn Retriever> = match mode {
@@ -62,24 +60,14 @@ fn encoder_for(mode: Mode, encoder: Option<&EncoderIdentity>, place: &Path) -> R
     }
 }
 
-/// An encoder, and its fingerprint.
+/// The encoder of an index, and its fingerprint.
 fn open_encoder(
-    name: &str,
+    identity: &EncoderIdentity,
     options: &RuntimeOptions,
     progress: &dyn Progress,
     models: &mut Models,
 ) -> Result<(SharedEncoder, String)> {
-    let model = setup::model(name, options, progress)?;
-    let mut options = options.clone();
-    if options.device != Device::Cpu && is_for_processors(&model) {
-        // The passages' vectors are of this encoder, so questions must be; one question takes milliseconds there.
-        progress.note(&format!(
-            "the index's encoder {} runs on the processor: a GPU has no kernels for 8-bit integers",
-            model.name()
-        ));
-        options = RuntimeOptions { device: Device::Cpu, beside: options.beside.or(Some(options.device)), ..options };
-    }
-    let encoder = Encoder::open(&model, &options)?;
+    let (model, encoder) = index_encoder::open(identity, options, progress)?;
     let fingerprint = encoder.fingerprint().to_owned();
     models.push(("encoder", model.name(), fingerprint.clone()));
     Ok((Arc::new(Mutex::new(encoder)), fingerprint))
@@ -161,7 +149,7 @@ fn open_milvus(
         let none = |_: &str| Ok(Vec::new());
         return Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, CANDIDATES, none)), None));
     };
-    let (encoder, fingerprint) = open_encoder(&identity.name, options, progress, models)?;
+    let (encoder, fingerprint) = open_encoder(&identity, options, progress, models)?;
     check_encoder(place.to_string().as_ref(), &identity, &fingerprint)?;
     Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, CANDIDATES, of_questions(&encoder))), Some(encoder)))
 }

@@ -187,6 +187,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
             writer::refuse_existing(&args.index, args.overwrite)?;
         }
     }
+    corpus::refuse_pipes(&args.corpus)?;
     let analyser = analyser(args)?;
     let corpus_options = CorpusOptions { passage_words: args.passage_words, skip_bad: args.skip_bad };
 

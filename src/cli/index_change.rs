@@ -7,9 +7,11 @@ use clap::Args;
 
 use crate::cli::Globals;
 use crate::cli::index_cluster;
+use crate::cli::index_encoder;
 use crate::cli::output::{self, DIM, GOOD};
 use crate::corpus::{self, CorpusOptions};
 use crate::disk;
+use crate::durable;
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::index::Index;
@@ -19,7 +21,6 @@ use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, Encode};
 use crate::milvus::{Address, VectorIndex};
 use crate::progress::{Progress, Quiet};
-use crate::runtime::setup;
 use crate::serve::workers::{Changed, Edit};
 
 /// Options of `nunatak index add`.
@@ -121,6 +122,7 @@ pub fn update(args: &UpdateArgs, globals: &Globals) -> Result<()> {
 }
 
 fn add_or_replace(dir: &Path, files: &[PathBuf], skip_bad: u64, known: Known, globals: &Globals) -> Result<()> {
+    corpus::refuse_pipes(files)?;
     if let Some(address) = Address::of(dir)? {
         return index_cluster::add(&address, files, skip_bad, known, globals);
     }
@@ -144,8 +146,7 @@ fn add_or_replace(dir: &Path, files: &[PathBuf], skip_bad: u64, known: Known, gl
 
 /// The encoder that made the vectors of the index at `dir`.
 pub fn encoder(dir: &Path, identity: &EncoderIdentity, globals: &Globals, progress: &dyn Progress) -> Result<Encoder> {
-    let runtime = globals.runtime();
-    let encoder = Encoder::open(&setup::model(&identity.name, &runtime, progress)?, &runtime)?;
+    let (_, encoder) = index_encoder::open(identity, &globals.runtime(), progress)?;
     check_encoder(dir, identity, encoder.fingerprint())?;
     Ok(encoder)
 }
@@ -185,7 +186,11 @@ pub fn edit(dir: &Path, edit: Edit, kept: &mut KeptEncoder, globals: &Globals) -
         Edit::Put { lines, known } => {
             let manifest = Manifest::read(dir)?;
             let encoder = kept.of(dir, manifest.encoder.as_ref(), globals)?;
-            disk::require(dir, LEAST_ROOM)?;
+            // The server's disk is no fault of the request.
+            disk::require(dir, LEAST_ROOM).map_err(|full| match full {
+                Error::Request { problem, .. } => Error::index(dir, problem, "free some space on the server's disk"),
+                other => other,
+            })?;
             let corpus_options = CorpusOptions { passage_words: manifest.corpus.passage_words, skip_bad: 0 };
             let mut encode = encoder.map(|encoder| |texts: &[String]| encoder.encode(texts));
             change::add(
@@ -231,8 +236,13 @@ pub fn compact(args: &CompactArgs, globals: &Globals) -> Result<()> {
 pub fn export(args: &ExportArgs, globals: &Globals) -> Result<()> {
     let (index, progress) = (Index::open(&args.index)?, globals.progress());
     let Some(path) = &args.out else {
-        return export::export(&index, &mut std::io::stdout().lock(), progress.as_ref()).map(drop);
+        return match export::export(&index, &mut std::io::stdout().lock(), Path::new("stdout"), progress.as_ref()) {
+            // Who reads it has enough.
+            Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            done => done.map(drop),
+        };
     };
+    output::check_plain(path)?;
     if path.exists() && !args.overwrite {
         return Err(Error::request(
             format!("{} is there already", path.display()),
@@ -243,6 +253,7 @@ pub fn export(args: &ExportArgs, globals: &Globals) -> Result<()> {
     let new = path.with_extension("part");
     let count =
         write_corpus(&index, &new, path, progress.as_ref()).inspect_err(|_| drop(std::fs::remove_file(&new)))?;
+    durable::sync(&new)?;
     std::fs::rename(&new, path).map_err(Error::file("rename", &new))?;
     match globals.json {
         true => output::json(&serde_json::json!({"passages": count, "file": path})),
@@ -258,13 +269,13 @@ fn write_corpus(index: &Index, new: &Path, path: &Path, progress: &dyn Progress)
     let (count, file) = match path.extension().and_then(|extension| extension.to_str()) {
         Some("zst") => {
             let mut out = zstd::Encoder::new(file, 3).map_err(failed())?;
-            (export::export(index, &mut out, progress)?, out.finish())
+            (export::export(index, &mut out, new, progress)?, out.finish())
         }
         Some("gz") => {
             let mut out = flate2::write::GzEncoder::new(file, flate2::Compression::default());
-            (export::export(index, &mut out, progress)?, out.finish())
+            (export::export(index, &mut out, new, progress)?, out.finish())
         }
-        _ => (export::export(index, &mut file, progress)?, Ok(file)),
+        _ => (export::export(index, &mut file, new, progress)?, Ok(file)),
     };
     file.and_then(|mut file| file.flush()).map_err(failed())?;
     Ok(count)

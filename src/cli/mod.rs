@@ -14,6 +14,7 @@ pub mod first_stage;
 pub mod index;
 pub mod index_change;
 mod index_cluster;
+mod index_encoder;
 mod log;
 pub mod models;
 pub mod output;

@@ -122,14 +122,13 @@ fn wanted(args: &WarmArgs, pipeline: &mut Pipeline, progress: &dyn Progress) -> 
     let mut rows = BTreeSet::new();
     for id in &args.ids {
         let pieces = pipeline.passages().pieces_of(id)?;
-        let own = if pieces.is_empty() { pipeline.passages().row_of(id)? } else { None };
-        if pieces.is_empty() && own.is_none() {
+        if pieces.is_empty() {
             return Err(Error::request(
                 format!("the index has no passage {id}"),
                 "`nunatak search` shows the ids of passages",
             ));
         }
-        rows.extend(pieces.into_iter().chain(own));
+        rows.extend(pieces);
     }
     for path in &args.questions {
         let questions = dataset::read(path, 0)?.questions;

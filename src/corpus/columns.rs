@@ -52,7 +52,15 @@ pub(super) fn values(column: &ArrayRef) -> Result<Vec<Value>> {
         kind => target(kind),
     };
     let Some(kind) = kind else { return Ok(vec![Value::Null; column.len()]) };
-    let column = arrow::compute::cast(column, &kind).map_err(Error::internal("reading a column of a table"))?;
+    let cast = |column: &ArrayRef, kind: &DataType| {
+        arrow::compute::cast(column, kind).map_err(Error::internal("reading a column of a table"))
+    };
+    let column = match column.data_type() {
+        // Arrow knows offsets here and no names of time zones (`UTC`); the moment is the same in any.
+        DataType::Timestamp(unit, Some(_)) => &cast(column, &DataType::Timestamp(*unit, Some("+00:00".into())))?,
+        _ => column,
+    };
+    let column = cast(column, &kind)?;
     let any = column.as_any();
     let value = |row: usize| -> Option<Value> {
         if column.is_null(row) {
@@ -82,7 +90,7 @@ fn lists<O: OffsetSizeTrait>(column: &GenericListArray<O>) -> Result<Vec<Value>>
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{Date32Array, DictionaryArray, Float32Array, ListArray, StructArray};
+    use arrow::array::{Date32Array, DictionaryArray, Float32Array, ListArray, StructArray, TimestampSecondArray};
     use arrow::datatypes::{Int32Type, UInt8Type};
     use serde_json::json;
 
@@ -98,6 +106,10 @@ mod tests {
         assert_eq!(of(Arc::new(UInt64Array::from(vec![u64::MAX]))), json!([u64::MAX]));
         assert_eq!(of(Arc::new(Float32Array::from(vec![0.5, f32::NAN]))), json!([0.5, null]));
         assert_eq!(of(Arc::new(Date32Array::from(vec![0, 20_000]))), json!(["1970-01-01", "2024-10-04"]));
+        let moments = TimestampSecondArray::from(vec![0]);
+        for zone in ["UTC", "Europe/Oslo", "+00:00"] {
+            assert_eq!(of(Arc::new(moments.clone().with_timezone(zone))), json!(["1970-01-01T00:00:00Z"]), "{zone}");
+        }
         let words: DictionaryArray<UInt8Type> = ["ice", "ice", "sea"].into_iter().collect();
         assert_eq!(of(Arc::new(words)), json!(["ice", "ice", "sea"]));
         let lists = ListArray::from_iter_primitive::<Int32Type, _, _>([Some(vec![Some(1), None]), None, Some(vec![])]);

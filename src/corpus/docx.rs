@@ -177,8 +177,8 @@ fn write(xml: &str, styles: &HashMap<String, u8>, placed: bool, outline: &mut Ou
         let begun = open.last().is_some_and(|paragraph| paragraph.begun);
         match event {
             Event::Start(e) => match local(&e) {
-                // The same again for old programs, and the lines that part notes from the page.
-                "Fallback" => unread += 1,
+                // The same again for old programs, what was moved elsewhere under review, and the lines that part notes from the page.
+                "Fallback" | "moveFrom" => unread += 1,
                 "footnote" | "endnote" if attribute(&e, "type").is_some() => unread += 1,
                 _ if unread > 0 => {}
                 "p" => open.push(Paragraph::default()),
@@ -206,7 +206,7 @@ fn write(xml: &str, styles: &HashMap<String, u8>, placed: bool, outline: &mut Ou
                 }
             }
             Event::End(e) => match e.name().local_name().into_inner() {
-                "Fallback" | "footnote" | "endnote" => unread = unread.saturating_sub(1),
+                "Fallback" | "moveFrom" | "footnote" | "endnote" => unread = unread.saturating_sub(1),
                 _ if unread > 0 => {}
                 "t" => reads = false,
                 "p" => {

@@ -25,11 +25,15 @@ pub(super) fn read_all(paths: &[PathBuf], intake: &mut dyn Intake) -> Result<()>
 /// The files of a folder and its folders, by name; hidden ones and those of unknown kind are left alone. Links
 /// are followed, because people collect corpora by linking; a loop of links is an error.
 fn read_folder(folder: &Path, intake: &mut dyn Intake) -> Result<()> {
-    let visible =
-        |entry: &walkdir::DirEntry| entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.');
+    let visible = |entry: &walkdir::DirEntry| entry.depth() == 0 || !is_hidden(entry.path());
     let mut found = false;
     for entry in WalkDir::new(folder).follow_links(true).sort_by_file_name().into_iter().filter_entry(visible) {
-        let entry = entry.map_err(|e| walk_error(folder, e))?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            // A link that leads nowhere is met before `visible` is asked: editors leave hidden ones beside open files.
+            Err(error) if error.depth() > 0 && error.path().is_some_and(is_hidden) => continue,
+            Err(error) => return Err(walk_error(folder, error)),
+        };
         if entry.file_type().is_dir() {
             continue;
         }
@@ -45,6 +49,10 @@ fn read_folder(folder: &Path, intake: &mut dyn Intake) -> Result<()> {
         return Ok(());
     }
     Err(Error::bad_file(folder, "the folder holds no file that can be read", format!("a corpus is {ACCEPTED}")))
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
 }
 
 /// The path within the folder, with `/` on every system.

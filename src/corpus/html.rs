@@ -52,10 +52,12 @@ pub(super) fn outline(source: &str, outline: &mut Outline) {
 
 /// Write a piece of HTML that stands at `base` of the document to `outline`.
 pub(super) fn fragment(source: &str, base: usize, outline: &mut Outline) {
-    let mut page = Page { source, base, outline, unread: None, pre: 0, aside: None };
+    let mut page = Page { source, base, outline, unread: None, pre: 0, aside: None, in_svg_tag: false };
     let mut emitter = CallbackEmitter::new(|event: CallbackEvent<'_>, span: Span<usize>| -> Option<()> {
         match event {
             CallbackEvent::OpenStartTag { name } => page.open(name),
+            // Of what is not read only this one can be empty by its own tag.
+            CallbackEvent::CloseStartTag { self_closing: true } if page.in_svg_tag => page.close(b"svg"),
             CallbackEvent::EndTag { name } => page.close(name),
             CallbackEvent::String { value } => page.text(&String::from_utf8_lossy(value), span.start..span.end),
             _ => {}
@@ -75,6 +77,8 @@ struct Page<'a> {
     outline: &'a mut Outline,
     /// The element that is not read, and how many of its name are open.
     unread: Option<(Vec<u8>, usize)>,
+    /// Whether the start tag that is being read is that of an `svg`.
+    in_svg_tag: bool,
     /// How many `pre` are open.
     pre: usize,
     /// The text of an open `title` (level 0) or heading.
@@ -83,6 +87,7 @@ struct Page<'a> {
 
 impl Page<'_> {
     fn open(&mut self, name: &[u8]) {
+        self.in_svg_tag = name == b"svg";
         if let Some((unread, depth)) = &mut self.unread {
             *depth += usize::from(unread == name);
             return;
@@ -206,6 +211,16 @@ mod tests {
         let mut o = Outline::new(0);
         outline(source, &mut o);
         o.finish("stem")
+    }
+
+    #[test]
+    fn a_picture_that_is_empty_takes_nothing_with_it() {
+        for icon in
+            ["<svg/>", "<svg class=\"icon\"/>", "<svg><path d=\"M0\"/><svg/></svg>", "<svg><text>no</text></svg>"]
+        {
+            let sections = page(&format!("<p>Before</p>{icon}<p>Behind</p>"));
+            assert_eq!((sections.len(), sections[0].text.trim_end()), (1, "Before\n\nBehind"), "{icon}");
+        }
     }
 
     #[test]

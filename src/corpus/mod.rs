@@ -79,6 +79,21 @@ pub fn read(
     some(emitter.into_report(), paths.first().cloned().unwrap_or_default())
 }
 
+/// Fail if one of these is a pipe: for who reads a corpus twice.
+///
+/// # Errors
+/// [`Error::BadFile`] naming it.
+pub fn refuse_pipes(paths: &[PathBuf]) -> Result<()> {
+    match paths.iter().find(|path| path.exists() && !path.is_file() && !path.is_dir()) {
+        Some(pipe) => Err(Error::bad_file(
+            pipe,
+            "a corpus is read twice, and this can be read only once",
+            "write it to a file first; .gz and .zst are read as they are",
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Read records from memory, given as JSON lines, as [`read`] reads a file of them; `name` is what messages and citations call
 /// it.
 ///

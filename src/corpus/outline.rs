@@ -44,7 +44,9 @@ impl Section {
     pub fn source(&self, range: &Range<usize>) -> Range<usize> {
         let first = self.stretches.partition_point(|s| s.text.end <= range.start);
         let mut found: Option<Range<usize>> = None;
-        for s in self.stretches.iter().skip(first).take_while(|s| s.text.start < range.end) {
+        let within = self.stretches.iter().skip(first).take_while(|s| s.text.start < range.end);
+        // What has no place itself, as a note of a Word file, says nothing of where the rest stands.
+        for s in within.filter(|s| !s.source.is_empty()) {
             let mut source = s.source.clone();
             if s.text.len() == s.source.len() {
                 source.end = s.source.start + (range.end.min(s.text.end) - s.text.start);

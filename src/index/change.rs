@@ -62,7 +62,7 @@ pub fn add(
         if encode.is_some() != has_vectors(index.manifest()) {
             return Err(made_otherwise(dir));
         }
-        let mut incoming = Incoming { index: &index, known, documents: BTreeSet::new(), replaced: BTreeSet::new() };
+        let mut incoming = Incoming { index: &index, known, last: String::new(), replaced: BTreeSet::new() };
         source(&mut |passage| {
             added += 1;
             incoming.look_at(&passage)
@@ -93,7 +93,8 @@ pub fn add(
 struct Incoming<'a> {
     index: &'a Index,
     known: Known,
-    documents: BTreeSet<String>,
+    /// The passage before.
+    last: String,
     replaced: BTreeSet<PassageId>,
 }
 
@@ -101,11 +102,10 @@ impl Incoming<'_> {
     /// Note what a passage that comes replaces, or refuse it.
     fn look_at(&mut self, passage: &Passage) -> Result<()> {
         let document = document_of(&passage.key);
-        if !self.documents.contains(document) {
+        if passage.key == document || is_split(&self.last, &passage.key) {
             self.replace(document, self.index.pieces_of(document)?)?;
-            self.documents.insert(document.to_owned());
         }
-        // A record may have an id that looks like a piece of another.
+        self.last.clone_from(&passage.key);
         let same = self.index.row_of(&passage.key)?;
         self.replace(&passage.key, same.filter(|row| !self.replaced.contains(row)).into_iter().collect())
     }
@@ -117,6 +117,13 @@ impl Incoming<'_> {
         self.replaced.extend(rows);
         Ok(())
     }
+}
+
+/// Whether a document was split into these two passages, which come one behind the other: pieces come in their order, from 1 on, so
+/// a `paper#7` by itself is no piece but a record that is called so.
+pub(crate) fn is_split(first: &str, second: &str) -> bool {
+    let piece = |key: &str| key.strip_prefix(document_of(second)).map(str::to_owned);
+    piece(first).as_deref() == Some("#1") && piece(second).as_deref() == Some("#2")
 }
 
 /// The error of an id that should be deleted and is not there.

@@ -1,6 +1,7 @@
 //! The passages of an index as a corpus again.
 
 use std::io::Write;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
@@ -9,11 +10,11 @@ use crate::error::{Error, Result};
 use crate::progress::{Progress, check_interrupt};
 
 /// Write all passages to `out` as JSON lines that `index build --passage-words 0` takes: `id`, `title` (if it has one),
-/// `text`, and the further fields. Returns how many.
+/// `text`, and the further fields. Returns how many. `to` is what messages call `out`.
 ///
 /// # Errors
-/// [`Error::Index`] on damage, [`Error::Internal`] when `out` fails.
-pub fn export(index: &Index, out: &mut dyn Write, progress: &dyn Progress) -> Result<u64> {
+/// [`Error::Index`] on damage, [`Error::File`] when `out` fails.
+pub fn export(index: &Index, out: &mut dyn Write, to: &Path, progress: &dyn Progress) -> Result<u64> {
     progress.start("exporting", Some(index.len() as u64), "passages");
     let mut count = 0;
     for row in index.passages() {
@@ -31,7 +32,7 @@ pub fn export(index: &Index, out: &mut dyn Write, progress: &dyn Progress) -> Re
         for (name, value) in passage.metadata {
             record.entry(name).or_insert(value);
         }
-        writeln!(out, "{}", Value::Object(record)).map_err(Error::internal("writing passages"))?;
+        writeln!(out, "{}", Value::Object(record)).map_err(Error::file("write", to))?;
         count += 1;
         progress.advance(1);
     }

@@ -44,9 +44,8 @@ pub trait Passages: Send + Sync {
     /// # Errors
     /// [`Error::Request`] if it is none.
     fn files(&self) -> Result<&Index> {
-        let place = self.identity()?.place;
         Err(Error::request(
-            format!("this works on an index in a folder, and {place} is none"),
+            "this works on an index in a folder, and this one is in a cluster",
             "name a folder, or leave the option out that wants one",
         ))
     }

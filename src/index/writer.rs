@@ -232,7 +232,10 @@ impl Writer<'_> {
             durable::sync(parent)?;
         }
         let passages = alive.len() as u64;
-        check_interrupt(|| kept(passages as usize))?;
+        check_interrupt(|| match self.report.seconds.encode > 0.0 {
+            true => "what was encoded is kept, and the same command goes on from there".into(),
+            false => "nothing was changed".into(),
+        })?;
         let manifest = Manifest {
             format: FORMAT,
             created_by: concat!("nunatak ", env!("CARGO_PKG_VERSION")).into(),

@@ -185,6 +185,8 @@ fn a_folder_is_read_in_order_and_hidden_and_unknown_files_are_left_alone() {
     c.file("b/page.html", "<title>Page</title><p>Html text.");
     c.file("b/.hidden.md", "# No\n\nno");
     c.file(".git/x.md", "no");
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("user@host.123", c.path(".#a.md")).unwrap();
     c.file("a.md", "# Title\n\nSome prose.\n\n## Part\n\nMore prose.\n");
     c.file("c.txt.gz", gz(b"\xef\xbb\xbf Plain text. "));
     c.file("d.jsonl", TWO);

@@ -94,7 +94,7 @@ const BODY: &str = r#"<?xml version="1.0"?><w:document xmlns:w="w" xmlns:mc="mc"
 <w:p><w:pPr><w:pStyle w:val="Titel"/></w:pPr><w:r><w:t>Ice &amp; snow</w:t></w:r></w:p>
 <w:p><w:pPr><w:pStyle w:val="berschrift1"/></w:pPr><w:r><w:t>1.</w:t><w:tab/><w:t>Kinds</w:t></w:r></w:p>
 <w:p><w:r><w:t xml:space="preserve">Firn is </w:t></w:r><w:r><w:t>old &#x73;now.</w:t></w:r>
-<w:del><w:r><w:delText>No.</w:delText></w:r></w:del><w:ins><w:r><w:t xml:space="preserve"> It is hard.</w:t></w:r></w:ins>
+<w:del><w:r><w:delText>No.</w:delText></w:r></w:del><w:moveFrom><w:r><w:t>Moved.</w:t></w:r></w:moveFrom><w:ins><w:r><w:t xml:space="preserve"> It is hard.</w:t></w:r></w:ins>
 <mc:AlternateContent><mc:Choice><w:txbxContent><w:p><w:r><w:t>Boxed.</w:t></w:r></w:p></w:txbxContent></mc:Choice>
 <mc:Fallback><w:txbxContent><w:p><w:r><w:t>Boxed.</w:t></w:r></w:p></w:txbxContent></mc:Fallback></mc:AlternateContent></w:p>
 <w:p><w:pPr><w:numPr><w:ilvl w:val="0"/></w:numPr></w:pPr><w:r><w:t>first</w:t></w:r></w:p>
@@ -171,6 +171,10 @@ fn word_files_become_paragraphs_under_headings() {
     let span = &found[0].source;
     let from = &BODY[span.start as usize..span.end as usize];
     assert!(from.starts_with("Firn is ") && from.ends_with("second"), "{from}");
+    // A note stands elsewhere, and what it belongs to is where it is.
+    let span = &found[1].source;
+    let from = &BODY[span.start as usize..span.end as usize];
+    assert!(from.starts_with("density") && from.ends_with("blue"), "{from}");
     // Without styles and notes it is one section, named by its properties or its file.
     let core = (
         "docProps/core.xml",

@@ -92,6 +92,21 @@ fn a_document_is_replaced_when_asked_with_all_its_pieces() {
 }
 
 #[test]
+fn records_that_are_called_like_pieces_are_not_pieces_of_one_another() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
+    let called = |number: u64, text: u64| Passage { key: format!("issue#{number}"), ..passage(text) };
+    let before: Vec<Passage> = (1..=4).map(|n| called(n, n)).collect();
+    build(&dir, &mut source(before), Some(&mut encode), &options(), &Quiet).unwrap();
+    let change = |passages, known| add(&dir, &mut source(passages), known, Some(&mut encode), &options(), &Quiet);
+    let report = change(vec![called(2, 20)], Known::Replace).unwrap();
+    assert_eq!((report.added, report.removed), (1, 1));
+    let report = change(vec![called(10, 30)], Known::Refuse).unwrap();
+    assert_eq!((report.added, report.removed), (1, 0));
+    assert!(change(vec![called(3, 40)], Known::Refuse).is_err());
+}
+
+#[test]
 fn documents_and_single_passages_go() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("index");
@@ -353,7 +368,7 @@ fn an_exported_index_is_a_corpus_of_the_same_passages() {
     delete(&dir, &["p3".to_owned()], &options(), &Quiet).unwrap();
     let path = parent.path().join("corpus.jsonl");
     let index = Index::open(&dir).unwrap();
-    let count = export(&index, &mut std::fs::File::create(&path).unwrap(), &Quiet).unwrap();
+    let count = export(&index, &mut std::fs::File::create(&path).unwrap(), &path, &Quiet).unwrap();
     assert_eq!(count, 39);
     let whole = nunatak::corpus::CorpusOptions { passage_words: 0, skip_bad: 0 };
     let mut again = Vec::new();
