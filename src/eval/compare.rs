@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::bootstrap::{Paired, PairedTest, paired, paired_of};
 use crate::eval::out_dir::{predictions_of, read_predictions};
+use crate::eval::pairing::pair;
 use crate::eval::report::{CONFIDENCE, keep_telling, place};
 use crate::eval::selective::Ordered;
 use crate::eval::table::aligned;
@@ -58,19 +59,7 @@ struct Line {
 pub fn compare(a: &Path, b: &Path, seed: u64) -> Result<Comparison> {
     let lines_a = lines(a)?;
     let lines_b = lines(b)?;
-    let by_id: HashMap<&str, &Line> = lines_b.iter().map(|line| (line.id.as_str(), line)).collect();
-    let mut pairs = Vec::with_capacity(lines_a.len());
-    for line in &lines_a {
-        match by_id.get(line.id.as_str()) {
-            Some(other) if other.question == line.question => pairs.push((line, *other)),
-            Some(_) => return Err(different(format!("question {} is worded differently in them", line.id))),
-            None => return Err(different(format!("question {} is not in {}", line.id, b.display()))),
-        }
-    }
-    let known: HashMap<&str, ()> = lines_a.iter().map(|line| (line.id.as_str(), ())).collect();
-    if let Some(line) = lines_b.iter().find(|line| !known.contains_key(line.id.as_str())) {
-        return Err(different(format!("question {} is not in {}", line.id, a.display())));
-    }
+    let pairs = pair((a, &lines_a), (b, &lines_b), |line| (&line.id, &line.question))?;
     let mut columns: HashMap<String, Vec<(f64, f64)>> = HashMap::new();
     for (line, other) in &pairs {
         for (name, value) in &line.values {
@@ -103,11 +92,6 @@ fn confidence_rows(pairs: &[(&Line, &Line)], seed: u64) -> Vec<Row> {
         Some(Row { metric: name.to_owned(), a: statistic(&a)?, b: statistic(&b)?, paired })
     };
     CONFIDENCE.into_iter().filter_map(row).collect()
-}
-
-fn different(problem: String) -> Error {
-    let problem = format!("the runs are not over the same questions: {problem}");
-    Error::request(problem, "compare runs of the same --questions and --limit")
 }
 
 /// The lines of a run, given as its folder or as its predictions.

@@ -4,7 +4,6 @@
 //! below t" would have given and cost. The threshold is to be chosen on training questions and then held against others: the
 //! best of many thresholds looks better on the questions it was chosen by than it is.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use serde::Serialize;
@@ -12,6 +11,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::eval::bootstrap::{Paired, paired};
 use crate::eval::out_dir::{predictions_of, read_predictions};
+use crate::eval::pairing::pair;
 use crate::eval::table::aligned;
 use crate::plot::{Chart, Series, Stroke, lines};
 
@@ -80,16 +80,15 @@ pub fn gate(first: &Path, second: &Path, threshold: Option<f64>, seed: u64) -> R
     let metric = metric.ok_or_else(|| {
         Error::request("the runs have no metric in common", "give runs with answers: eval, or eval tasks")
     })?;
-    let by_id: HashMap<&str, &Line> = b.iter().map(|line| (line.id.as_str(), line)).collect();
-    let mut questions = Vec::with_capacity(a.len());
-    for line in &a {
-        let Some(other) = by_id.get(line.id.as_str()).filter(|_| a.len() == b.len()) else {
-            let problem = format!("the runs are not over the same questions: {} is not in both", line.id);
-            return Err(Error::request(problem, "give runs of the same questions"));
-        };
-        let (first, second) = (line.value(metric), other.value(metric));
-        questions.push(Question { score: line.score, first, second, ms: [line.ms, other.ms] });
-    }
+    let mut questions: Vec<Question> = pair((first, &a), (second, &b), |line| (&line.id, &line.question))?
+        .into_iter()
+        .map(|(line, other)| Question {
+            score: line.score,
+            first: line.value(metric),
+            second: other.value(metric),
+            ms: [line.ms, other.ms],
+        })
+        .collect();
     questions.sort_by(|a, b| a.score.total_cmp(&b.score));
     rules(&questions, metric, threshold, seed)
 }
@@ -109,7 +108,9 @@ fn rules(questions: &[Question], metric: &'static str, threshold: Option<f64>, s
             |of: &dyn Fn((usize, &Question)) -> f64| questions.iter().enumerate().map(of).sum::<f64>() / n as f64;
         Rule { threshold, share: again as f64 / n as f64, value: mean(&value), ms: mean(&cost) }
     };
-    let mut counts: Vec<usize> = (0..=STEPS).map(|step| (step * n).div_ceil(STEPS)).collect();
+    // Equal scores are on one side of every threshold.
+    let below = |again: usize| questions.get(again).map_or(n, |at| questions.partition_point(|q| q.score < at.score));
+    let mut counts: Vec<usize> = (0..=STEPS).map(|step| below((step * n).div_ceil(STEPS))).collect();
     counts.dedup();
     let rules: Vec<Rule> = counts.into_iter().map(rule).collect();
     let best = rules.iter().copied().reduce(|best, next| if next.value > best.value { next } else { best });
@@ -131,6 +132,7 @@ fn rules(questions: &[Question], metric: &'static str, threshold: Option<f64>, s
 /// One question of a run.
 struct Line {
     id: String,
+    question: String,
     score: f64,
     ms: f64,
     values: Vec<(String, f64)>,
@@ -152,7 +154,13 @@ fn read(run: &Path) -> Result<Vec<Line>> {
         let values = prediction.values().map(|(name, value)| (name.to_owned(), value)).collect();
         // No answer is the least sure one.
         let score = prediction.score.unwrap_or(f64::NEG_INFINITY);
-        lines.push(Line { score, ms: prediction.latency_ms.total, values, id: prediction.id });
+        lines.push(Line {
+            score,
+            ms: prediction.latency_ms.total,
+            values,
+            id: prediction.id,
+            question: prediction.question,
+        });
         Ok(())
     })?;
     Ok(lines)
@@ -226,6 +234,11 @@ mod tests {
         assert_eq!((given.rule.share, given.rule.value), (0.5, 1.0));
         assert_eq!((given.against_first.difference, given.against_second.difference), (0.5, 0.25));
         assert!(gate.table().contains("best: below -2.000, 50% asked again, 1.000"));
+        // No threshold parts equal scores.
+        let equal =
+            [question(-1.0, 0.0, 1.0), question(-1.0, 0.0, 1.0), question(-1.0, 0.0, 1.0), question(0.0, 1.0, 0.0)];
+        let gate = rules(&equal, "exact_match", None, 0).unwrap();
+        assert_eq!(gate.rules.iter().map(|rule| rule.share).collect::<Vec<_>>(), [0.0, 0.75, 1.0]);
         assert!(rules(&[], "exact_match", None, 0).is_err());
     }
 }

@@ -21,6 +21,7 @@ pub mod logistic;
 pub mod normalise;
 pub mod out_dir;
 pub mod page;
+mod pairing;
 pub mod patience;
 pub mod prediction;
 pub mod provenance;

@@ -17,6 +17,7 @@ use crate::eval::dataset::Question;
 use crate::eval::page::{PAGE, Page};
 use crate::eval::prediction::Prediction;
 use crate::eval::provenance::Provenance;
+use crate::eval::ranking::names_passages;
 use crate::eval::report::Report;
 use crate::eval::trec;
 
@@ -156,7 +157,8 @@ impl OutDir {
             read_predictions(&file, |prediction| {
                 page.push(&prediction);
                 let keys = prediction.passages.iter().map(String::as_str);
-                let lines = trec::lines(&prediction.id, keys.zip(prediction.passage_scores.iter().copied()));
+                let ranking = keys.zip(prediction.passage_scores.iter().copied());
+                let lines = trec::lines(&prediction.id, ranking, names_passages(prediction.gold.iter()));
                 trec::write(&lines, run).map_err(Error::file("write", partial(&path, RUN)))
             })
         })?;
@@ -212,7 +214,7 @@ pub fn read_predictions(path: &Path, mut each: impl FnMut(Prediction) -> Result<
     Ok(())
 }
 
-fn partial(folder: &Path, name: &str) -> PathBuf {
+pub(super) fn partial(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.partial"))
 }
 

@@ -14,7 +14,7 @@ use crate::eval::has_answer::AnswerMatcher;
 use crate::eval::normalise::exact_match_and_f1;
 use crate::eval::ranking::{Judged, first_gold_passage, hit_at};
 use crate::eval::selective::Scored;
-use crate::eval::trace::{KEPT, QuestionTrace};
+use crate::eval::trace::QuestionTrace;
 use crate::types::PackedPassage;
 
 /// Rank at which the reciprocal rank and nDCG are cut, as BEIR and MS MARCO report them.
@@ -92,7 +92,7 @@ pub struct Prediction {
     pub ranks_before: Vec<usize>,
     /// Ids of the passages the reader saw.
     pub reader_passages: Vec<String>,
-    /// Ids of gold passages, the first few.
+    /// Ids of all gold passages.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gold: Vec<String>,
     /// Where the first hits stand.
@@ -264,7 +264,7 @@ impl Prediction {
             ranks_before,
             passages: retrieved.into_iter().map(|p| p.key).collect(),
             reader_passages: reader_passages.into_iter().map(|p| p.key).collect(),
-            gold: gold.take(KEPT).collect(),
+            gold: gold.collect(),
             ranks: Some(ranks),
             features: stages.map(|t| t.features),
             trace,

@@ -13,19 +13,25 @@ use crate::types::document_of;
 pub type Gold = BTreeMap<String, u32>;
 
 /// The grade of a passage: that of its own key if it is gold itself, else that of its document.
-fn grade<'a>(key: &'a str, gold: &Gold) -> (&'a str, u32) {
-    match gold.get(key) {
-        Some(&grade) => (key, grade),
-        None => {
-            let document = document_of(key);
-            (document, gold.get(document).copied().unwrap_or(0))
-        }
-    }
+fn grade(key: &str, gold: &Gold) -> Option<u32> {
+    gold.get(key).or_else(|| gold.get(document_of(key))).copied()
+}
+
+/// Whether gold ids name passages, or documents that have such an id themselves (`issue#7`).
+pub fn names_passages<'a>(mut gold: impl Iterator<Item = &'a String>) -> bool {
+    gold.any(|key| document_of(key) != key)
+}
+
+/// What a passage is judged as: its document, or where gold ids name passages itself. A piece of a document whose own id looks
+/// like a passage's (`issue#7#2`) is that document's all the same.
+pub fn unit(key: &str, of_passages: bool) -> &str {
+    let document = document_of(key);
+    if of_passages && document_of(document) == document { key } else { document }
 }
 
 /// Rank, counted from 1, of the first passage that is a piece of a gold document.
 pub fn first_gold_passage<'a>(keys: impl IntoIterator<Item = &'a str>, gold: &Gold) -> Option<usize> {
-    keys.into_iter().position(|key| grade(key, gold).1 > 0).map(|i| i + 1)
+    keys.into_iter().position(|key| grade(key, gold).is_some_and(|grade| grade > 0)).map(|i| i + 1)
 }
 
 /// 1 when the first hit is among the top `k`, else 0: top-k accuracy, `trec_eval`'s `success_k`, and for a
@@ -46,9 +52,14 @@ pub struct Judged {
 impl Judged {
     /// Judge a passage ranking, best first: a document stands where its first passage stands.
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>, gold: &Gold) -> Self {
-        let mut seen = HashSet::new();
+        let (mut seen, of_passages) = (HashSet::new(), names_passages(gold.keys()));
+        let judged = |key: &'a str| match (gold.get(key), gold.get(document_of(key))) {
+            (Some(&grade), _) => (key, grade),
+            (None, Some(&grade)) => (document_of(key), grade),
+            (None, None) => (unit(key, of_passages), 0),
+        };
         let grades =
-            keys.into_iter().map(|key| grade(key, gold)).filter(|(d, _)| seen.insert(*d)).map(|(_, g)| g).collect();
+            keys.into_iter().map(judged).filter(|(unit, _)| seen.insert(*unit)).map(|(_, grade)| grade).collect();
         let mut ideal: Vec<u32> = gold.values().copied().filter(|&g| g > 0).collect();
         ideal.sort_unstable_by(|a, b| b.cmp(a));
         Self { grades, ideal }

@@ -55,16 +55,21 @@ type Read = (Vec<WindowAnswer>, Vec<String>);
 /// [`Error::BadFile`] when its predictions do not say what was read, or no right answers are known.
 pub fn sweep(run: &Path) -> Result<Sweep> {
     let path = run.join(PREDICTIONS);
-    let (mut read, mut in_part) = (Vec::<Read>::new(), 0);
+    let (mut read, mut in_part, mut shared) = (Vec::<Read>::new(), 0, false);
     read_predictions(&path, |prediction| {
         if let (Some(trace), Some(answers)) = (prediction.trace, prediction.answers)
             && !trace.said.is_empty()
         {
+            shared |= trace.packed.windows(2).any(|pair| pair[0].window == pair[1].window);
             in_part += usize::from(trace.packed.iter().any(|packed| packed.window > trace.said.len()));
             read.push((trace.said, answers));
         }
         Ok(())
     })?;
+    if shared {
+        let problem = "its windows hold several passages, and what fewer would have said is not known";
+        return Err(Error::bad_file(&path, problem, "run `nunatak eval` with --per-window 1"));
+    }
     if in_part > 0 {
         return Err(Error::bad_file(
             &path,

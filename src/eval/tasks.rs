@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::eval::bootstrap::{Interval, interval, interval_of, mean};
 use crate::eval::normalise::exact_match_and_f1;
-use crate::eval::out_dir::{PREDICTIONS, REPORT};
+use crate::eval::out_dir::{PREDICTIONS, REPORT, partial};
 use crate::eval::prediction::Prediction;
 use crate::eval::rouge::rouge_l;
 use crate::eval::table::aligned;
@@ -154,7 +154,8 @@ pub fn run(
         return Err(Error::request("the tasks have no examples to measure on", hint));
     }
     std::fs::create_dir_all(out).map_err(Error::file("create", out))?;
-    let path = out.join(PREDICTIONS);
+    // A file under its own name is complete.
+    let path = partial(out, PREDICTIONS);
     let mut file = BufWriter::new(File::create(&path).map_err(Error::file("create", &path))?);
     let total: usize = tasks.iter().map(|(_, task)| task.test.len().min(options.per_task)).sum();
     progress.start("answering", Some(total as u64), "examples");
@@ -238,6 +239,7 @@ pub fn run(
         prompt_ms: prompt_ms / scores.len().max(1) as f64,
         lm_ms: lm_ms / scores.len().max(1) as f64,
     };
+    std::fs::rename(&path, out.join(PREDICTIONS)).map_err(Error::file("rename", &path))?;
     let path = out.join(REPORT);
     let text = serde_json::to_string_pretty(&report).map_err(Error::internal("writing a report"))?;
     std::fs::write(&path, text + "\n").map_err(Error::file("write", &path))?;

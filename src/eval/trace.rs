@@ -107,7 +107,7 @@ impl QuestionTrace {
             retrieved: ranked(&found.retrieved, None, passages)?,
             reranked: ranked(&found.reranked, Some(&found.retrieved), passages)?,
             packed: trace.map(packed).unwrap_or_default(),
-            said: trace.map(|t| t.said.iter().take(KEPT).cloned().collect()).unwrap_or_default(),
+            said: trace.map(|t| t.said.clone()).unwrap_or_default(),
             second: trace.and_then(|t| t.second.clone()),
             left_out: left_out
                 .take(KEPT)

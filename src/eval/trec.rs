@@ -9,7 +9,7 @@ use std::io::{BufRead, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::types::document_of;
+use crate::eval::ranking::unit;
 
 /// The last column of the runs written here.
 pub const TAG: &str = "nunatak";
@@ -29,12 +29,14 @@ pub struct RunLine {
     pub tag: String,
 }
 
-/// The lines of one question's passage ranking, best first.
-pub fn lines<'a>(question: &str, ranking: impl IntoIterator<Item = (&'a str, f32)>) -> Vec<RunLine> {
+/// The lines of one question's passage ranking, best first; of passages where gold ids name such ([`names_passages`]).
+///
+/// [`names_passages`]: crate::eval::ranking::names_passages
+pub fn lines<'a>(question: &str, ranking: impl IntoIterator<Item = (&'a str, f32)>, of_passages: bool) -> Vec<RunLine> {
     let mut seen = HashSet::new();
     let mut lines: Vec<RunLine> = Vec::new();
     for (key, score) in ranking {
-        let document = document_of(key);
+        let document = unit(key, of_passages);
         if !seen.insert(document) {
             continue;
         }
@@ -111,7 +113,9 @@ mod tests {
 
     #[test]
     fn a_document_stands_once_and_scores_fall() {
-        let run = lines("q1", [("a#2", 1.5), ("b", 1.5), ("a#1", 1.0), ("c d", 2.0), ("50%", 0.25)]);
+        let run = lines("q1", [("a#2", 1.5), ("b", 1.5), ("a#1", 1.0), ("c d", 2.0), ("50%", 0.25)], false);
+        let pieces = lines("q1", [("a#2", 1.5), ("a#1", 1.0)], true);
+        assert_eq!(text(&pieces), "q1 Q0 a#2 1 1.5 nunatak\nq1 Q0 a#1 2 1 nunatak\n");
         assert_eq!(
             text(&run),
             "q1 Q0 a 1 1.5 nunatak\nq1 Q0 b 2 1.4999999 nunatak\nq1 Q0 c%20d 3 1.4999998 nunatak\nq1 Q0 50% 4 0.25 nunatak\n"
@@ -131,7 +135,7 @@ mod tests {
         fn a_run_comes_back_as_it_was_written(
             ranking in prop::collection::vec(("[a-z%][a-zé%/_#0-9]{0,7}", prop::num::f32::ANY), 0..30),
         ) {
-            let run = lines("q", ranking.iter().map(|(key, score)| (key.as_str(), *score)));
+            let run = lines("q", ranking.iter().map(|(key, score)| (key.as_str(), *score)), false);
             prop_assert_eq!(&read(text(&run).as_bytes(), Path::new("run")).unwrap(), &run);
         }
 
@@ -149,7 +153,7 @@ mod tests {
             scores in prop::collection::vec(-1e6f32..1e6, 1..30),
         ) {
             let keys: Vec<String> = (0..scores.len()).map(|i| format!("d{i}")).collect();
-            let run = lines("q", keys.iter().map(String::as_str).zip(scores));
+            let run = lines("q", keys.iter().map(String::as_str).zip(scores), false);
             prop_assert!(run.windows(2).all(|pair| pair[0].score > pair[1].score));
             prop_assert!(run.iter().map(|line| &line.document).eq(&keys));
         }

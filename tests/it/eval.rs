@@ -98,6 +98,13 @@ fn a_passage_counts_for_its_document_and_for_itself() {
     assert_eq!(first_gold_passage(["y", "x#2"], &gold), Some(2));
     assert_eq!(first_gold_passage(["issue", "issue#7"], &gold), Some(2), "an id that looks like a piece");
     assert_eq!(first_gold_passage(["y#1"], &gold), None);
+    // Where gold ids are passages, other pieces of their document are not they.
+    let gold = Gold::from([("issue#7".to_owned(), 1)]);
+    let judged = Judged::new(["issue#3", "issue#5", "issue#7"], &gold);
+    assert_eq!((judged.reciprocal_rank(10), judged.recall(2)), (1.0 / 3.0, 0.0));
+    assert_eq!(Judged::new(["issue#3", "issue#7#2", "issue#7#1"], &gold).reciprocal_rank(10), 0.5, "pieces of gold");
+    let gold = Gold::from([("issue".to_owned(), 1)]);
+    assert_eq!(Judged::new(["other#1", "other#2", "issue#7"], &gold).reciprocal_rank(10), 0.5, "documents");
 }
 
 /// Words as a user types them.
