@@ -164,9 +164,9 @@ struct PromptArgs {
     /// Words that the prompt begins as [default: the few-shot template's, as far as they fit]
     #[arg(long, value_name = "TEXT")]
     init_words: Option<String>,
-    /// A prompt to go on from
-    #[arg(long, value_name = "FILE", conflicts_with = "init_words")]
-    from: Option<PathBuf>,
+    /// A prompt to go on from: `reader`, which comes with nunatak, or a file; it has its own positions
+    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["init_words", "positions"])]
+    from: Option<String>,
     /// Largest learning rate
     #[arg(long, default_value_t = 3e-3, value_name = "RATE")]
     lr: f64,

@@ -60,10 +60,10 @@ struct GeneratorArgs {
     #[arg(long, requires = "index", value_name = "NAME")]
     behind: Option<String>,
     /// Learn from these tasks or clusters alone
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "index")]
     only: Vec<String>,
     /// Leave these tasks or clusters out, to see how what is learned carries over to them
-    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "only")]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with_all = ["only", "index"])]
     without: Vec<String>,
     /// Frozen language model: a name or folder
     #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]

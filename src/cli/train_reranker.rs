@@ -51,7 +51,7 @@ pub struct RerankerArgs {
     #[arg(long, value_name = "MODEL")]
     teacher: Option<String>,
     /// Weight of what it says; the labels have the rest
-    #[arg(long, default_value_t = 0.7, value_name = "W")]
+    #[arg(long, default_value_t = 0.7, value_name = "W", requires = "teacher")]
     teacher_weight: f64,
     /// First stage that finds negatives [default: hybrid, or bm25 for an index without vectors]
     #[arg(long)]

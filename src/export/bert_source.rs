@@ -125,14 +125,22 @@ impl BertSource {
         if config.position_embedding_type.as_deref().is_some_and(|t| t != "absolute") {
             return Err(refuse("its positions are relative".into(), "models with absolute positions can be exported"));
         }
+        let sizes = [config.hidden_size, config.intermediate_size, config.vocab_size];
+        let first_position =
+            if family == Family::Roberta { config.pad_token_id.unwrap_or(1).saturating_add(1) } else { 0 };
+        if sizes.contains(&0) || config.max_position_embeddings <= first_position {
+            return Err(refuse(
+                "one of its sizes is zero, or it has no positions".into(),
+                "config.json is damaged: fetch the model again",
+            ));
+        }
         if config.num_attention_heads == 0 || !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return Err(refuse(
                 format!("its width {} cannot be shared by {} heads", config.hidden_size, config.num_attention_heads),
                 "config.json is damaged: fetch the model again",
             ));
         }
-        let first_position = if family == Family::Roberta { config.pad_token_id.unwrap_or(1) + 1 } else { 0 };
-        let positions = config.max_position_embeddings.saturating_sub(first_position);
+        let positions = config.max_position_embeddings - first_position;
         let prefix = if weights.contains(&format!("{root}embeddings.word_embeddings.weight")) { root } else { "" };
         Ok(Self {
             family,

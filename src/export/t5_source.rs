@@ -86,6 +86,9 @@ pub(crate) enum Part {
     FeedForwardNorm,
 }
 
+/// The farthest that relative positions may reach: T5 has 128, and each has a bias of its own in the graph.
+const FARTHEST: usize = 1 << 16;
+
 impl T5Source {
     /// Read the folder's configuration; `weights` tell what the table of words is called.
     ///
@@ -104,9 +107,10 @@ impl T5Source {
         };
         // A quarter of the kinds are single distances, and there is at least one of them; the rest reach up to the largest.
         let exact = config.relative_attention_num_buckets / 4;
-        let damaged = [config.d_kv, config.num_heads, config.num_layers].contains(&0) || exact == 0;
-        if damaged || config.relative_attention_max_distance <= exact {
-            let problem = "its sizes cannot be: a count is 0, or relative positions reach less far than they are counted one by one";
+        let counts = [config.d_model, config.d_ff, config.d_kv, config.num_heads, config.num_layers];
+        let distances = exact + 1..=FARTHEST;
+        if counts.contains(&0) || exact == 0 || !distances.contains(&config.relative_attention_max_distance) {
+            let problem = "its sizes cannot be: a count is 0, or relative positions reach less far than they are counted one by one, or beyond all reason";
             return Err(refuse(problem.into(), "config.json is damaged: fetch the model again"));
         }
         let tables = ["shared.weight", "encoder.embed_tokens.weight"];

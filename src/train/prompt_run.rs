@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::eval::dataset::{self, Dataset};
 use crate::index::Index;
 use crate::progress::Progress;
+use crate::read::prompts;
 use crate::read::soft_prompt::{FORMAT, PromptDescription, PromptKind, PromptTarget, SoftPrompt};
 use crate::read::template::{Template, TemplateKind, few_shot};
 use crate::runtime::model_dir::{ModelDir, ModelKind};
@@ -39,8 +40,8 @@ pub struct PromptRun {
     pub positions: usize,
     /// Words it begins as; without them the worked examples of the few-shot template.
     pub words: Option<String>,
-    /// A prompt to go on from instead.
-    pub from: Option<PathBuf>,
+    /// A prompt to go on from instead, by its name or its file.
+    pub from: Option<String>,
     /// Questions held out to measure on.
     pub dev: usize,
     /// Windows.
@@ -82,7 +83,7 @@ pub fn train(
     let lm = Decoder::open(weights, device)?;
     let before = lm.weights_hash()?;
     progress.finish();
-    let from = run.from.as_deref().map(SoftPrompt::load).transpose()?;
+    let from = run.from.as_deref().map(prompts::find).transpose()?;
     let words = words(run, from.as_deref(), &tokenizer)?;
     let mut module = PromptModule::new(&lm, run.kind, &words, (&train, &dev), run.dev, run.trainer.tokens_per_pass)?;
     let target = target_of(model, &lm);

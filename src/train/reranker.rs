@@ -279,9 +279,12 @@ fn priors(examples: &[(String, Mined)], depth: usize) -> Vec<f64> {
 fn rank(mined: &Mined, own: &[f32], prior: f64, depth: usize) -> Option<usize> {
     let sums: Vec<f64> =
         own.iter().zip(&mined.scores).map(|(own, first)| f64::from(*own) + prior * f64::from(*first)).collect();
-    let wanted = relevant(mined, depth).zip(&sums).filter(|(relevant, _)| *relevant).map(|(_, sum)| *sum);
-    let best = wanted.fold(f64::NEG_INFINITY, f64::max);
-    (best > f64::NEG_INFINITY).then(|| sums.iter().filter(|sum| **sum > best).count())
+    let before = |at: usize, sum: f64| {
+        sums.iter().enumerate().filter(|&(i, &other)| other > sum || (other == sum && i < at)).count()
+    };
+    let wanted =
+        relevant(mined, depth).zip(&sums).enumerate().filter(|(_, (relevant, sum))| *relevant && !sum.is_nan());
+    wanted.map(|(at, (_, &sum))| before(at, sum)).min()
 }
 
 /// Whether each of the first `depth` candidates is what the question wants: gold, or for a question without gold
@@ -371,10 +374,11 @@ mod tests {
     fn the_first_stage_counts_by_its_weight() {
         let mined = mined("--g-", &[1.0, 0.75, 0.5, 0.125]);
         // The model alone: 3, 1, 2, 0 puts the gold one second; with weight 4 the sums are 7, 4, 4, 0.5, and an equal one
-        // before it is not above it.
+        // before it stays before it.
         let own = [3.0, 1.0, 2.0, 0.0];
         assert_eq!(rank(&mined, &own, 0.0, 4), Some(1));
-        assert_eq!(rank(&mined, &own, 4.0, 4), Some(1));
+        assert_eq!(rank(&mined, &own, 4.0, 4), Some(2));
+        assert_eq!(rank(&mined, &[0.0; 4], 0.0, 4), Some(2), "a model that tells nothing apart changes nothing");
         assert_eq!(rank(&mined, &own, 100.0, 4), Some(2), "the first stage's own order");
         assert_eq!(rank(&mined, &[0.0, 0.0, 5.0, 0.0], 4.0, 4), Some(0));
         assert_eq!(rank(&mined, &own, 0.0, 2), None, "it is not among the first two");

@@ -228,6 +228,7 @@ fn choose<'a>(run: &RerankerRun, datasets: &'a [Dataset], dev_set: Option<&'a Da
         let mut questions: Vec<&Question> = set.questions.iter().collect();
         questions.shuffle(&mut random);
         dev.extend(questions.into_iter().take(run.dev).map(|q| (name_of(set), q)));
+        held.extend(dev.iter().flat_map(|(name, q)| apart(name, q)));
     } else {
         let sets: BTreeMap<&str, &Dataset> = datasets.iter().map(|d| (name_of(d), d)).collect();
         let share = run.dev.div_ceil(sets.len().max(1));
@@ -242,13 +243,14 @@ fn choose<'a>(run: &RerankerRun, datasets: &'a [Dataset], dev_set: Option<&'a Da
                 taken += 1;
                 taken <= share
             }) {
-                held.insert((name, document));
+                held.insert(("", document));
+                held.extend(questions.first().into_iter().flat_map(|q| apart(name, q)));
                 dev.extend(questions.first().map(|q| (name, *q)));
             }
         }
     }
     let all = datasets.iter().flat_map(|d| d.questions.iter().map(move |q| (name_of(d), q)));
-    let mut train: Chosen = all.filter(|(name, q)| !held.contains(&(*name, document(q)))).collect();
+    let mut train: Chosen = all.filter(|(name, q)| !apart(name, q).iter().any(|key| held.contains(key))).collect();
     train.shuffle(&mut random);
     train.truncate(usize::try_from(run.trainer.examples).unwrap_or(usize::MAX));
     (train, dev)
@@ -258,7 +260,16 @@ fn name_of(set: &Dataset) -> &str {
     set.sha256.get(..SET_DIGITS).unwrap_or(&set.sha256)
 }
 
-/// What keeps questions together: the first gold document, or the question itself.
+/// What must not be both trained on and held out: gold documents, which are the index's whatever set names them, or the
+/// question itself, which is its set's.
+fn apart<'a>(set: &'a str, question: &'a Question) -> Vec<(&'a str, &'a str)> {
+    match &question.gold {
+        Some(gold) => gold.keys().map(|document| ("", document.as_str())).collect(),
+        None => vec![(set, &question.id)],
+    }
+}
+
+/// What keeps questions of a set together: the first gold document, or the question itself.
 fn document(question: &Question) -> &str {
     question.gold.as_ref().and_then(|g| g.keys().next()).unwrap_or(&question.id)
 }
@@ -303,9 +314,10 @@ pub fn words(quality: Quality) -> String {
 
 /// What the variables that are in place reach.
 fn best_quality(module: &mut RerankerModule, log: &RunLog) -> Result<Quality> {
-    let best = log.best.map_or(0.0, |(_, value)| value);
-    // The log keeps six decimals.
-    if let Some(quality) = module.history.iter().find(|q| (q.mrr10 - best).abs() < 1e-6) {
+    // Of equal ones the last is kept; those of earlier sittings are in the log, not in the module.
+    let earlier = log.evaluations.len().saturating_sub(module.history.len());
+    let place = log.best.and_then(|best| log.evaluations.iter().rposition(|evaluation| *evaluation == best));
+    if let Some(quality) = place.and_then(|place| module.history.get(place.checked_sub(earlier)?)) {
         return Ok(*quality);
     }
     // It was measured in an earlier sitting.

@@ -233,7 +233,9 @@ impl Learned<'_> {
             let prompt = Var::from_tensor(&words).map_err(failed)?;
             if let Some(from) = &run.from {
                 let from = SoftPrompt::load(from)?;
-                check_from(from.description.target == *self.target && from.positions() == run.positions)?;
+                let of = &from.description;
+                let embeddings = of.kind == PromptKind::Embeddings;
+                check_from(embeddings && of.target == *self.target && from.positions() == run.positions)?;
                 let values = Tensor::from_slice(from.values(), prompt.shape(), places.device);
                 values.and_then(|values| prompt.set(&values)).map_err(failed)?;
             }

@@ -72,6 +72,18 @@ fn a_prompt_from_questions_to_answers() {
         .assert()
         .failure()
         .stderr(predicates::str::contains("other settings, data or models"));
+    // The prompt that comes with the program is a place to begin, at its own length.
+    let further = |words: &[&str]| {
+        let mut command = train(&index, Path::new(DEMO_QUESTIONS), &folder.path().join("further"));
+        command.args(["--examples", "4", "--batch", "4", "--dev", "2", "--short", "0.9", "--json"]).args(words).assert()
+    };
+    let printed = further(&["--from", "reader"]).success().get_output().stdout.clone();
+    let further_record: Value = serde_json::from_slice(&printed).unwrap();
+    assert!(further_record["parameters"].as_u64() > record["parameters"].as_u64());
+    further(&["--from", "nobody"]).failure().stderr(predicates::str::contains("there is no prompt nobody"));
+    further(&["--from", "reader", "--positions", "16"])
+        .failure()
+        .stderr(predicates::str::contains("cannot be used with"));
 }
 
 #[test]
