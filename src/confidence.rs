@@ -129,7 +129,7 @@ pub const VERSION: u32 = 1;
 const BUILT_IN: &str = include_str!("../models/calibration.json");
 
 /// Settings that move the features: a calibration fitted with others is off.
-const SETTINGS: [&str; 20] = [
+const SETTINGS: [&str; 26] = [
     "lm",
     "prompt",
     "template",
@@ -150,6 +150,12 @@ const SETTINGS: [&str; 20] = [
     "rerank_prior",
     "rerank_patience",
     "recursion",
+    "samples",
+    "bm25_k1",
+    "bm25_b",
+    "temperature",
+    "max_answer",
+    "window",
 ];
 /// Models that do.
 const MODELS: [&str; 5] = ["lm", "prompt", "second", "encoder", "reranker"];

@@ -145,9 +145,13 @@ impl Collection {
     /// # Errors
     /// [`Error::Request`] for a field that no passage has.
     pub fn expression(&self, filter: &Filter) -> Result<String> {
-        for condition in &filter.conditions {
-            if !self.fields.contains(&condition.field) {
-                let fields: Vec<&str> = self.fields.iter().map(String::as_str).collect();
+        let unknown = |fields: &BTreeSet<String>| filter.conditions.iter().find(|c| !fields.contains(&c.field));
+        if unknown(&self.fields).is_some() {
+            // What was added since this was opened may have further ones.
+            let shards = Ledger::of(&self.connection).shards()?;
+            let fields: BTreeSet<String> = shards.into_iter().flat_map(|shard| shard.fields).collect();
+            if let Some(condition) = unknown(&fields) {
+                let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
                 return Err(unknown_field(&condition.field, &fields.join(", ")));
             }
         }

@@ -15,13 +15,13 @@ use sha2::{Digest, Sha256};
 
 use super::address::{Address, Consistency};
 use super::collection::Collection;
-use super::connection::Connection;
+use super::connection::{Connection, MOST_ROWS};
 use super::filter::among;
 use super::layout::{self, DIGEST, DOCUMENT, KEY, Shape};
 use super::ledger::{self, FORMAT, Ledger, Made, Shard};
 use super::vector_index::VectorIndex;
 use crate::error::{Error, Result};
-use crate::index::change::{Known, unknown_document};
+use crate::index::change::{Known, is_split, unknown_document};
 use crate::index::lexical::{Analyser, Bm25, Terms};
 use crate::index::manifest::EncoderIdentity;
 use crate::index::previous::Previous;
@@ -407,9 +407,18 @@ pub fn add(
     let connection = &Connection::open(collection.connection().address())?.with_patience(PATIENCE);
     // All is looked at before anything is changed: a document that is refused, or a bad line, leaves the collection as it is.
     let (mut documents, mut keys, mut added) = (BTreeSet::new(), HashSet::new(), 0);
+    let mut last = String::new();
     source(&mut |passage| {
         added += 1;
-        documents.insert(document_of(&passage.key).to_owned());
+        let document = document_of(&passage.key);
+        if is_split(&last, &passage.key) {
+            documents.insert(document.to_owned());
+        }
+        // Further pieces are their document's.
+        if document_of(&last) != document || !documents.contains(document) {
+            documents.insert(passage.key.clone());
+        }
+        last.clone_from(&passage.key);
         keys.insert(passage.key);
         Ok(())
     })?;
@@ -486,10 +495,25 @@ pub fn delete(collection: &Collection, ids: &[String]) -> Result<ChangeReport> {
 /// The ids of the passages that these documents are, or were split into.
 fn keys_of(connection: &Connection, documents: &[String]) -> Result<Vec<String>> {
     let mut keys = Vec::new();
-    for some in documents.chunks(IDS) {
-        let some = || some.iter().map(String::as_str);
-        let filter = format!("{} or {}", among(DOCUMENT, some()), among(KEY, some()));
+    let mut asked: Vec<&[String]> = documents.chunks(IDS).collect();
+    while let Some(some) = asked.pop() {
+        let ids = || some.iter().map(String::as_str);
+        let filter = format!("{} or {}", among(DOCUMENT, ids()), among(KEY, ids()));
         let rows = connection.query(&connection.address().collection, &filter, &[KEY], Consistency::Strong)?;
+        // An answer that is full may have left some out.
+        match some {
+            [one] if rows.len() as i64 >= MOST_ROWS => {
+                let problem =
+                    format!("{one} has {MOST_ROWS} passages or more, and an answer of the server has no more");
+                return Err(connection.error(problem, "take its passages out by their own ids"));
+            }
+            _ if rows.len() as i64 >= MOST_ROWS => {
+                let (a, b) = some.split_at(some.len() / 2);
+                asked.extend([a, b]);
+                continue;
+            }
+            _ => {}
+        }
         keys.extend(rows.into_iter().filter_map(|row| row.get(KEY)?.as_str().map(str::to_owned)));
     }
     Ok(keys)

@@ -31,9 +31,13 @@ fn of(condition: &Condition, fields: &str) -> String {
 /// What a value may be in a passage: text, and the number or truth it looks like.
 fn literals(value: &str) -> Vec<String> {
     let mut literals = vec![quoted(value)];
-    // Not `inf` and `nan`, which Rust reads as numbers and JSON has not.
-    let is_number = value.parse::<f64>().is_ok_and(f64::is_finite) && value.ends_with(|c: char| c.is_ascii_digit());
-    if (is_number && !value.starts_with('+')) || ["true", "false"].contains(&value) {
+    let number = value.parse::<f64>().ok().filter(|number| number.is_finite());
+    if let Ok(whole) = value.parse::<i64>() {
+        // Written anew: a number that begins with 0 is octal to Milvus.
+        literals.push(whole.to_string());
+    } else if let Some(number) = number.filter(|_| value.ends_with(|c: char| c.is_ascii_digit())) {
+        literals.push(format!("{number:?}"));
+    } else if ["true", "false"].contains(&value) {
         literals.push(value.to_owned());
     }
     literals
@@ -79,6 +83,12 @@ mod tests {
             r#"(not exists m["a"] or not (m["a"] == "true" or json_contains(m["a"], "true") or m["a"] == true or json_contains(m["a"], true))) and (m["b"] < "x")"#
         );
         assert_eq!(said("a=inf"), r#"(m["a"] == "inf" or json_contains(m["a"], "inf"))"#);
+        assert_eq!(said("zip<02139"), r#"(m["zip"] < "02139" or m["zip"] < 2139)"#);
+        assert_eq!(said("a<1.50"), r#"(m["a"] < "1.50" or m["a"] < 1.5)"#);
+        assert_eq!(
+            said("a<12345678901234567890"),
+            r#"(m["a"] < "12345678901234567890" or m["a"] < 1.2345678901234567e19)"#
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use milvus::v2 as sdk;
-use milvus::v2::prelude::{CreateCollectionRequest, EntityRow, IndexParam, IndexType, MetricType};
+use milvus::v2::prelude::{CreateCollectionRequest, CreateIndexRequest, EntityRow, IndexParam, IndexType, MetricType};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -168,7 +168,7 @@ pub(super) fn create(
     schema: sdk::CollectionSchema,
     indexes: Vec<IndexParam>,
 ) -> Result<()> {
-    let request = CreateCollectionRequest::builder().collection_name(name).schema(schema).index_params(indexes);
+    let request = CreateCollectionRequest::builder().collection_name(name).schema(schema).index_params(indexes.clone());
     let request = built(request.build())?;
     let mut tries = 0;
     while !connection.has(name)? {
@@ -180,5 +180,11 @@ pub(super) fn create(
             Ok(()) => break,
         }
     }
-    connection.load(name)
+    connection.load(name).or_else(|_| {
+        // Whoever made it did not come to its indexes, or has not yet; the same ones again change nothing.
+        let request = CreateIndexRequest::builder().collection_name(name).index_params(indexes).sync(false);
+        let request = built(request.build())?;
+        connection.insist(|| connection.client().create_index(request.clone()))?;
+        connection.load(name)
+    })
 }

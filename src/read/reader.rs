@@ -415,7 +415,11 @@ impl Reader {
         // A window may find likely what stands in another.
         let order = std::iter::once(best.window).chain(0..windows.len());
         let evidence = order.map(|at| stands(&best.answer, &windows[at])).find(|found| !found.is_empty());
-        let evidence = evidence.unwrap_or_default();
+        let evidence = match evidence {
+            // What the first pass said keeps what it rests on.
+            None if best.answer == first.answer => first.evidence.clone(),
+            found => found.unwrap_or_default(),
+        };
         let answer = match evidence.first() {
             Some(evidence) if self.settings.grounded => evidence.text.clone(),
             _ => best.answer.clone(),

@@ -97,20 +97,24 @@ impl Frozen {
         order.sort_by(|a, b| worth(b).total_cmp(&worth(a)));
         // The first pass's answer is the first candidate, so that of equal ones it stays.
         candidates.add(&first.answer, false);
-        order.iter().filter_map(|at| said.get(*at)).for_each(|said| candidates.add(&said.answer, false));
+        // A grounded answer is a stretch of a passage, and so is a grounded candidate.
+        let kept = |at: usize, answer: &str| -> Option<String> {
+            if !settings.grounded {
+                return Some(answer.to_owned());
+            }
+            let texts = texts(windows.get(at)?);
+            let span = *ground::find(answer, &texts).first()?;
+            texts.get(span.passage)?.get(span.start..span.end).map(str::to_owned)
+        };
+        let answers = order.iter().filter_map(|&at| kept(at, &said.get(at)?.answer));
+        answers.for_each(|answer| candidates.add(&answer, false));
         let tail = template.tail(question, self.lm.tokenizer())?;
         let prefix = self.prefix_for(&tail, windows)?;
         let sampled = if settings.sampling.answers == 0 { 0 } else { settings.sampling.windows };
         let decoding = Decoding { stop: template.stop.clone(), ..settings.decoding.clone() };
         for &at in order.iter().take(sampled) {
             let prompt = prompt(&prefix, &windows[at], &tail);
-            let texts = texts(&windows[at]);
-            // A grounded answer is a stretch of a passage, and so is a grounded candidate.
-            let kept = |answer: &str| match ground::find(answer, &texts).first() {
-                Some(span) if settings.grounded => texts[span.passage].get(span.start..span.end).map(str::to_owned),
-                None if settings.grounded => None,
-                _ => Some(answer.to_owned()),
-            };
+            let kept = |answer: &str| kept(at, answer);
             asked.prompt_tokens += settings.sampling.answers * prompt.positions();
             asked.answer_tokens +=
                 recursion::sample(&mut self.lm, &prompt, settings.sampling, &decoding, &mut candidates, kept)?;

@@ -128,7 +128,7 @@ impl Template {
             template.prefix.splice(0..0, shape.bos);
             return Ok(template);
         }
-        let (before, after) = chat_frame(shape, model)?;
+        let (before, after) = chat_frame(shape, tokenizer, model)?;
         let mut prefix = tokenizer.encode_template(&before)?;
         prefix.extend(tokenizer.encode(&format!("{INSTRUCTION}\n\n"), false)?);
         let (after_question, stop) = (tokenizer.encode_template(&after)?, vec!["\n".to_owned()]);
@@ -228,10 +228,11 @@ fn question_line(question: &str) -> String {
 }
 
 /// What the model's chat template puts before and after a user's message.
-fn chat_frame(shape: &LmShape, model: &str) -> Result<(String, String)> {
+fn chat_frame(shape: &LmShape, tokenizer: &TextTokenizer, model: &str) -> Result<(String, String)> {
     const MESSAGE: &str = "\u{1}message\u{1}";
     let hint = "use --template few-shot with this model";
     let source = shape.chat_template.as_deref().ok_or_else(|| Error::model(model, "it has no chat template", hint))?;
+    let spelled = |token: Option<u32>| token.and_then(|token| tokenizer.token(token)).unwrap_or_default();
     let render = || -> std::result::Result<String, minijinja::Error> {
         let mut environment = Environment::new();
         // Published chat templates are written for these two settings of Jinja.
@@ -239,7 +240,7 @@ fn chat_frame(shape: &LmShape, model: &str) -> Result<(String, String)> {
         environment.template_from_str(source)?.render(context! {
             messages => vec![context! { role => "user", content => MESSAGE }],
             add_generation_prompt => true,
-            bos_token => "", eos_token => "",
+            bos_token => spelled(shape.bos), eos_token => spelled(shape.eos.first().copied()),
         })
     };
     let text = render().map_err(|e| Error::model(model, format!("its chat template cannot be rendered: {e}"), hint))?;

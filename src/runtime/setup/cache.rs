@@ -182,10 +182,15 @@ pub(super) fn explain(error: Error, home: &Path) -> Error {
             format!("the disk that holds the cache folder {} is full", home.display()),
             "free 1 GB there, or set NUNATAK_HOME to a folder on another disk",
         ),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotADirectory => (
-            format!("the cache folder {} cannot be written: {}: {source}", home.display(), path.display()),
-            "set NUNATAK_HOME to a folder that you may write to",
-        ),
+        // Elsewhere it is a file of the user's that cannot be read.
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotADirectory
+            if path.starts_with(home) =>
+        {
+            (
+                format!("the cache folder {} cannot be written: {}: {source}", home.display(), path.display()),
+                "set NUNATAK_HOME to a folder that you may write to",
+            )
+        }
         _ => return error,
     };
     Error::Setup { problem: format!("{problem}; nothing was installed"), hint: Some(hint.into()) }
