@@ -1,6 +1,6 @@
 """Encoding speed of an exported encoder against sentence-transformers, on the same texts in the same run.
 
-    nunatak models export all-MiniLM-L6-v2 --precision int8 OUT       (gives --graph)
+    nunatak models export all-MiniLM-L6-v2@int8 OUT       (gives --graph)
     python benches/peers/encode.py --graph OUT --model MINILM_FOLDER --corpus corpus.jsonl.zst
 
 Needs torch, sentence-transformers, onnxruntime, tokenizers, and zstandard for .zst corpora. It writes nothing but
