@@ -102,6 +102,11 @@ impl Encoder {
         self.dim
     }
 
+    /// The model's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The model's fingerprint: an index holds vectors of one fingerprint only.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint

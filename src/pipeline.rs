@@ -246,6 +246,39 @@ impl Pipeline {
         self.reader.as_mut()
     }
 
+    /// Run every model once, whatever there is in the index.
+    ///
+    /// # Errors
+    /// What the models say.
+    pub fn prove(&mut self) -> Result<()> {
+        const QUESTION: &str = "does it run";
+        let passage = Passage { key: "proof".into(), text: "It runs.".into(), ..Passage::default() };
+        self.find(QUESTION)?;
+        if self.encoder.is_some() {
+            self.encoder()?.encode(&[QUESTION.to_owned()])?;
+        }
+        if let Some(reranker) = &mut self.reranker {
+            reranker.score(QUESTION, &[passage.titled_text()])?;
+        }
+        let Some(reader) = &mut self.reader else { return Ok(()) };
+        let budget = Budget { window: reader.budget(QUESTION)?, total: None };
+        let offered = [(Hit { passage: PassageId(0), score: 0.0 }, passage)];
+        let packing = pack::pack(&offered, Dealing::Together, budget, &mut |title, text| reader.block(title, text))?;
+        reader.read(QUESTION, &packing.windows, Extent::All, &mut |_, _| {}).map(drop)
+    }
+
+    /// The models at work: role, name and device.
+    pub fn models(&self) -> Vec<(&'static str, String, String)> {
+        let encoder = self.encoder.as_ref().map(|encoder| encoder.lock().unwrap_or_else(PoisonError::into_inner));
+        let encoder = encoder.map(|encoder| ("encoder", encoder.name().to_owned(), encoder.device().to_string()));
+        let reranker = self.reranker.as_ref().map(|r| ("reranker", r.name().to_owned(), r.device().to_string()));
+        let reader = self.reader.as_ref().map(|reader| {
+            let (name, place) = reader.model();
+            ("reader", name, place)
+        });
+        encoder.into_iter().chain(reranker).chain(reader).collect()
+    }
+
     /// Answer a question.
     pub fn answer(&mut self, question: &str, on_text: OnText) -> Result<Answer> {
         let found = self.find(question)?;

@@ -3,6 +3,7 @@
 //! Library code reports to a [`Progress`] and asks [`check_interrupt`] between units of work; the command
 //! line draws bars and turns Ctrl-C into [`interrupt`].
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
@@ -55,9 +56,52 @@ pub fn let_end(may: bool) {
 /// Whether work under way should stop.
 pub fn interrupted() -> bool {
     stop_asked() && !LET_END.load(Ordering::Relaxed)
+        || WANTED.with_borrow(|wanted| wanted.as_ref().is_some_and(|w| !w()))
+}
+
+thread_local! {
+    /// Whether what this thread does is still wanted.
+    static WANTED: RefCell<Option<Box<dyn Fn() -> bool>>> = const { RefCell::new(None) };
+}
+
+/// While it lives, work of this thread stops at its next safe point, too, when nobody wants it any more.
+#[derive(Debug)]
+pub struct While(());
+
+/// Have work of this thread go on only while it is `wanted`.
+pub fn only_while(wanted: impl Fn() -> bool + 'static) -> While {
+    WANTED.set(Some(Box::new(wanted)));
+    While(())
+}
+
+impl Drop for While {
+    fn drop(&mut self) {
+        WANTED.set(None);
+    }
 }
 
 /// An [`Error::Interrupted`] saying what is `kept`, if work under way should stop.
 pub fn check_interrupt(kept: impl FnOnce() -> String) -> Result<()> {
     if interrupted() { Err(Error::Interrupted { kept: kept() }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[test]
+    fn work_stops_when_nobody_wants_it_and_other_threads_go_on() {
+        let wanted = Rc::new(Cell::new(true));
+        let asked = wanted.clone();
+        let work = only_while(move || asked.get());
+        let check = || check_interrupt(|| "nothing".into()).is_ok();
+        assert!(check());
+        wanted.set(false);
+        assert!(!check() && std::thread::spawn(check).join().unwrap());
+        drop(work);
+        assert!(check());
+    }
 }

@@ -24,7 +24,7 @@ impl PassageId {
 pub const PAGE: &str = "page";
 
 /// A piece of text that can be found, read and cited.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passage {
     /// The corpus' own id; when a document was split, the n-th piece is `id#n`, counted from 1.
     pub key: String,

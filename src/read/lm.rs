@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, Result};
+use crate::progress::check_interrupt;
 use crate::read::decode::{Decoding, Generation, log_probability};
 use crate::read::prefix::{Prefix, cache_order};
 use crate::read::rows::Rows;
@@ -255,6 +256,7 @@ impl FrozenLm {
         let states = self.graph.states(&read, 0)?;
         let mut scores = Vec::with_capacity(continuations.len());
         for tokens in continuations {
+            check_interrupt(unread)?;
             let Some((&first, further)) = tokens.split_first() else {
                 scores.push(0.0);
                 continue;
@@ -410,6 +412,7 @@ impl FrozenLm {
 
     /// States of a prompt, and the logits after its last token.
     fn prefill(&mut self, prompt: &Prompt, capacity: usize) -> Result<(KvCache, Vec<f32>)> {
+        check_interrupt(unread)?;
         let mut cache = self.graph.new_cache(1, capacity)?;
         // A GPU reads some hundreds of tokens in the time of one: where nobody keeps passages, one pass does.
         let at_once = self.device() != Device::Cpu && !self.keeps(&prompt.prefix);
@@ -431,6 +434,7 @@ impl FrozenLm {
         let count = rows.count();
         let mut logits = Vec::new();
         while rows.running() {
+            check_interrupt(unread)?;
             // Rows that are done take part with their last token: one batch shape, and nobody reads the result.
             let embeds = self.embed(&rows.last_tokens())?;
             self.graph.step(cache, embeds, &mut logits)?;
@@ -451,4 +455,9 @@ impl FrozenLm {
         }
         ends
     }
+}
+
+/// What is kept of reading that was stopped.
+fn unread() -> String {
+    "nothing of the windows being read is kept".to_owned()
 }

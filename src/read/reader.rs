@@ -271,6 +271,14 @@ impl Reader {
         }
     }
 
+    /// Its language model's name, and the device or the address where it runs.
+    pub fn model(&self) -> (String, String) {
+        match &self.model {
+            Model::Frozen(frozen) => (frozen.lm.name().to_owned(), frozen.lm.device().to_string()),
+            Model::Remote(remote) => (remote.name().to_owned(), remote.url().to_owned()),
+        }
+    }
+
     /// Whether its language model runs on a GPU of this machine.
     pub fn is_on_gpu(&self) -> bool {
         matches!(&self.model, Model::Frozen(frozen) if frozen.lm.device() != Device::Cpu)

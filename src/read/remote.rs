@@ -124,6 +124,11 @@ impl RemoteLm {
         &self.model
     }
 
+    /// Where it is asked.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// What prompts are measured by.
     pub fn tokenizer(&self) -> &TextTokenizer {
         &self.tokenizer

@@ -95,6 +95,11 @@ impl CrossEncoder {
         })
     }
 
+    /// The model's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Where it runs.
     pub fn device(&self) -> Device {
         self.session.device()

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Once;
+use std::sync::OnceLock;
 
 use ort::ep::{CUDA, ExecutionProvider, TensorRT};
 use ort::session::builder::SessionBuilder;
@@ -67,6 +67,14 @@ impl FromStr for Device {
     }
 }
 
+/// Why [`Device::Auto`] took the processor in this process, once it did.
+static FALLBACK: OnceLock<String> = OnceLock::new();
+
+/// Why a session that was to choose its device runs on the processor; nothing if none does.
+pub fn fallback() -> Option<&'static str> {
+    FALLBACK.get().map(String::as_str)
+}
+
 /// Put the execution provider of the asked device into a session being built; and the device taken, which is
 /// never [`Device::Auto`]. With `capture`, CUDA may record runs and repeat them.
 ///
@@ -82,8 +90,10 @@ pub(in crate::runtime) fn register(
         Device::Auto => match provide(&mut builder, Device::Cuda(0), capture) {
             Ok(()) => Ok((builder, Device::Cuda(0))),
             Err(message) => {
-                static SAID: Once = Once::new();
-                SAID.call_once(|| tracing::warn!("device auto: running on the processor, not on CUDA: {message}"));
+                FALLBACK.get_or_init(|| {
+                    tracing::warn!("device auto: running on the processor, not on CUDA: {message}");
+                    message
+                });
                 Ok((builder, Device::Cpu))
             }
         },

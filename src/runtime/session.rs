@@ -117,9 +117,11 @@ struct Runtime {
     threads: usize,
 }
 
+/// Loaded once in a process.
+static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+
 /// ONNX Runtime, loaded on the first call.
 fn runtime(options: &RuntimeOptions) -> Result<&'static Runtime> {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     // ONNX Runtime takes one environment a process, and models may be loaded side by side.
     static LOADING: Mutex<()> = Mutex::new(());
     if let Some(runtime) = RUNTIME.get() {
@@ -154,6 +156,12 @@ fn runtime(options: &RuntimeOptions) -> Result<&'static Runtime> {
 pub fn runtime_version(options: &RuntimeOptions) -> Result<String> {
     let minor = ort::util::probe(&runtime(options)?.library);
     Ok(minor.map_or("of an unknown version".to_owned(), |minor| format!("1.{minor}")))
+}
+
+/// The same if it is loaded already: nothing before.
+pub fn loaded_version() -> Option<String> {
+    let library = &RUNTIME.get()?.library;
+    ort::util::probe(library).map(|minor| format!("1.{minor}"))
 }
 
 /// A session of no use but that it has memory of its own on the device of `options`, from which buffers can be had.

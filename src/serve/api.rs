@@ -19,14 +19,14 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tracing::Instrument;
 use utoipa::ToSchema;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Latency};
 use crate::error::Error;
 use crate::explain::Explanation;
 use crate::filter::Filter;
 use crate::read::recursion::Recursion;
 use crate::serve::problem::{Problem, Refused};
 use crate::serve::whole;
-use crate::serve::workers::{Done, Facts, Refusal, SearchHit, State as WorkersState, Work, Workers};
+use crate::serve::workers::{Done, Facts, Heard, Refusal, SearchHit, State as WorkersState, Work, Workers};
 use crate::serve::{Server, Shared};
 
 /// Time for a body.
@@ -55,7 +55,8 @@ pub struct AnswerRequest {
     /// Add what every stage did.
     #[serde(default)]
     pub explain: bool,
-    /// Send server-sent events: `text` (the answer of the first window as it is written), then `answer`, or `error`.
+    /// Send server-sent events: `found` (what was found, before it is read), `text` (the answer of the first window as it is
+    /// written), then `answer`, or `error`.
     #[serde(default)]
     pub stream: bool,
 }
@@ -90,6 +91,8 @@ fn ten() -> usize {
 pub struct SearchResponse {
     /// Best first.
     pub hits: Vec<FoundPassage>,
+    /// What finding them took.
+    pub latency_ms: Latency,
 }
 
 /// A passage that was found.
@@ -207,7 +210,10 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
         let _ = ends.send(last);
     };
     tokio::spawn(work.in_current_span());
-    let texts = UnboundedReceiverStream::new(texts).map(|text| event("text", &serde_json::json!({"text": text})));
+    let texts = UnboundedReceiverStream::new(texts).map(|heard| match heard {
+        Heard::Found(found) => event("found", &found),
+        Heard::Text(text) => event("text", &serde_json::json!({"text": text})),
+    });
     let all = texts.chain(UnboundedReceiverStream::new(end)).map(Ok::<_, Infallible>);
     Ok(Sse::new(all).keep_alive(KeepAlive::default()).into_response())
 }
@@ -242,7 +248,7 @@ pub async fn search(
     }
     let filter = parse_filter(request.filter.as_deref())?;
     let work = Work::Search { question: request.question, filter, k: request.k, explain: request.explain };
-    let Done::Search(found) = worker.ask(work, Instant::now() + server.limits.deadline).await? else {
+    let Done::Search(found, latency_ms) = worker.ask(work, Instant::now() + server.limits.deadline).await? else {
         return Err(Problem::confused());
     };
     let hits = found.into_iter().enumerate().map(|(i, SearchHit { passage, score, parts })| FoundPassage {
@@ -254,11 +260,13 @@ pub async fn search(
         metadata: passage.metadata,
         parts,
     });
-    Ok(Json(SearchResponse { hits: hits.collect() }))
+    server.metrics.found(&latency_ms);
+    Ok(Json(SearchResponse { hits: hits.collect(), latency_ms }))
 }
 
 /// `GET /v1/indexes`.
-#[utoipa::path(get, path = "/v1/indexes", responses((status = 200, body = Indexes), (status = 401, body = Problem)))]
+#[utoipa::path(get, path = "/v1/indexes", responses((status = 200, body = Indexes), (status = 401, body = Problem),
+    (status = 403, body = Problem)))]
 pub async fn indexes(State(server): State<Server>) -> Json<Indexes> {
     Json(Indexes { indexes: entries(&server) })
 }

@@ -1,9 +1,11 @@
 //! A thread that owns a pipeline and does the jobs of a line, one after another.
 //!
-//! A job whose client is gone, or whose time is over, is dropped when its turn comes. When the index on disk changes, the new
+//! A job whose client is gone, or whose time is over, is dropped when its turn comes, or where it stands. When the index on disk changes, the new
 //! state is taken up between two jobs; only if that needs other models does another thread open them, and the old state is
 //! served until they are there. A collection of a cluster that was built anew has no old state: it is not served until then.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -11,19 +13,22 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::explain::Explanation;
 use crate::index::Index;
 use crate::pipeline::{Found, Pipeline};
-use crate::serve::workers::{Done, Facts, Job, Open, Refusal, SearchHit, Shared, State, Work};
-use crate::types::Passage;
+use crate::progress;
+use crate::serve::workers::{
+    Done, Facts, FoundFirst, FoundTitle, Heard, Job, ModelAtWork, Open, Refusal, SearchHit, Shared, State, Work,
+};
+use crate::types::{Hit, Passage};
 
 /// How often a folder is looked at for a new index; it is one small file that is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The same for a cluster, which is asked.
 const ASK_EVERY: Duration = Duration::from_secs(10);
-/// A question that proves, before anybody asks, that every model runs.
-const PROOF: &str = "does it run";
+/// Passages that a stream names before they are read.
+const TOLD: usize = 10;
 
 /// What such a thread has.
 pub(super) struct Hand {
@@ -161,24 +166,34 @@ fn work(pipeline: &mut Pipeline, job: Job) {
         let _ = job.reply.send(Err(Refusal::Late));
         return;
     }
+    // What its client no longer waits for is not finished while others wait.
+    let (reply, deadline) = (Rc::new(RefCell::new(Some(job.reply))), job.deadline);
+    let asked = reply.clone();
+    let wanted = move || Instant::now() < deadline && asked.borrow().as_ref().is_some_and(|reply| !reply.is_closed());
+    let only_while = progress::only_while(wanted);
     let done = match job.work {
         Work::Answer { question, filter, min_confidence, recursion, events } => {
             pipeline.withhold_below(min_confidence);
             let mut tell = |row: usize, text: &str| {
                 if let (0, Some(events)) = (row, &events) {
-                    // A client that went away is noticed with the next job.
-                    let _ = events.send(text.to_owned());
+                    // A client that went away is noticed elsewhere.
+                    let _ = events.send(Heard::Text(text.to_owned()));
                 }
             };
-            let answer = pipeline
-                .recur(recursion)
-                .and_then(|()| pipeline.restrict(filter.as_ref()))
-                .and_then(|_| pipeline.answer(&question, &mut tell));
-            answer.map(|answer| Done::Answer(Box::new(answer)))
+            let mut answer = || {
+                pipeline.recur(recursion)?;
+                pipeline.restrict(filter.as_ref())?;
+                let found = pipeline.find(&question)?;
+                if let Some(events) = &events {
+                    let _ = events.send(Heard::Found(found_first(pipeline, &found)?));
+                }
+                pipeline.answer_from(&question, found, &mut tell)
+            };
+            answer().map(|answer| Done::Answer(Box::new(answer)))
         }
         Work::Search { question, filter, k, explain } => {
             let found = pipeline.restrict(filter.as_ref()).and_then(|_| pipeline.find_at_least(&question, k));
-            found.and_then(|found| search(pipeline, &found, k, explain)).map(Done::Search)
+            found.and_then(|found| Ok(Done::Search(search(pipeline, &found, k, explain)?, found.latency_ms)))
         }
         Work::Look { id } => look(pipeline, &id).map(Done::Looked),
         Work::Renew => facts(pipeline).map(Done::Renewed),
@@ -187,14 +202,35 @@ fn work(pipeline: &mut Pipeline, job: Job) {
             pipeline.score(&question, &texts).map(|(scores, cuts)| Done::Scored { scores, truncated: cuts.passages })
         }
     };
-    let _ = job.reply.send(done.map_err(Refusal::Failed));
+    drop(only_while);
+    let refused = |error| match error {
+        Error::Interrupted { .. } if Instant::now() >= deadline => Refusal::Late,
+        error => Refusal::Failed(error),
+    };
+    if let Some(reply) = reply.take() {
+        let _ = reply.send(done.map_err(refused));
+    }
 }
 
-/// A pipeline that has answered a question.
+/// A pipeline of which every model has run.
 fn proved(open: &Open) -> Result<Pipeline> {
     let mut pipeline = open()?;
-    pipeline.answer(PROOF, &mut |_, _| {})?;
+    pipeline.prove()?;
     Ok(pipeline)
+}
+
+/// What is told of what was found while it is being read.
+fn found_first(pipeline: &Pipeline, found: &Found) -> Result<FoundFirst> {
+    let title = |hit: Hit| {
+        let Passage { key, title, .. } = pipeline.passages().passage(hit.passage)?;
+        Ok(FoundTitle { passage_id: key, title })
+    };
+    Ok(FoundFirst {
+        retrieved: found.retrieved.len(),
+        reranked: found.reranked.len(),
+        best: found.ranking().into_iter().take(TOLD).map(title).collect::<Result<_>>()?,
+        latency_ms: found.latency_ms,
+    })
 }
 
 fn search(pipeline: &Pipeline, found: &Found, k: usize, explain: bool) -> Result<Vec<SearchHit>> {
@@ -224,5 +260,6 @@ fn embed(pipeline: &Pipeline, texts: &[String]) -> Result<Done> {
 fn facts(pipeline: &Pipeline) -> Result<Facts> {
     let identity = pipeline.passages().identity()?;
     let encoder = identity.encoder.map(|encoder| encoder.name);
-    Ok(Facts { passages: identity.passages, checksum: identity.checksum, encoder })
+    let models = pipeline.models().into_iter().map(|(role, name, device)| ModelAtWork { role, name, device });
+    Ok(Facts { passages: identity.passages, checksum: identity.checksum, encoder, models: models.collect() })
 }

@@ -2,7 +2,7 @@
 
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::answer::Usage;
+use crate::answer::{Latency, Usage};
 use crate::error::{Error, Result};
 
 /// Upper bounds of latencies, in seconds.
@@ -56,13 +56,21 @@ impl Metrics {
     /// Count what an answer cost.
     pub fn answer(&self, usage: &Usage) {
         let ms = usage.latency_ms;
-        for (stage, ms) in [("retrieve", ms.retrieve), ("rerank", ms.rerank), ("pack", ms.pack), ("read", ms.read)] {
+        self.found(&ms);
+        for (stage, ms) in [("pack", ms.pack), ("read", ms.read)] {
             self.stages.with_label_values(&[stage]).observe(ms / 1000.0);
         }
         for (kind, tokens) in
             [("prompt", usage.prompt_tokens), ("cached", usage.cached_tokens), ("answer", usage.answer_tokens)]
         {
             self.tokens.with_label_values(&[kind]).inc_by(tokens as u64);
+        }
+    }
+
+    /// Count what finding passages took.
+    pub fn found(&self, ms: &Latency) {
+        for (stage, ms) in [("retrieve", ms.retrieve), ("rerank", ms.rerank)] {
+            self.stages.with_label_values(&[stage]).observe(ms / 1000.0);
         }
     }
 

@@ -48,6 +48,8 @@ use workers::{State as WorkersState, Workers};
 
 use crate::error::{Error, Result};
 use crate::read::recursion::Recursion;
+use crate::runtime::device::fallback;
+use crate::runtime::session::loaded_version;
 
 /// What a server allows.
 #[derive(Debug, Clone)]
@@ -144,6 +146,7 @@ type Server = Arc<Shared>;
         openai::chat,
         openai::embeddings,
         openai::models,
+        openai::model,
         openai::rerank
     )
 )]
@@ -248,6 +251,7 @@ fn router(server: Server) -> Router {
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/models", get(openai::models))
+        .route("/v1/models/{model}", get(openai::model))
         .route("/v1/rerank", post(openai::rerank))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
@@ -310,9 +314,14 @@ async fn ready(State(server): State<Server>) -> Response {
     (status, Json(json!({"ready": ready}))).into_response()
 }
 
-/// Versions and the state of every index.
+/// Versions, why `auto` took the processor if it did, and the state of every index with the models at work.
 async fn health(State(server): State<Server>) -> Response {
-    let body = json!({"nunatak": env!("CARGO_PKG_VERSION"), "indexes": api::entries(&server)});
+    let body = json!({
+        "nunatak": env!("CARGO_PKG_VERSION"),
+        "onnxruntime": loaded_version(),
+        "fallback": fallback(),
+        "indexes": api::entries(&server),
+    });
     Json(body).into_response()
 }
 

@@ -9,7 +9,8 @@ use std::convert::Infallible;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -41,11 +42,30 @@ const NO_ANSWER: &str = "The documents do not seem to hold an answer.";
 
 /// `GET /v1/models`.
 #[utoipa::path(get, path = "/v1/models", responses(
-    (status = 200, description = "The indexes, as models", body = Models), (status = 401, body = Problem),
+    (status = 200, description = "The indexes, as models", body = Models), (status = 401, body = Problem), (status = 403, body = Problem),
 ))]
 pub async fn models(State(server): State<Server>) -> Json<Models> {
-    let model = |name: &String| Model { id: name.clone(), object: "model", created: 0, owned_by: "nunatak" };
-    Json(Models { object: "list", data: server.indexes.iter().map(|(name, _)| model(name)).collect() })
+    Json(Models { object: "list", data: server.indexes.iter().map(|(name, _)| as_model(name)).collect() })
+}
+
+/// `GET /v1/models/{model}`.
+#[utoipa::path(get, path = "/v1/models/{model}", params(("model" = String, Path, description = "An index")), responses(
+    (status = 200, description = "The index, as a model", body = Model), (status = 401, body = Problem), (status = 403, body = Problem),
+    (status = 404, body = Problem),
+))]
+pub async fn model(State(server): State<Server>, Path(name): Path<String>) -> Result<Json<Model>, Problem> {
+    match server.indexes.iter().find(|(index, _)| *index == name) {
+        Some((name, _)) => Ok(Json(as_model(name))),
+        None => Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no index {name:?}"),
+            Some("/v1/models lists them".to_owned()),
+        )),
+    }
+}
+
+fn as_model(name: &str) -> Model {
+    Model { id: name.to_owned(), object: "model", created: 0, owned_by: "nunatak" }
 }
 
 /// A chat to go on with.
@@ -59,6 +79,8 @@ pub struct ChatRequest {
     /// Send chunks.
     #[serde(default)]
     pub stream: bool,
+    /// What they hold besides.
+    pub stream_options: Option<StreamOptions>,
     /// Not more than 1.
     #[serde(default, deserialize_with = "whole::optional")]
     #[schema(minimum = 1, maximum = 1)]
@@ -69,6 +91,14 @@ pub struct ChatRequest {
     /// Only from passages whose metadata meets these conditions (an addition to OpenAI's fields).
     #[schema(min_length = 1)]
     pub filter: Option<String>,
+}
+
+/// What chunks hold besides the answer.
+#[derive(Debug, Default, Clone, Copy, Deserialize, ToSchema)]
+pub struct StreamOptions {
+    /// A last one without choices, with the tokens of it all.
+    #[serde(default)]
+    pub include_usage: bool,
 }
 
 /// One message.
@@ -137,6 +167,7 @@ pub async fn chat(State(server): State<Server>, Body(request): Body<ChatRequest>
     if worker.is_full() {
         return Err(Refusal::Busy.into());
     }
+    let counts = request.stream_options.unwrap_or_default().include_usage;
     let (events, receiver) = mpsc::unbounded_channel();
     // Windows compete, so that what the first one says need not be the answer: it is sent when it is known.
     let work = async move {
@@ -154,6 +185,9 @@ pub async fn chat(State(server): State<Server>, Body(request): Body<ChatRequest>
             Ok(answer) => {
                 send(head.chunk(json!({"content": content(&answer), "annotations": annotations(&answer)}), None));
                 send(head.chunk(json!({}), Some("stop")));
+                if counts {
+                    send(head.usage(&answer));
+                }
             }
             Err(problem) => send(serde_json::to_value(&problem).unwrap_or_default()),
         }
@@ -179,27 +213,30 @@ impl Head {
             refusal: None,
             annotations: annotations(&answer),
         };
-        let usage = answer.usage;
+        let tokens = tokens(&answer);
         Completion {
             id: self.id,
             object: "chat.completion",
             created: self.created,
             model: self.model,
             choices: [CompletionChoice { index: 0, message, logprobs: None, finish_reason: "stop" }],
-            usage: CompletionUsage {
-                prompt_tokens: usage.prompt_tokens,
-                completion_tokens: usage.answer_tokens,
-                total_tokens: usage.prompt_tokens + usage.answer_tokens,
-                prompt_tokens_details: PromptTokens { cached_tokens: usage.cached_tokens },
-            },
+            usage: tokens,
             nunatak: Grounds {
                 confidence: digits(answer.confidence),
                 abstained: answer.abstained,
                 supported: answer.supported,
                 evidence: answer.evidence,
-                latency_ms: usage.latency_ms,
+                latency_ms: answer.usage.latency_ms,
             },
         }
+    }
+
+    /// The last chunk of a stream that counts tokens.
+    fn usage(&self, answer: &Answer) -> Value {
+        json!({
+            "id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model,
+            "choices": [], "usage": tokens(answer),
+        })
     }
 
     fn chunk(&self, delta: Value, finish: Option<&str>) -> Value {
@@ -207,6 +244,16 @@ impl Head {
             "id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model,
             "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}],
         })
+    }
+}
+
+fn tokens(answer: &Answer) -> CompletionUsage {
+    let usage = &answer.usage;
+    CompletionUsage {
+        prompt_tokens: usage.prompt_tokens,
+        completion_tokens: usage.answer_tokens,
+        total_tokens: usage.prompt_tokens + usage.answer_tokens,
+        prompt_tokens_details: PromptTokens { cached_tokens: usage.cached_tokens },
     }
 }
 
@@ -232,6 +279,9 @@ pub struct EmbeddingsRequest {
     pub model: String,
     /// A text, or several.
     pub input: Input,
+    /// Numbers a vector: as many as the encoder gives, or left out.
+    #[serde(default, deserialize_with = "whole::optional")]
+    pub dimensions: Option<usize>,
     /// `float` (the default) or `base64` of little-endian 32-bit floats.
     #[serde(default)]
     pub encoding_format: Encoding,
@@ -276,6 +326,9 @@ pub async fn embeddings(
     let worker = index_named(&server, Some(&request.model))?;
     let done = worker.ask(Work::Embed { texts }, Instant::now() + server.limits.deadline).await?;
     let Done::Embedded { vectors, dim, tokens, truncated } = done else { return Err(Problem::confused()) };
+    if request.dimensions.is_some_and(|wanted| wanted != dim) {
+        return Err(unprocessable(&format!("the encoder's vectors have {dim} dimensions: leave dimensions out")));
+    }
     let data = vectors
         .chunks_exact(dim.max(1))
         .enumerate()

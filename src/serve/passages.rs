@@ -124,7 +124,7 @@ pub async fn delete(
 #[utoipa::path(get, path = "/v1/passages/{id}", params(("id" = String, Path, description = "Of a document or of a \
     passage"), Which), responses(
     (status = 200, description = "As they are stored", body = Passages),
-    (status = 400, body = Problem), (status = 401, body = Problem), (status = 404, body = Problem),
+    (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem),
     (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
     (status = 504, body = Problem),
 ))]

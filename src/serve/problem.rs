@@ -45,11 +45,11 @@ pub struct PutRefused;
 pub struct DeleteRefused;
 
 /// Statuses of every route that does something.
-const ALWAYS: [u16; 8] = [400, 401, 404, 422, 429, 500, 503, 504];
+const ALWAYS: [u16; 9] = [400, 401, 403, 404, 422, 429, 500, 503, 504];
 /// Of those that read a body.
 const OF_BODIES: [u16; 2] = [408, 413];
 /// Of those that change an index.
-const OF_CHANGES: [u16; 2] = [403, 409];
+const OF_CHANGES: [u16; 1] = [409];
 
 impl IntoResponses for Refused {
     fn responses() -> BTreeMap<String, RefOr<Described>> {

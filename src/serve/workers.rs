@@ -12,7 +12,7 @@ use crossbeam_channel::{Sender, TrySendError};
 use tokio::sync::{mpsc as stream, oneshot};
 use tracing::{Span, info_span};
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Latency};
 use crate::error::{Error, Result};
 use crate::explain::Explanation;
 use crate::filter::Filter;
@@ -71,8 +71,8 @@ pub enum Work {
         min_confidence: f32,
         /// Whether it is read twice.
         recursion: Recursion,
-        /// Text of the first window's answer so far.
-        events: Option<stream::UnboundedSender<String>>,
+        /// Who hears of it as it comes.
+        events: Option<stream::UnboundedSender<Heard>>,
     },
     /// The best passages.
     Search {
@@ -106,13 +106,44 @@ pub enum Work {
     },
 }
 
+/// What is heard of an answer before it is known.
+#[derive(Debug)]
+pub enum Heard {
+    /// What was found for the question.
+    Found(FoundFirst),
+    /// Text of the first window's answer so far.
+    Text(String),
+}
+
+/// What was found for a question, before anything of it is read.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct FoundFirst {
+    /// Passages that the first stage found.
+    pub retrieved: usize,
+    /// Passages of these that were ranked again.
+    pub reranked: usize,
+    /// The best, best first.
+    pub best: Vec<FoundTitle>,
+    /// Milliseconds of each stage so far.
+    pub latency_ms: Latency,
+}
+
+/// A passage that was found, by name.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct FoundTitle {
+    /// Its corpus id.
+    pub passage_id: String,
+    /// Its title; may be empty.
+    pub title: String,
+}
+
 /// What came of it.
 #[derive(Debug)]
 pub enum Done {
     /// An answer.
     Answer(Box<Answer>),
-    /// Passages, best first.
-    Search(Vec<SearchHit>),
+    /// Passages, best first, and what finding them took.
+    Search(Vec<SearchHit>, Latency),
     /// Passages in order; none if the id is unknown.
     Looked(Vec<Passage>),
     /// What is served now.
@@ -192,6 +223,19 @@ pub struct Facts {
     pub checksum: String,
     /// Encoder of its vectors, if it has some.
     pub encoder: Option<String>,
+    /// The models at work, each of which has run.
+    pub models: Vec<ModelAtWork>,
+}
+
+/// A model at work.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct ModelAtWork {
+    /// `encoder`, `reranker` or `reader`.
+    pub role: &'static str,
+    /// Its name.
+    pub name: String,
+    /// The device that it runs on, or the address of the server that runs it.
+    pub device: String,
 }
 
 /// What the threads of an index share.
