@@ -20,10 +20,20 @@ const METRICS: [&str; 2] = ["exact_match", "task_score"];
 /// Shares of questions that are asked again.
 const STEPS: usize = 20;
 
+/// How sure a first answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sureness {
+    /// Its confidence, which `--recursion auto --sure` goes by.
+    Confidence,
+    /// Its log-likelihood a token, for runs without.
+    Score,
+}
+
 /// What a rule gives and costs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rule {
-    /// Questions whose first answer scores below this are asked again; below none at the lowest score.
+    /// Questions whose first answer is less sure than this are asked again; below none at the lowest score.
     pub threshold: f64,
     /// Their share.
     pub share: f64,
@@ -38,6 +48,8 @@ pub struct Rule {
 pub struct Gate {
     /// The metric.
     pub metric: &'static str,
+    /// What thresholds are of.
+    pub by: Sureness,
     /// Questions.
     pub n: usize,
     /// Rules by share: nobody is asked again at first, everybody at last.
@@ -63,6 +75,7 @@ pub struct Given {
 /// A question in both runs.
 #[derive(Debug, Clone, Copy)]
 struct Question {
+    /// How sure the first answer is.
     score: f64,
     first: f64,
     second: f64,
@@ -80,20 +93,26 @@ pub fn gate(first: &Path, second: &Path, threshold: Option<f64>, seed: u64) -> R
     let metric = metric.ok_or_else(|| {
         Error::request("the runs have no metric in common", "give runs with answers: eval, or eval tasks")
     })?;
+    let by = if a.iter().all(|line| line.confidence.is_some()) { Sureness::Confidence } else { Sureness::Score };
     let mut questions: Vec<Question> = pair((first, &a), (second, &b), |line| (&line.id, &line.question))?
         .into_iter()
         .map(|(line, other)| Question {
-            score: line.score,
+            score: line.confidence.filter(|_| by == Sureness::Confidence).unwrap_or(line.score),
             first: line.value(metric),
             second: other.value(metric),
             ms: [line.ms, other.ms],
         })
         .collect();
     questions.sort_by(|a, b| a.score.total_cmp(&b.score));
-    rules(&questions, metric, threshold, seed)
+    rules(&questions, (metric, by), threshold, seed)
 }
 
-fn rules(questions: &[Question], metric: &'static str, threshold: Option<f64>, seed: u64) -> Result<Gate> {
+fn rules(
+    questions: &[Question],
+    (metric, by): (&'static str, Sureness),
+    threshold: Option<f64>,
+    seed: u64,
+) -> Result<Gate> {
     let n = questions.len();
     let none = || Error::request("the runs are empty", "give runs with answers: eval, or eval tasks");
     let rule = |again: usize| {
@@ -126,7 +145,7 @@ fn rules(questions: &[Question], metric: &'static str, threshold: Option<f64>, s
             against_second: paired(&pairs(|q| q.second), seed).ok_or_else(none)?,
         })
     });
-    Ok(Gate { metric, n, best: best.filter(|_| n > 0).ok_or_else(none)?, rules, given: given.transpose()? })
+    Ok(Gate { metric, by, n, best: best.filter(|_| n > 0).ok_or_else(none)?, rules, given: given.transpose()? })
 }
 
 /// One question of a run.
@@ -134,6 +153,7 @@ struct Line {
     id: String,
     question: String,
     score: f64,
+    confidence: Option<f64>,
     ms: f64,
     values: Vec<(String, f64)>,
 }
@@ -156,6 +176,7 @@ fn read(run: &Path) -> Result<Vec<Line>> {
         let score = prediction.score.unwrap_or(f64::NEG_INFINITY);
         lines.push(Line {
             score,
+            confidence: prediction.confidence,
             ms: prediction.latency_ms.total,
             values,
             id: prediction.id,
@@ -183,6 +204,12 @@ impl Gate {
         let mut text = aligned(&rows);
         let Rule { threshold, share, value, .. } = self.best;
         text.push_str(&format!("\nbest: below {threshold:.3}, {:.0}% asked again, {value:.3}\n", 100.0 * share));
+        text.push_str(match self.by {
+            Sureness::Confidence => {
+                "by the confidence of the first answer: `--recursion auto --sure T` asks again below T\n"
+            }
+            Sureness::Score => "by the log-likelihood a token of the first answer, as not all have a confidence\n",
+        });
         if let Some(Given { rule, against_first, against_second }) = &self.given {
             let Rule { threshold, share, value, ms } = rule;
             text.push_str(&format!(
@@ -224,7 +251,7 @@ mod tests {
         // The two least sure gain, the surest would lose.
         let questions =
             [question(-4.0, 0.0, 1.0), question(-3.0, 0.0, 1.0), question(-2.0, 1.0, 1.0), question(-1.0, 1.0, 0.0)];
-        let gate = rules(&questions, "exact_match", Some(-2.5), 0).unwrap();
+        let gate = rules(&questions, ("exact_match", Sureness::Score), Some(-2.5), 0).unwrap();
         assert_eq!(gate.rules.len(), 5);
         assert_eq!(gate.best, Rule { threshold: -2.0, share: 0.5, value: 1.0, ms: 25.0 });
         let last = gate.rules.last().unwrap();
@@ -237,8 +264,8 @@ mod tests {
         // No threshold parts equal scores.
         let equal =
             [question(-1.0, 0.0, 1.0), question(-1.0, 0.0, 1.0), question(-1.0, 0.0, 1.0), question(0.0, 1.0, 0.0)];
-        let gate = rules(&equal, "exact_match", None, 0).unwrap();
+        let gate = rules(&equal, ("exact_match", Sureness::Score), None, 0).unwrap();
         assert_eq!(gate.rules.iter().map(|rule| rule.share).collect::<Vec<_>>(), [0.0, 0.75, 1.0]);
-        assert!(rules(&[], "exact_match", None, 0).is_err());
+        assert!(rules(&[], ("exact_match", Sureness::Score), None, 0).is_err());
     }
 }

@@ -101,6 +101,17 @@ pub struct TaskResult {
     pub cut: usize,
 }
 
+/// What came of the tasks of a cluster.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClusterResult {
+    /// Mean over its tasks.
+    pub score: f64,
+    /// 95% of it, over examples.
+    pub interval: Interval,
+    /// Examples.
+    pub n: usize,
+}
+
 /// All results.
 #[derive(Debug, Clone, Serialize)]
 pub struct TasksReport {
@@ -110,8 +121,8 @@ pub struct TasksReport {
     pub settings: Value,
     /// The tasks by name.
     pub tasks: Vec<TaskResult>,
-    /// Mean over the tasks of each cluster.
-    pub clusters: BTreeMap<String, f64>,
+    /// Those of the tasks of each cluster together.
+    pub clusters: BTreeMap<String, ClusterResult>,
     /// Mean over tasks.
     pub average: f64,
     /// 95% of it, over examples.
@@ -218,23 +229,32 @@ pub fn run(
     let over = |of: &dyn Fn(&TaskResult) -> bool| {
         mean(&results.iter().filter(|r| of(r)).map(|r| r.score).collect::<Vec<_>>()).unwrap_or_default()
     };
-    let average_of = |counts: &[u32]| {
-        let mut sums = vec![(0.0, 0u32); tasks.len()];
-        for ((place, score), count) in scores.iter().zip(counts) {
-            if let Some((sum, n)) = sums.get_mut(*place) {
-                (*sum, *n) = (*sum + score * f64::from(*count), *n + count);
+    // 95% of a mean over tasks, by drawing their examples again.
+    let interval_over = |scores: &[(usize, f64)], average: f64| {
+        let average_of = |counts: &[u32]| {
+            let mut sums = vec![(0.0, 0u32); tasks.len()];
+            for ((place, score), count) in scores.iter().zip(counts) {
+                if let Some((sum, n)) = sums.get_mut(*place) {
+                    (*sum, *n) = (*sum + score * f64::from(*count), *n + count);
+                }
             }
-        }
-        mean(&sums.iter().filter(|(_, n)| *n > 0).map(|(sum, n)| sum / f64::from(*n)).collect::<Vec<_>>())
+            mean(&sums.iter().filter(|(_, n)| *n > 0).map(|(sum, n)| sum / f64::from(*n)).collect::<Vec<_>>())
+        };
+        interval_of(scores.len(), options.seed, average_of).unwrap_or(Interval { low: average, high: average })
+    };
+    let cluster = |name: &String| {
+        let score = over(&|result| result.cluster == *name);
+        let is_its = |place: usize| tasks.get(place).is_some_and(|(_, task)| task.cluster == *name);
+        let own: Vec<(usize, f64)> = scores.iter().copied().filter(|(place, _)| is_its(*place)).collect();
+        (name.clone(), ClusterResult { score, interval: interval_over(&own, score), n: own.len() })
     };
     let average = over(&|_| true);
     let report = TasksReport {
         nunatak: env!("CARGO_PKG_VERSION"),
         settings,
-        clusters: results.iter().map(|r| (r.cluster.clone(), over(&|other| other.cluster == r.cluster))).collect(),
+        clusters: results.iter().map(|result| cluster(&result.cluster)).collect(),
         average,
-        interval: interval_of(scores.len(), options.seed, average_of)
-            .unwrap_or(Interval { low: average, high: average }),
+        interval: interval_over(&scores, average),
         tasks: results,
         prompt_ms: prompt_ms / scores.len().max(1) as f64,
         lm_ms: lm_ms / scores.len().max(1) as f64,
@@ -295,6 +315,13 @@ impl TasksReport {
             let mut row = vec![task.clone(), cluster.clone(), measure.name().into(), score, interval, n.to_string()];
             row.extend(log_likelihood.map(|value| format!("{value:.3}")));
             rows.push(row);
+        }
+        // A cluster of one task is that task.
+        for (name, ClusterResult { score, interval, n }) in &self.clusters {
+            if self.tasks.iter().filter(|task| task.cluster == *name).count() > 1 {
+                let [score, interval] = cells(*score, interval);
+                rows.push(vec!["average".into(), name.clone(), String::new(), score, interval, n.to_string()]);
+            }
         }
         let [score, interval] = cells(self.average, &self.interval);
         let n = self.tasks.iter().map(|t| t.n).sum::<usize>().to_string();

@@ -137,8 +137,13 @@ impl Dense {
         if let Ok(mut idle) = self.idle.lock() {
             idle.push(std::mem::take(scratch));
         }
+        let found = found?;
+        // A beam that ends before it is full has seen all that it can reach; many equal vectors may hide others.
+        if found.len() < ef.min(accepted) {
+            return compare(part, vector, ef, only);
+        }
         let mut wide = vec![0.0; self.encoder.dim];
-        found?.iter().map(|found| part.cosine(vector, found.node() as usize, &mut wide)).collect()
+        found.iter().map(|found| part.cosine(vector, found.node() as usize, &mut wide)).collect()
     }
 
     /// The same by comparing with every vector, on all threads of the global rayon pool.

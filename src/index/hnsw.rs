@@ -278,7 +278,8 @@ fn diverse(built: &Built, near: &[Scored], most: usize) -> Result<Vec<u32>> {
         for some in kept.chunks(4) {
             scores.clear();
             built.score(query, some, &mut dots, &mut scores)?;
-            if scores.iter().any(|&score| score >= candidate.score()) {
+            // Not where it is as near: behind a twin of the node all others would be.
+            if scores.iter().any(|&score| score > candidate.score()) {
                 continue 'candidates;
             }
         }
@@ -372,6 +373,22 @@ mod tests {
             let start = Scored::new(0.0, graph.entry);
             let near = walk::beam(&whole, query.view(), start, n, 0, |_| true, &mut Scratch::new(n)).unwrap();
             assert!(!near.is_empty());
+        }
+    }
+
+    #[test]
+    fn equal_vectors_do_not_cut_one_another_off() {
+        let mut codes = clustered(2000, 16);
+        let (twin, scale) = (codes.get(700).codes.to_vec(), codes.get(700).scale);
+        codes.codes.extend(twin);
+        codes.scales.push(scale);
+        let graph = built(&codes, 8, 2);
+        let whole = Built { graph: &graph, codes: &codes };
+        for node in [700, 2000] {
+            let query = codes.get(node);
+            let near =
+                walk::beam(&whole, query, Scored::new(1.0, node as u32), 60, 0, |_| true, &mut Scratch::new(2001));
+            assert_eq!(near.unwrap().len(), 60, "from {node}");
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::index::lexical::{FirstLetters, Stems, words};
+use crate::index::lexical::{FirstLetters, Stems, composed, words};
 
 /// The pairs of a question.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ impl Pairs {
     /// Of a question. They are good until `stems` sees another.
     pub fn of(question: &str, stems: &mut Stems) -> Self {
         stems.begin();
-        let terms: Vec<u32> = stems.of(question).collect();
+        let terms = stems.of(question);
         let pairs: BTreeSet<_> = terms.iter().copied().zip(terms.iter().copied().skip(1)).collect();
         let words = terms.into_iter().collect::<BTreeSet<_>>().len();
         Self { words, pairs: pairs.into_iter().collect(), letters: FirstLetters::of(question, stems) }
@@ -41,10 +41,10 @@ impl Pairs {
     pub fn share(&self, title: &str, text: &str, stems: &mut Stems) -> f32 {
         let mut found = vec![false; self.pairs.len()];
         let title = stems.count_titles().then_some(title);
-        for text in title.into_iter().chain([text]) {
+        for text in title.into_iter().chain([text]).map(composed) {
             // The word before, if it could be one of the question's.
             let mut before = None;
-            for word in words(text) {
+            for word in words(&text) {
                 let could_be = self.letters.allow(word);
                 if !could_be && before.is_none() {
                     continue;
@@ -89,6 +89,13 @@ mod tests {
         assert_eq!(share(question, "South Pole", "a pole to the south"), 0.2);
         // Once is as good as often.
         assert_eq!(share(question, "South Pole", "south pole, south pole, south pole"), 0.2);
+    }
+
+    #[test]
+    fn dutch_pairs_are_found_though_stems_lose_their_beginning() {
+        let mut stems = Stems::new(&Analyser { language: Some("dutch".parse().unwrap()), ..Analyser::default() });
+        let pairs = Pairs::of("gesloten deur", &mut stems);
+        assert_eq!(pairs.share("", "een gesloten deur", &mut stems), 0.5);
     }
 
     #[test]

@@ -88,7 +88,7 @@ fn a_generator_from_tasks_to_scores() {
     assert_eq!((of(1, "task"), of(1, "measure"), of(1, "n")), (json!("echo"), json!("exact-match"), json!(4)));
     let mean = (of(0, "score").as_f64().unwrap() + of(1, "score").as_f64().unwrap()) / 2.0;
     assert!((report["average"].as_f64().unwrap() - mean).abs() < 1e-12);
-    assert_eq!(report["clusters"]["copying"], of(1, "score"));
+    assert_eq!(report["clusters"]["copying"]["score"], of(1, "score"));
     let said = |run: &str| -> Vec<Value> {
         let text = fs::read_to_string(folder.path().join(run).join("predictions.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["prediction"].clone()).collect()

@@ -1,4 +1,4 @@
-//! How text becomes terms: split at everything but letters and digits, lower case, stop words left out of questions, stemmed
+//! How text becomes terms: split into words (`words.rs`), lower case, stop words left out of questions, stemmed
 //! (Snowball), letters without accents. What of this is done, and for which language, is chosen when an index is built.
 
 use std::fmt;
@@ -6,16 +6,16 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tantivy::tokenizer::{
-    AsciiFoldingFilter, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer, StopWordFilter, TextAnalyzer,
-    TokenizerManager,
+    AsciiFoldingFilter, LowerCaser, RemoveLongFilter, Stemmer, StopWordFilter, TextAnalyzer, TokenizerManager,
 };
 
 use super::stop_words::StopWords;
+use super::words::WordTokenizer;
 use crate::error::Error;
 use crate::types::Passage;
 
-/// Words of more bytes than this are not indexed: they are base64, not language.
-const LONGEST_WORD: usize = 40;
+/// Words of more letters than this are not indexed: they are base64, not language.
+const LONGEST_WORD: usize = 39;
 
 /// Most that a title may count.
 pub const HEAVIEST_TITLE: u32 = 16;
@@ -63,6 +63,21 @@ impl fmt::Display for Analyser {
 }
 
 impl Analyser {
+    /// Bytes of a letter of its language.
+    fn bytes_a_letter(&self) -> usize {
+        use tantivy::tokenizer::Language::{Arabic, Greek, Russian, Tamil};
+        match self.language {
+            Some(Language(Arabic | Greek | Russian)) => 2,
+            Some(Language(Tamil)) => 3,
+            _ => 1,
+        }
+    }
+
+    /// Whether its stems lose a `ge` in front, which is all that any loses there.
+    pub(super) fn stems_away_ge(&self) -> bool {
+        self.stems() && self.language == Some(Language(tantivy::tokenizer::Language::Dutch))
+    }
+
     fn stems(&self) -> bool {
         self.stemming && self.language.is_some()
     }
@@ -87,8 +102,9 @@ impl Analyser {
     }
 
     fn build(&self, stop_words: Option<StopWordFilter>) -> TextAnalyzer {
-        let mut chain = TextAnalyzer::builder(SimpleTokenizer::default())
-            .filter(RemoveLongFilter::limit(LONGEST_WORD))
+        let mut chain = TextAnalyzer::builder(WordTokenizer::default())
+            // Of less than so many bytes.
+            .filter(RemoveLongFilter::limit(LONGEST_WORD * self.bytes_a_letter() + 1))
             .filter(LowerCaser)
             .dynamic();
         if let Some(stop_words) = stop_words {
@@ -269,6 +285,7 @@ mod tests {
         assert_eq!(terms(german.of_questions(), "für die Häuser"), ["haus"]);
         let none = Analyser { language: None, ..german };
         assert_eq!(terms(none.of_questions(), "für die Häuser"), ["fur", "die", "hauser"]);
+        assert_eq!(terms(of("russian").of_passages(), "телекоммуникационный").len(), 1, "of 40 bytes");
         // No list of stop words: all are kept.
         assert_eq!(terms(of("turkish").of_questions(), "ve buzul").len(), 2);
     }

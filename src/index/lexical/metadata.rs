@@ -132,7 +132,8 @@ fn accepts(operator: Operator, order: Ordering) -> bool {
     }
 }
 
-/// A number of JSON. Whole ones are compared as such: an id of 17 digits is no float.
+/// A number of JSON. Whole ones are compared as such (an id of 17 digits is no float), unless a passage of the segment has a
+/// fraction in the field, or a negative number beside one above i64: tantivy then keeps the whole column as floats.
 #[derive(Debug, Clone, Copy)]
 enum Number {
     Whole(i128),

@@ -34,13 +34,15 @@ mod directory;
 mod metadata;
 mod stems;
 mod stop_words;
+mod words;
 
 pub use analyser::{Analyser, HEAVIEST_TITLE, Language, Terms};
 pub use bm25::Bm25;
 use bm25::{Asked, Best, Scratch, Words};
 pub(crate) use metadata::SOURCE_FILE;
-pub use stems::{FirstLetters, Stems, words};
+pub use stems::{FirstLetters, Stems};
 pub use stop_words::{StopWordList, StopWords};
+pub use words::{composed, words};
 
 /// Filters whose passages are remembered: an eighth of a byte a passage each.
 const KNOWN_FILTERS: usize = 16;
