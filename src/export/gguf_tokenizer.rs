@@ -94,9 +94,12 @@ fn byte_level(gguf: &Gguf, tokens: &[&str]) -> Result<Parts> {
             byte_level(false),
         ]})
     };
+    // Old converters wrote nothing, or `default`, whatever the model's was.
+    let pre = gguf.text("tokenizer.ggml.pre").filter(|pre| *pre != "default");
+    let unnamed = || refuse(gguf, "it does not name its pre-tokenizer: it was converted by an old program");
     // (pre-tokenizer, normalizer, whether a word that is in the vocabulary skips the merges)
-    let (pre_tokenizer, normalizer, ignore_merges) = match gguf.text("tokenizer.ggml.pre").unwrap_or("default") {
-        "gpt-2" | "default" => (byte_level(true), Value::Null, false),
+    let (pre_tokenizer, normalizer, ignore_merges) = match pre.ok_or_else(unnamed)? {
+        "gpt-2" => (byte_level(true), Value::Null, false),
         "smollm" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
             (json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]}), Value::Null, false)
@@ -104,8 +107,7 @@ fn byte_level(gguf: &Gguf, tokens: &[&str]) -> Result<Parts> {
         "llama-bpe" => (split(LLAMA_3_SPLIT), Value::Null, true),
         "qwen2" => (split(QWEN_2_SPLIT), json!({"type": "NFC"}), false),
         other => {
-            let problem =
-                format!("its pre-tokenizer `{other}` is not known; known: default, gpt-2, smollm, llama-bpe, qwen2");
+            let problem = format!("its pre-tokenizer `{other}` is not known; known: gpt-2, smollm, llama-bpe, qwen2");
             return Err(refuse(gguf, &problem));
         }
     };
@@ -354,8 +356,11 @@ mod tests {
         let merges = |list: &[&str]| ("merges", texts(list));
         assert!(problem(&[("model", word("gpt2")), tokens(), merges(&["ab"])]).contains("not a pair"));
         assert!(problem(&[("model", word("gpt2")), tokens(), merges(&["a b"])]).contains("not in its vocabulary"));
-        let pre = ("pre", word("tekken"));
-        assert!(problem(&[("model", word("gpt2")), tokens(), merges(&[]), pre]).contains("`tekken`"));
+        let pre = |name: &str| ("pre", word(name));
+        assert!(problem(&[("model", word("gpt2")), tokens(), merges(&[]), pre("tekken")]).contains("`tekken`"));
+        let unnamed = "does not name its pre-tokenizer";
+        assert!(problem(&[("model", word("gpt2")), tokens(), merges(&[])]).contains(unnamed));
+        assert!(problem(&[("model", word("gpt2")), tokens(), merges(&[]), pre("default")]).contains(unnamed));
     }
 
     proptest! {

@@ -42,8 +42,9 @@ struct Config {
 
 #[derive(Deserialize)]
 struct RopeParameters {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// Its old name; some configurations have both.
+    r#type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -134,7 +135,7 @@ pub(super) fn config(folder: &Path) -> Result<LmConfig> {
 }
 
 fn scaling(rope: &RopeParameters) -> Result<Scaling, String> {
-    match rope.rope_type.as_deref() {
+    match rope.rope_type.as_deref().or(rope.r#type.as_deref()) {
         None | Some("default") => Ok(Scaling::None),
         Some("llama3") => {
             let (factor, low, high) = (rope.factor, rope.low_freq_factor, rope.high_freq_factor);
@@ -215,6 +216,20 @@ mod tests {
         assert!(problem(&json!({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}})).contains("lacks a number"));
         assert!(problem(&json!({"model_type": "qwen2", "use_sliding_window": true})).contains("sliding"));
         assert!(problem(&json!({"vocab_size": "many"})).contains("not what a language model's folder has"));
+    }
+
+    #[test]
+    fn the_kind_of_scaling_may_have_either_name_or_both() {
+        for kind in [json!({"type": "llama3"}), json!({"type": "llama3", "rope_type": "llama3"})] {
+            let mut scaling = json!({
+                "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            });
+            scaling.as_object_mut().unwrap().extend(kind.as_object().unwrap().clone());
+            let scaled = config(folder(&json!({"rope_scaling": scaling})).path()).unwrap().inverse_frequencies;
+            let plain = config(folder(&json!({})).path()).unwrap().inverse_frequencies;
+            assert!((scaled[7] - plain[7] / 8.0).abs() < 1e-9);
+        }
     }
 
     #[test]

@@ -83,11 +83,8 @@ impl LmSource {
     /// # Errors
     /// [`Error::BadFile`] or [`Error::Model`] naming what is missing, damaged or not known.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut source = if path.join("config.json").is_file() {
-            Self::from_folder(path)?
-        } else {
-            Self::from_gguf(&gguf_in(path)?)?
-        };
+        let mut source =
+            if holds_safetensors(path) { Self::from_folder(path)? } else { Self::from_gguf(&gguf_in(path)?)? };
         if let Some(fault) = source.config.fault() {
             return Err(Error::bad_file(&source.path, fault, "fetch the model again"));
         }
@@ -140,6 +137,14 @@ impl LmSource {
             }
         }
     }
+}
+
+/// Whether `path` is a folder of safetensors. A config.json alone does not make it one: publishers put theirs beside a
+/// GGUF file, too.
+fn holds_safetensors(path: &Path) -> bool {
+    let has = |name: &str| path.join(name).is_file();
+    let weights = has("model.safetensors") || has("model.safetensors.index.json");
+    has("config.json") && (weights || gguf_in(path).is_err())
 }
 
 /// The GGUF file that is meant by `path`.
@@ -202,12 +207,19 @@ fn gguf_config(gguf: &Gguf) -> Result<LmConfig> {
     if gguf.count(&key("rope.dimension_count")).is_some_and(|n| n != head_dim) {
         return Err(bad("its rotary positions turn only a part of each head".into()));
     }
-    match gguf.text(&key("rope.scaling.type")) {
-        None | Some("none") => {}
+    let stretch = match gguf.text(&key("rope.scaling.type")) {
+        Some("none") => 1.0,
+        // llama.cpp takes a factor without a word for this, too; the second name is what old converters called it.
+        None | Some("linear") => ["rope.scaling.factor", "rope.scale_linear"]
+            .into_iter()
+            .filter_map(|name| gguf.float(&key(name)))
+            .find(|&factor| factor > 0.0)
+            .unwrap_or(1.0),
         Some(other) => return Err(bad(format!("its rotary positions are scaled by `{other}`, which is not known"))),
-    }
+    };
     let theta = gguf.float(&key("rope.freq_base")).unwrap_or(rope::DEFAULT_THETA);
     let mut inverse_frequencies = rope::inverse_frequencies(theta, head_dim, Scaling::None);
+    inverse_frequencies.iter_mut().for_each(|f| *f /= stretch as f32);
     if gguf.contains(ROPE_DIVISORS) {
         let divisors = gguf.tensor(ROPE_DIVISORS)?;
         if divisors.len() != inverse_frequencies.len() {
@@ -284,6 +296,10 @@ fn halves_from_pairs(data: &[f32], shape: &[usize], head_dim: usize) -> Vec<f32>
 
 #[cfg(test)]
 mod tests {
+    use candle_core::quantized::gguf_file::{self, Value as Meta};
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{DType, Device, Tensor};
+
     use super::*;
 
     #[test]
@@ -292,6 +308,56 @@ mod tests {
         assert_eq!(gguf_name("model.layers.0.post_attention_layernorm.weight"), "blk.0.ffn_norm.weight");
         assert_eq!(gguf_name("model.norm.weight"), "output_norm.weight");
         assert_eq!(gguf_name("lm_head.weight"), "output.weight");
+    }
+
+    /// The frequencies of a GGUF that says this of its positions besides its sizes; the keys without their `llama.`.
+    fn frequencies(said: &[(&str, Meta)]) -> Result<Vec<f32>> {
+        let sizes = [
+            ("embedding_length", 8),
+            ("attention.head_count", 1),
+            ("block_count", 1),
+            ("feed_forward_length", 8),
+            ("context_length", 16),
+        ];
+        let mut metadata = vec![("general.architecture".to_owned(), Meta::String("llama".into()))];
+        metadata.extend(sizes.map(|(key, n)| (format!("llama.{key}"), Meta::U32(n))));
+        metadata.extend(said.iter().map(|(key, value)| (format!("llama.{key}"), value.clone())));
+        let metadata: Vec<(&str, &Meta)> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+        let table = Tensor::zeros((10, 8), DType::F32, &Device::Cpu).unwrap();
+        let table = QTensor::quantize(&table, GgmlDType::F32).unwrap();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        gguf_file::write(file.as_file_mut(), &metadata, &[("token_embd.weight", &table)]).unwrap();
+        gguf_config(&Gguf::open(file.path()).unwrap()).map(|config| config.inverse_frequencies)
+    }
+
+    #[test]
+    fn positions_of_a_gguf_are_stretched_with_and_without_a_word_for_it() {
+        let word = |text: &str| ("rope.scaling.type", Meta::String(text.to_owned()));
+        let factor = || ("rope.scaling.factor", Meta::F32(4.0));
+        let old = || ("rope.scale_linear", Meta::F32(4.0));
+        let plain = frequencies(&[]).unwrap();
+        let stretched: Vec<f32> = plain.iter().map(|f| f / 4.0).collect();
+        for said in [vec![factor()], vec![old()], vec![word("linear"), factor()], vec![word("linear"), old()]] {
+            assert_eq!(frequencies(&said).unwrap(), stretched, "{said:?}");
+        }
+        let zero = ("rope.scaling.factor", Meta::F32(0.0));
+        for said in [vec![word("none"), factor()], vec![word("linear")], vec![zero]] {
+            assert_eq!(frequencies(&said).unwrap(), plain, "{said:?}");
+        }
+        assert!(frequencies(&[word("yarn"), factor()]).unwrap_err().to_string().contains("`yarn`"));
+    }
+
+    #[test]
+    fn a_configuration_beside_a_gguf_makes_no_folder_of_safetensors() {
+        let folder = tempfile::tempdir().unwrap();
+        let with = |name: &str| {
+            std::fs::write(folder.path().join(name), "").unwrap();
+            holds_safetensors(folder.path())
+        };
+        // Without any weights it is one, so that what is missing is named.
+        assert!(with("config.json"));
+        assert!(!with("model.gguf"));
+        assert!(with("model.safetensors"));
     }
 
     #[test]

@@ -100,18 +100,23 @@ impl Head {
         };
         let modules = folder.join("modules.json");
         let modules: Vec<Module> = if modules.is_file() { json(&modules)? } else { Vec::new() };
-        let kind = |module: &Module| module.r#type.rsplit('.').next().unwrap_or_default().to_owned();
-        let mut projection = None;
+        let (mut pooling, mut projection) = (folder.join("1_Pooling"), None);
+        let mut before = "";
         for module in &modules {
-            match kind(module).as_str() {
-                "Transformer" | "Pooling" | "Normalize" => {}
-                "Dense" if projection.is_none() => {
-                    projection = Some(Projection::read(&folder.join(&module.path), hidden)?)
+            let kind = module.r#type.rsplit('.').next().unwrap_or_default();
+            match (before, kind) {
+                ("", "Transformer") | ("Pooling" | "Dense", "Normalize") => {}
+                ("Transformer", "Pooling") => pooling = folder.join(&module.path),
+                ("Pooling", "Dense") => projection = Some(Projection::read(&folder.join(&module.path), hidden)?),
+                // A dense layer before pooling, as models of late interaction have it, is another graph.
+                (_, "Transformer" | "Pooling" | "Dense" | "Normalize") => {
+                    return Err(refuse(format!("its module {} is not at its place", module.r#type)));
                 }
                 _ => return Err(refuse(format!("its module {} has no counterpart in the graph", module.r#type))),
             }
+            before = kind;
         }
-        let path = folder.join("1_Pooling").join("config.json");
+        let path = pooling.join("config.json");
         if !path.is_file() {
             return Ok(Self { pooling: Pooling::Mean, projection });
         }
@@ -229,4 +234,46 @@ pub(super) fn of_json<T: DeserializeOwned>(value: Value, path: &Path) -> Result<
 
 fn not_as_it_should_be(error: serde_json::Error, path: &Path) -> Error {
     Error::bad_file(path, format!("is not as it should be: {error}"), "fetch the model again")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// What is said of a folder with these modules, each in a folder of its name, where `Pooling` asks for CLS.
+    fn read(modules: &[&str]) -> Result<Head> {
+        let folder = tempfile::tempdir().unwrap();
+        let modules: Vec<Value> = modules
+            .iter()
+            .map(|name| json!({"type": format!("sentence_transformers.models.{name}"), "path": name}))
+            .collect();
+        std::fs::write(folder.path().join("modules.json"), json!(modules).to_string()).unwrap();
+        std::fs::create_dir(folder.path().join("Pooling")).unwrap();
+        let cls = json!({"pooling_mode_cls_token": true}).to_string();
+        std::fs::write(folder.path().join("Pooling").join("config.json"), cls).unwrap();
+        Head::read(folder.path(), 8)
+    }
+
+    #[test]
+    fn the_pooling_is_read_from_where_its_module_says() {
+        assert_eq!(read(&["Transformer", "Pooling", "Normalize"]).unwrap().pooling, Pooling::Cls);
+        assert_eq!(read(&["Transformer", "Pooling"]).unwrap().pooling, Pooling::Cls);
+        assert_eq!(read(&[]).unwrap().pooling, Pooling::Mean);
+    }
+
+    #[test]
+    fn modules_in_another_order_are_refused() {
+        for modules in [
+            &["Pooling", "Transformer"][..],
+            &["Transformer", "Dense", "Pooling"],
+            &["Transformer", "Dense"],
+            &["Transformer", "Normalize"],
+            &["Transformer", "Pooling", "Normalize", "Normalize"],
+        ] {
+            let problem = read(modules).unwrap_err().to_string();
+            assert!(problem.contains("is not at its place"), "{modules:?}: {problem}");
+        }
+    }
 }

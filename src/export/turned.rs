@@ -106,12 +106,12 @@ impl<'a> Turned<'a> {
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         if let Some(norm) = norm_before(name) {
             return match name.strip_suffix(".up_proj.weight") {
-                Some(block) => self.inner(block).map(|(into, _)| into),
+                Some(block) => self.inner(block).map(|inner| inner.into),
                 None => self.reader(name, shape, &norm),
             };
         }
         if let Some(block) = name.strip_suffix(".down_proj.weight") {
-            return self.inner(block).map(|(_, out)| out);
+            return self.inner(block).map(|inner| inner.out);
         }
         if name.ends_with(".o_proj.weight") {
             return self.writer(name, shape);
@@ -121,6 +121,9 @@ impl<'a> Turned<'a> {
             weights.fill(1.0);
         } else if name.ends_with(".o_proj.bias") || name.ends_with(".down_proj.bias") {
             self.turn.rows(&mut weights);
+        } else if let Some(block) = name.strip_suffix(".up_proj.bias") {
+            // It is added to rows that were divided.
+            weights.iter_mut().zip(self.inner(block)?.balance).for_each(|(w, by)| *w /= by);
         }
         Ok(weights)
     }
@@ -145,9 +148,9 @@ impl<'a> Turned<'a> {
         Ok(transpose(&turned, columns, hidden))
     }
 
-    /// The weights into the inner numbers of a feed-forward block, `[intermediate, hidden]`, and out of them, `[hidden, intermediate]`:
-    /// each is divided on its way in, and multiplied on its way out, by √(r / s), r the largest weight into it and s the largest out of it.
-    fn inner(&self, block: &str) -> Result<(Vec<f32>, Vec<f32>)> {
+    /// The inner numbers of a feed-forward block: each is divided on its way in, and multiplied on its way out, by
+    /// √(r / s), r the largest weight into it and s the largest out of it.
+    fn inner(&self, block: &str) -> Result<Inner> {
         let config = &self.source.config;
         let (up, down) = (format!("{block}.up_proj.weight"), format!("{block}.down_proj.weight"));
         let norm = norm_before(&up).unwrap_or_default();
@@ -168,8 +171,18 @@ impl<'a> Turned<'a> {
         }
         let rows = out.chunks_exact_mut(config.intermediate.max(1));
         rows.for_each(|row| row.iter_mut().zip(&balance).for_each(|(w, by)| *w *= by));
-        Ok((into, out))
+        Ok(Inner { into, out, balance })
     }
+}
+
+/// The weights around the inner numbers of a feed-forward block, balanced.
+struct Inner {
+    /// `[intermediate, hidden]`.
+    into: Vec<f32>,
+    /// `[hidden, intermediate]`.
+    out: Vec<f32>,
+    /// What each was divided by on its way in.
+    balance: Vec<f32>,
 }
 
 /// The norm behind which a weight reads the stream, if it does.
@@ -188,6 +201,11 @@ fn norm_before(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::{Device, Tensor};
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -219,6 +237,48 @@ mod tests {
         Turn::of(576).rows(&mut outlier);
         let largest = outlier.iter().fold(0f32, |m, x| m.max(x.abs()));
         assert!(largest < 13.0, "100 over 576 numbers is 4.2 each: {largest}");
+    }
+
+    #[test]
+    fn a_bias_of_inner_numbers_is_scaled_as_they_are() {
+        const HIDDEN: usize = 4;
+        const INNER: usize = 6;
+        let folder = tempfile::tempdir().unwrap();
+        let config = json!({
+            "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "vocab_size": 8, "max_position_embeddings": 16,
+        });
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+        let (up, down) = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight");
+        let (bias, norm) = ("model.layers.0.mlp.up_proj.bias", "model.layers.0.post_attention_layernorm.weight");
+        let tensor = |shape: &[usize], pace: f32| {
+            let count: usize = shape.iter().product();
+            let numbers: Vec<f32> = (1..=count).map(|i| (i as f32 * pace).sin()).collect();
+            Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap()
+        };
+        let tensors = HashMap::from([
+            (up, tensor(&[INNER, HIDDEN], 0.7)),
+            (down, tensor(&[HIDDEN, INNER], 1.9)),
+            (bias, tensor(&[INNER], 0.3)),
+            (norm, tensor(&[HIDDEN], 1.1)),
+        ]);
+        candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+        let source = LmSource::open(folder.path()).unwrap();
+        let turned = Turned::new(&source);
+        // What the bias alone adds to the stream.
+        let added = |out: Vec<f32>, bias: Vec<f32>| -> Vec<f32> {
+            out.chunks_exact(INNER).map(|row| row.iter().zip(&bias).map(|(w, b)| w * b).sum::<f32>()).collect()
+        };
+        let (down_shape, bias_shape) = ([HIDDEN, INNER], [INNER]);
+        let plain = |name: &str, shape: &[usize]| source.tensor(name, shape).unwrap();
+        let mut expected = added(plain(down, &down_shape), plain(bias, &bias_shape));
+        turned.turn.rows(&mut expected);
+        let (out, scaled) = (turned.tensor(down, &down_shape).unwrap(), turned.tensor(bias, &bias_shape).unwrap());
+        assert_ne!(scaled, plain(bias, &bias_shape));
+        for (found, expected) in added(out, scaled).iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+        }
     }
 
     #[test]

@@ -130,18 +130,23 @@ impl<'a> Trainer<'a> {
     }
 
     /// Train until the examples are seen or nothing gets better, and leave the best variables in place, or the last as the
-    /// settings have it. With `resume`
-    /// a checkpoint in the folder is taken up.
+    /// settings have it. With `resume` a checkpoint in the folder is taken up.
     ///
     /// # Errors
+    /// [`Error::BadFile`] for a checkpoint in the folder without `resume`, which would be overwritten;
     /// [`Error::Interrupted`] on Ctrl-C, after a checkpoint; a gradient that is not finite; what the module says.
     pub fn run(&self, module: &mut dyn Trainable, resume: bool, progress: &dyn Progress) -> Result<RunLog> {
         let mut state = State::new(module)?;
-        if resume && self.checkpoint.is_file() {
+        if self.checkpoint.is_file() {
+            if !resume {
+                let hint = "go on with it (--resume), or give another --out";
+                return Err(Error::bad_file(&self.checkpoint, "another training lies in this folder", hint));
+            }
             state.load(&self.checkpoint, &self.identity)?;
             progress.note(&format!("going on after {} examples", state.log.seen));
         }
-        if state.log.evaluations.is_empty() {
+        // One that was interrupted is made up for, so that all comes in the order of a run that was not.
+        if state.log.evaluations.is_empty() || self.is_due(&state.log) {
             self.evaluate(&mut state, module, progress)?;
         }
         let mut order = Order::new(self.settings.seed, module.examples());
@@ -152,6 +157,9 @@ impl<'a> Trainer<'a> {
             self.tell(&state.log, progress);
             if self.is_due(&state.log) {
                 progress.finish();
+                // It takes long, and Ctrl-C ends it at once.
+                state.save(&self.checkpoint, &self.identity)?;
+                last_saved = Instant::now();
                 self.evaluate(&mut state, module, progress)?;
                 self.start(&state.log, progress);
             }
@@ -185,7 +193,7 @@ impl<'a> Trainer<'a> {
 
     fn is_due(&self, log: &RunLog) -> bool {
         let last = log.evaluations.last().map_or(0, |(at, _)| *at);
-        log.seen - last >= self.settings.evaluate_every || log.seen >= self.settings.examples
+        log.seen > last && (log.seen - last >= self.settings.evaluate_every || log.seen >= self.settings.examples)
     }
 
     fn step(&self, state: &mut State, module: &dyn Trainable, order: &mut Order) -> Result<()> {
@@ -447,18 +455,33 @@ mod tests {
                 self.0.metric()
             }
         }
-        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let settings = settings(300);
-        let trainer =
-            |dir: &Path| Trainer::new(&settings, &"the same data", dir).unwrap().checkpoint_every(Duration::ZERO);
+        let trainer = |dir: &Path| Trainer::new(&settings, &"the same data", dir).unwrap();
+        let dir = tempfile::tempdir().unwrap();
         let mut whole = Mean::new();
-        let whole_log = trainer(a.path()).run(&mut whole, false, &Quiet).unwrap();
-        let mut stopped = Stopped(Mean::new());
-        assert!(trainer(b.path()).run(&mut stopped, false, &Quiet).is_err());
-        let mut resumed = Mean::new();
-        let log = trainer(b.path()).run(&mut resumed, true, &Quiet).unwrap();
-        assert_eq!(resumed.value(), whole.value());
-        assert_eq!((log.losses, log.evaluations), (whole_log.losses, whole_log.evaluations));
+        let whole_log = trainer(dir.path()).run(&mut whole, false, &Quiet).unwrap();
+        // Also where no checkpoint was due by the clock.
+        for interval in [Duration::ZERO, Duration::from_secs(3600)] {
+            let dir = tempfile::tempdir().unwrap();
+            let trainer = || trainer(dir.path()).checkpoint_every(interval);
+            let mut stopped = Stopped(Mean::new());
+            assert!(trainer().run(&mut stopped, false, &Quiet).is_err());
+            let mut resumed = Mean::new();
+            let log = trainer().run(&mut resumed, true, &Quiet).unwrap();
+            assert_eq!(resumed.value(), whole.value());
+            assert_eq!((&log.losses, &log.evaluations), (&whole_log.losses, &whole_log.evaluations));
+            assert_eq!(resumed.measured, whole.measured - 3, "it went on from the measure that was stopped");
+        }
+    }
+
+    #[test]
+    fn a_training_that_lies_in_the_folder_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = settings(40);
+        let run = |resume| Trainer::new(&settings, &(), dir.path()).unwrap().run(&mut Mean::new(), resume, &Quiet);
+        let log = run(false).unwrap();
+        assert!(run(false).unwrap_err().to_string().contains("another training lies in this folder"));
+        assert_eq!(run(true).unwrap().evaluations, log.evaluations);
     }
 
     #[test]

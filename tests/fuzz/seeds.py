@@ -42,6 +42,7 @@ def gguf() -> bytes:
     fields = [
         text("general.architecture") + struct.pack("<I", 8) + text("llama"),
         text("tokenizer.ggml.model") + struct.pack("<I", 8) + text("gpt2"),
+        text("tokenizer.ggml.pre") + struct.pack("<I", 8) + text("gpt-2"),
         text("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, len(tokens)) + b"".join(map(text, tokens)),
         text("tokenizer.ggml.token_type") + struct.pack("<IIQ", 9, 5, 4) + struct.pack("<4i", 3, 1, 1, 1),
         text("tokenizer.ggml.merges") + struct.pack("<IIQ", 9, 8, 1) + text("a b"),

@@ -279,13 +279,9 @@ impl Bert {
         };
         let mut config: Value =
             serde_json::from_str(&read("config.json")?).map_err(Error::internal("writing a model"))?;
-        let (layers, class) = match self.source.family {
-            Family::Bert => ("num_hidden_layers", "BertForSequenceClassification"),
-            Family::Roberta => ("num_hidden_layers", "XLMRobertaForSequenceClassification"),
-            Family::DistilBert => ("n_layers", "DistilBertForSequenceClassification"),
-        };
+        let layers = if self.source.family == Family::DistilBert { "n_layers" } else { "num_hidden_layers" };
         config[layers] = json!(self.layers.len());
-        config["architectures"] = json!([class]);
+        config["architectures"] = json!([class(self.source.family, &self.source.model_type)]);
         config["num_labels"] = json!(1);
         config["id2label"] = json!({"0": "LABEL_0"});
         config["label2id"] = json!({"LABEL_0": 0});
@@ -325,6 +321,16 @@ fn root(family: Family) -> &'static str {
         Family::Bert => "bert.",
         Family::Roberta => "roberta.",
         Family::DistilBert => "distilbert.",
+    }
+}
+
+/// What publishers call a classifier of a family. Two of them are one family here, and only `model_type` tells which.
+fn class(family: Family, model_type: &str) -> &'static str {
+    match family {
+        Family::Bert => "BertForSequenceClassification",
+        Family::Roberta if model_type == "roberta" => "RobertaForSequenceClassification",
+        Family::Roberta => "XLMRobertaForSequenceClassification",
+        Family::DistilBert => "DistilBertForSequenceClassification",
     }
 }
 
@@ -380,6 +386,12 @@ mod tests {
             let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(close(&a, &b, tolerance), "gradient of variable {i}: off by {worst}");
         }
+    }
+
+    #[test]
+    fn a_classifier_is_called_as_its_type_says() {
+        assert_eq!(class(Family::Roberta, "roberta"), "RobertaForSequenceClassification");
+        assert_eq!(class(Family::Roberta, "xlm-roberta"), "XLMRobertaForSequenceClassification");
     }
 
     #[test]

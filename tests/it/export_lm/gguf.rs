@@ -90,6 +90,7 @@ fn write(family: Family, format: GgmlDType, path: &Path) -> HashMap<String, Tens
     metadata.push((format!("{architecture}.attention.layer_norm_rms_epsilon"), Value::F32(epsilon)));
     let texts = |list: Vec<String>| Value::Array(list.into_iter().map(Value::String).collect());
     metadata.push(("tokenizer.ggml.model".into(), Value::String("gpt2".into())));
+    metadata.push(("tokenizer.ggml.pre".into(), Value::String("gpt-2".into())));
     let tokens = (0..VOCAB).map(|i| char::from_u32(0x21 + i as u32).unwrap().to_string());
     metadata.push(("tokenizer.ggml.tokens".into(), texts(tokens.collect())));
     metadata.push(("tokenizer.ggml.merges".into(), texts(vec![])));
