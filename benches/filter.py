@@ -4,27 +4,63 @@
 
 `wikim` is the index of a corpus whose n-th line got the fields n, hundredth, tenth and half (n modulo 100, 10 and 2).
 """
-import json, subprocess, sys, time, urllib.request
+import json, os, statistics, subprocess, sys, time, urllib.request
+
 index, binary, questions = sys.argv[1:4]
-qs=[json.loads(l)["question"] for l in open(questions)][:200]
-FILTERS={"1%":"hundredth=7","10%":"tenth=3","50%":"half=1","100%":None}
-def serve(port, *more):
-    p=subprocess.Popen([binary,"serve","-q","--index",index,"--listen",f"127.0.0.1:{port}","--mode","dense","--rerank","none",*more],stdout=subprocess.DEVNULL,stderr=subprocess.DEVNULL)
-    while True:
+qs = [json.loads(line)["question"] for line in open(questions)][:200]
+FILTERS = {"1%": "hundredth=7", "10%": "tenth=3", "50%": "half=1", "100%": None}
+WAIT = 600  # seconds for a server to be ready
+running = []
+
+
+def serve(*more):
+    """Start a server on a port of its own, which it names itself: no other server is taken for it."""
+    words = ["serve", "-q", "--json", "--index", index, "--listen", "127.0.0.1:0"]
+    words += ["--mode", "dense", "--rerank", "none", *more]
+    own = {name: value for name, value in os.environ.items() if name != "NUNATAK_API_KEY"}
+    p = subprocess.Popen([binary, *words], env=own, stdout=subprocess.PIPE, text=True)
+    running.append(p)
+    said = p.stdout.readline()
+    if not said:
+        sys.exit(f"the server ended with {p.wait()}")
+    url, end = "http://" + json.loads(said)["listening"], time.monotonic() + WAIT
+    while time.monotonic() < end:
+        if p.poll() is not None:
+            sys.exit(f"the server ended with {p.returncode}")
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/ready"); return p
-        except Exception: time.sleep(0.3)
-def ask(port,q,f):
-    body={"question":q,"k":10}
-    if f: body["filter"]=f
-    r=urllib.request.Request(f"http://127.0.0.1:{port}/v1/search",json.dumps(body).encode())
-    t=time.time(); h=json.load(urllib.request.urlopen(r))["hits"]; return [x["passage_id"] for x in h],1000*(time.time()-t)
-a=serve(7011); b=serve(7012,"--exact")
-for name,f in FILTERS.items():
-    found=total=0; ta=[];tb=[]
-    for q in qs:
-        x,t1=ask(7011,q,f); y,t2=ask(7012,q,f); ta.append(t1); tb.append(t2)
-        found+=len(set(x)&set(y)); total+=len(y)
-    ta.sort(); tb.sort()
-    print(f"{name:5} {f}: recall@10 {found/total:.4f}, p50 {ta[100]:.1f} ms, compared with all {tb[100]:.1f} ms, n {len(qs)}",flush=True)
-a.terminate(); b.terminate()
+            urllib.request.urlopen(url + "/ready", timeout=10)
+            return url
+        except OSError:
+            time.sleep(0.3)
+    sys.exit(f"the server was not ready in {WAIT} s")
+
+
+def ask(url, question, only):
+    body = {"question": question, "k": 10}
+    if only:
+        body["filter"] = only
+    request = urllib.request.Request(url + "/v1/search", json.dumps(body).encode())
+    began = time.perf_counter()
+    hits = json.load(urllib.request.urlopen(request))["hits"]
+    return {hit["passage_id"] for hit in hits}, 1000 * (time.perf_counter() - began)
+
+
+try:
+    graph, everything = serve(), serve("--exact")
+    for name, only in FILTERS.items():
+        found = total = 0
+        times, exact_times = [], []
+        for question in qs:
+            got, ms = ask(graph, question, only)
+            best, exact_ms = ask(everything, question, only)
+            times.append(ms)
+            exact_times.append(exact_ms)
+            found += len(got & best)
+            total += len(best)
+        p50, exact_p50 = statistics.median(times), statistics.median(exact_times)
+        said = f"recall@10 {found/total:.4f}, p50 {p50:.1f} ms, compared with all {exact_p50:.1f} ms, n {len(qs)}"
+        print(f"{name:5} {only}: {said}", flush=True)
+finally:
+    for p in running:
+        p.terminate()
+        p.wait()

@@ -9,16 +9,15 @@ use std::sync::OnceLock;
 use assert_cmd::Command;
 use serde_json::Value;
 
-/// The bundled corpus, indexed once for all tests of this module by the command a user would type.
+/// The bundled corpus, indexed once for all tests of this module by the command a user would type. In a folder of the
+/// tests' own: a temporary one that lives as long as the process would never be removed.
 fn index() -> &'static Path {
-    static INDEX: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = INDEX.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("index");
-        nunatak().args(["index", "build", "--corpus", DEMO, "--index"]).arg(&path).assert().success();
-        (folder, path)
-    });
-    path
+    static INDEX: OnceLock<PathBuf> = OnceLock::new();
+    INDEX.get_or_init(|| {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("answer-index");
+        nunatak().args(["index", "build", "--overwrite", "--corpus", DEMO, "--index"]).arg(&path).assert().success();
+        path
+    })
 }
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/demo/passages.jsonl");
@@ -159,6 +158,49 @@ fn an_answer_below_the_confidence_asked_for_is_withheld() {
     assert!(said(&["--explain"]).contains(&format!("best guess: {answer} ")));
     nunatak().args(["ask", QUESTION, "--min-confidence", "1.5", "--index"]).arg(index()).assert().code(1);
     nunatak().args(words).args(["--stream", "--index"]).arg(index()).assert().code(1);
+}
+
+#[test]
+fn an_answer_that_is_shown_as_it_is_written_ends_as_any_other() {
+    let said = |more: &[&str]| {
+        let output = nunatak()
+            .args(["ask", QUESTION])
+            .args(more)
+            .arg("--index")
+            .arg(index())
+            .assert()
+            .success()
+            .get_output()
+            .clone();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (whole, streamed) = (said(&[]), said(&["--stream"]));
+    let written = streamed.strip_suffix(whole.as_str()).unwrap_or_else(|| panic!("{streamed}"));
+    assert!(!written.trim().is_empty(), "{streamed}");
+    let answer = json_lines(&["ask", QUESTION]).remove(0);
+    assert!(whole.starts_with(answer["answer"].as_str().unwrap()), "{whole}");
+    let evidence = answer["evidence"].as_array().unwrap();
+    assert!(!evidence.is_empty());
+    for piece in evidence {
+        assert!(whole.contains(&stored_text(piece["passage_id"].as_str().unwrap())), "{whole}");
+    }
+}
+
+#[test]
+fn the_demo_answers_its_questions_and_says_how_well() {
+    let output = nunatak().args(["demo", "--json"]).assert().success().get_output().clone();
+    let lines: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (summary, answers) = lines.split_last().unwrap();
+    let questions: Vec<Value> = fs::read_to_string(DEMO_QUESTIONS)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["question"].clone())
+        .collect();
+    let answered: Vec<Value> = answers.iter().map(|answer| answer["question"].clone()).collect();
+    assert_eq!((answered.len(), &summary["questions"]), (109, &Value::from(109)));
+    assert_eq!(answered, questions);
+    assert!(summary["exact_match"].as_f64().unwrap() > 0.6, "{summary}");
 }
 
 #[test]

@@ -266,10 +266,7 @@ fn verify_names_the_damaged_file() {
 #[test]
 fn questions_are_plain_text() {
     let folder = small_index();
-    for question in ["title:fram AND (", "\"unclosed", "a:b^2 +c -d ~ * ? [x TO", "\\", "🧊 \u{0} ключ"] {
-        if question.contains('\0') {
-            continue; // a command line cannot carry it
-        }
+    for question in ["title:fram AND (", "\"unclosed", "a:b^2 +c -d ~ * ? [x TO", "\\", "🧊 ключ"] {
         nunatak(folder.path()).args(["search", question, "--index", "ix"]).assert().success();
     }
     let long = "ice ".repeat(25_000);

@@ -60,6 +60,7 @@ fn one_sentence(problem: &str) -> impl Predicate<str> {
 #[cfg(unix)]
 mod package_client {
     use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
     use std::process::Stdio;
 
     use super::*;
@@ -185,16 +186,19 @@ mod package_client {
     #[test]
     fn a_killed_set_up_is_forgotten() {
         let home = tempfile::tempdir().unwrap();
-        let slow = python("echo half > \"$dest/half.whl\"; exec /bin/sleep 5");
+        let slow = python("echo half > \"$dest/half.whl\"; exec /bin/sleep 300");
         let mut first = std::process::Command::new(assert_cmd::cargo::cargo_bin("nunatak"))
             .arg("setup")
             .envs([("NUNATAK_HOME", home.path()), ("PATH", slow.path())])
             .env_remove("ORT_DYLIB_PATH")
             .stderr(Stdio::null())
+            // So that what it started can be killed with it.
+            .process_group(0)
             .spawn()
             .unwrap();
         let begun = || walk(home.path()).iter().any(|f| f.ends_with("half.whl"));
         while !begun() {
+            assert!(first.try_wait().unwrap().is_none(), "it ended before anything was fetched");
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
         let failing = python("exit 1");
@@ -209,7 +213,8 @@ mod package_client {
         let mut line = String::new();
         std::io::BufRead::read_line(&mut said, &mut line).unwrap();
         assert_eq!(line, "waiting for another nunatak that is setting up\n");
-        first.kill().unwrap();
+        let kill = format!("kill -s KILL -- -{}", first.id());
+        assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         first.wait().unwrap();
         assert_eq!(second.wait().unwrap().code(), Some(1));
         assert_empty(home.path());

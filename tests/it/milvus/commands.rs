@@ -94,15 +94,8 @@ fn shards_are_filled_by_many_and_one_of_them_may_die() {
     let mut workers: Vec<Child> = (1..=3).map(shard).collect();
     // The second dies when it has written something, by the only witness there is: the collection grows.
     let address = lite.address("shards");
-    let began = Instant::now();
-    loop {
-        let found = nunatak_count(&address);
-        if found > 300 {
-            break;
-        }
-        assert!(began.elapsed() < Duration::from_secs(120), "nothing is written");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    wait_for_passages(&address, 300);
+    assert!(workers[1].try_wait().unwrap().is_none(), "it ended before it could be killed");
     workers[1].kill().unwrap();
     for (n, worker) in workers.into_iter().enumerate() {
         let output = worker.wait_with_output().unwrap();
@@ -123,15 +116,27 @@ fn shards_are_filled_by_many_and_one_of_them_may_die() {
     assert_eq!(hits.len(), 5);
 }
 
-/// Passages that are there, whoever has written them.
-fn nunatak_count(address: &Address) -> u64 {
+/// Wait until more passages are there, whoever has written them. One process asks again and again: to start Python for
+/// each look takes so long that a worker may be done by then.
+fn wait_for_passages(address: &Address, more_than: u64) {
     let script = format!(
-        "from pymilvus import MilvusClient\nc = MilvusClient('http://127.0.0.1:{}')\n\
-         print(c.query('{}', filter='', output_fields=['count(*)'])[0]['count(*)'] if c.has_collection('{}') else 0)",
-        address.port, address.collection, address.collection
+        "import time
+from pymilvus import MilvusClient
+client, name, problem = MilvusClient('http://127.0.0.1:{}'), '{}', ''
+end = time.monotonic() + 120
+while time.monotonic() < end:
+    try:
+        if client.has_collection(name):
+            row = client.query(name, filter='', output_fields=['count(*)'])[0]
+            if row['count(*)'] > {more_than}:
+                raise SystemExit
+    except Exception as error:  # it is being made
+        problem = error
+    time.sleep(0.02)
+raise SystemExit(f'nothing is written {{problem}}')",
+        address.port, address.collection
     );
-    let python = Command::new("python3").env("PYTHONPATH", packages()).args(["-c", &script]).output().unwrap();
-    String::from_utf8(python.stdout).unwrap().trim().parse().unwrap_or(0)
+    python(&script);
 }
 
 fn json_lines(words: &[&str]) -> Vec<Value> {

@@ -56,7 +56,7 @@ impl Lite {
         let data = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = Self::spawn(data.path(), port);
-        let lite = Self { child, port, data };
+        let mut lite = Self { child, port, data };
         lite.wait();
         lite
     }
@@ -72,9 +72,11 @@ impl Lite {
             .unwrap()
     }
 
-    fn wait(&self) {
+    fn wait(&mut self) {
         let began = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "Milvus Lite ended before it listened: {ended:?}");
             assert!(began.elapsed() < Duration::from_secs(60), "Milvus Lite does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
