@@ -124,7 +124,7 @@ pub struct ReadingArgs {
     /// Frozen language model: a name or folder
     #[arg(long, default_value = DEFAULT_LM, value_name = "MODEL")]
     pub lm: String,
-    /// Ask a language model behind an endpoint of OpenAI's form (vLLM, TGI, llama.cpp's server), which --lm names there:
+    /// Ask a language model behind an endpoint of OpenAI's form (vLLM, llama.cpp's server), which --lm names there:
     /// http://host:8000/v1. It takes prompts in words only
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -26,7 +26,7 @@ use crate::read::second_pass::Second;
 use crate::read::soft_prompt::SoftPrompt;
 use crate::read::spans::Span;
 use crate::read::state_folder::StateFolder;
-use crate::read::template::{Template, TemplateKind};
+use crate::read::template::{Template, TemplateKind, tokens_behind};
 use crate::runtime::device::Device;
 use crate::runtime::kv_states::States;
 use crate::runtime::model_dir::ModelDir;
@@ -143,7 +143,7 @@ impl Reader {
         settings.template = prompt.as_ref().map_or(settings.template, |p| p.description.template);
         let template = Template::new(settings.template, lm.shape(), lm.tokenizer(), lm.name())?;
         if prompt.as_ref().is_some_and(|p| p.description.abstains) {
-            settings.decoding.nothing = lm.tokenizer().encode("\n", false)?.first().copied();
+            settings.decoding.nothing = tokens_behind("\n", lm.tokenizer())?.first().copied();
         }
         let prefix = match prompt {
             Some(prompt) => Prefix::Learned(prompt),
@@ -197,7 +197,7 @@ impl Reader {
         let (lm, plain) = (&frozen.lm, TemplateKind::Plain);
         self.template = Template::new(plain, lm.shape(), lm.tokenizer(), lm.name())?;
         if description.abstains {
-            self.settings.decoding.nothing = lm.tokenizer().encode("\n", false)?.first().copied();
+            self.settings.decoding.nothing = tokens_behind("\n", lm.tokenizer())?.first().copied();
         }
         if behind.is_none() {
             frozen.prefix = Prefix::Words(Vec::new());
@@ -334,8 +334,8 @@ impl Reader {
                 let written = generator.as_ref().map_or(0, |g| g.description().shape.positions);
                 ((prefix.positions() + written).max(second.positions()), lm.window())
             }
-            // How much the model there takes is for its server to say.
-            Model::Remote(_) => (self.template.prefix().len(), usize::MAX),
+            // How much the model there takes is for its server to say. Before the prompt stands what opens a text.
+            Model::Remote(lm) => (self.template.prefix().len() + lm.tokenizer().special_count(false), usize::MAX),
         };
         let window = self.settings.window.min(most);
         let fixed = before + self.settings.decoding.max_new_tokens;
@@ -465,10 +465,12 @@ fn not_here() -> Error {
 
 /// What was said to a window, in short.
 pub(super) fn window_answer(answer: &Generation, window: &Window) -> WindowAnswer {
+    // An endpoint may not say how likely an empty answer is, which does not make it certain. JSON has no infinity.
+    let unknown = answer.logprobs.is_empty();
+    let log_likelihood = if unknown { f32::MIN } else { answer.logprobs.iter().sum::<f32>().max(f32::MIN) };
     WindowAnswer {
         answer: answer.text.trim().to_owned(),
-        // JSON has no infinity.
-        log_likelihood: answer.logprobs.iter().sum::<f32>().max(f32::MIN),
+        log_likelihood,
         rank_score: rank_score(window),
         p_abstain: answer.nothing.map(f32::exp),
     }
@@ -494,5 +496,25 @@ fn cite(window: &Window, span: Span) -> Evidence {
         end: span.end,
         text: passage.text.get(span.start..span.end).unwrap_or_default().to_owned(),
         page: passage.page,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::read::decode::Finish;
+
+    #[test]
+    fn an_answer_without_log_probabilities_is_the_least_likely() {
+        let mut answer = Generation {
+            text: String::new(),
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            nothing: None,
+            finish: Finish::Stop,
+        };
+        assert_eq!(window_answer(&answer, &Window::new()).log_likelihood, f32::MIN);
+        answer.logprobs = vec![-0.5, -0.25];
+        assert_eq!(window_answer(&answer, &Window::new()).log_likelihood, -0.75);
     }
 }

@@ -1,6 +1,6 @@
 //! A language model behind an HTTP endpoint: prompts in words in, generations with log-probabilities out.
 //!
-//! The endpoint is that of OpenAI's completions (`POST URL/completions`), as vLLM, TGI and the server of llama.cpp have it.
+//! The endpoint is that of OpenAI's completions (`POST URL/completions`), as vLLM and the server of llama.cpp have it.
 //! What is learned as embeddings or states (soft prompts, written prompts) cannot reach a model this way, nor can an answer
 //! be held to a passage token by token. With the model's own tokenizer at hand prompts are sent as token ids: what was packed is
 //! what is read, and a control token in a passage is no control token. Without it they are sent as text, windows are measured by
@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::read::decode::{Decoding, Finish, Generation};
+use crate::read::template::one_line;
 use crate::runtime::tokenizer::TextTokenizer;
 
 /// The environment variable that holds the key of an endpoint that wants one.
@@ -172,10 +173,12 @@ impl RemoteLm {
                 (None, Some(tokens)) => Some(tokens.into_iter().map(|token| token.logprob).collect()),
                 (None, None) => None,
             });
-        let Some(logprobs) = logprobs else {
+        // Where the stop text came first there is nothing to be likely.
+        let nothing = choice.text.is_empty().then(Vec::new);
+        let Some(logprobs) = logprobs.or(nothing) else {
             return Err(self.error(
                 "it gives no log-probabilities, by which answers are compared and judged",
-                "use a server that does: vLLM, TGI and llama.cpp's do",
+                "use a server that does: vLLM and llama.cpp's do",
             ));
         };
         let usage = reply.usage.as_ref();
@@ -193,12 +196,15 @@ impl RemoteLm {
             ("prompt", json!(prompt)),
             ("max_tokens", json!(decoding.max_new_tokens)),
             ("temperature", json!(decoding.temperature)),
-            ("top_p", json!(decoding.top_p)),
             ("seed", json!(decoding.seed)),
             ("stop", json!(decoding.stop)),
             ("logprobs", json!(1)),
         ];
         body.extend(fields.map(|(name, value)| (name.to_owned(), value)));
+        // 1 is what it is when it is not said, and some servers refuse to be told.
+        if decoding.top_p < 1.0 {
+            body.insert("top_p".to_owned(), json!(decoding.top_p));
+        }
         // Not of OpenAI's form: only said when asked for.
         if decoding.top_k > 0 {
             body.insert("top_k".to_owned(), json!(decoding.top_k));
@@ -231,8 +237,8 @@ impl RemoteLm {
                     return Err(self.error(format!("it lets nobody in like this ({})", begin(&text)), hint));
                 }
                 Ok((status, text)) => {
-                    let hint = "a prompt that is too long for it becomes shorter by --window or fewer --passages";
-                    return Err(self.error(format!("it refuses with status {status}: {}", begin(&text)), hint));
+                    let problem = format!("it refuses with status {status}: {}", begin(&text));
+                    return Err(self.error(problem, refused(status)));
                 }
                 Err(error) => {
                     return Err(self.error(format!("it does not answer: {error}"), "start it, or check --lm-url"));
@@ -246,8 +252,28 @@ impl RemoteLm {
     }
 }
 
+/// What to do about a refusal of this status.
+fn refused(status: u16) -> &'static str {
+    match status {
+        404 => "check --lm-url (it ends in /v1) and the name in --lm",
+        429 | 500..=599 => "the server is busy or in trouble: try again, and see its log",
+        _ => "a prompt that is too long for it becomes shorter by --window or fewer --passages",
+    }
+}
+
 /// The first words of what a server said, on one line.
 fn begin(text: &str) -> String {
-    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().take(200).collect()
+    one_line(text).chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_to_do_about_it() {
+        assert!(refused(404).contains("--lm-url"));
+        assert!(refused(429).contains("busy") && refused(500).contains("busy"));
+        assert!(refused(400).contains("--window"));
+    }
 }

@@ -116,7 +116,8 @@ impl<'a> Rows<'a> {
             }
             None => answer.text = text,
         }
-        on_text(row, &answer.text);
+        // A character of several tokens is shown when it is whole.
+        on_text(row, answer.text.trim_end_matches('\u{fffd}'));
         if answer.tokens.len() >= self.decoding.max_new_tokens {
             self.running[row] = false;
         }
@@ -134,4 +135,30 @@ impl<'a> Rows<'a> {
 fn stop_at(text: &str, stop: &str) -> Option<usize> {
     let lead = text.len() - text.trim_start().len();
     text[lead..].find(stop).map(|at| lead + at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::tokenizer::TOKENIZER;
+
+    #[test]
+    fn a_character_of_two_tokens_is_shown_when_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(TOKENIZER);
+        // The two bytes of `é`.
+        let file = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null,
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "vocab": {"\u00c3": 0, "\u00a9": 1}, "merges": []}}"#;
+        std::fs::write(&path, file).unwrap();
+        let tokenizer = TextTokenizer::from_file(&path, "it").unwrap();
+        let decoding = Decoding::default();
+        let (mut rows, mut heard) = (Rows::new(1, &decoding, None, Vec::new()), Vec::new());
+        for logits in [[1.0, 0.0], [0.0, 1.0]] {
+            rows.step(0, &logits, &tokenizer, &mut |_, text| heard.push(text.to_owned())).unwrap();
+        }
+        assert_eq!(heard, ["", "é"]);
+        assert_eq!(rows.finish().0[0].text, "é");
+    }
 }

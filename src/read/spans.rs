@@ -13,7 +13,8 @@ const LEAD: u8 = b' ';
 /// The bytes that each token stands for.
 #[derive(Debug)]
 pub struct Vocabulary {
-    by_bytes: HashMap<Box<[u8]>, u32>,
+    /// Several tokens may stand for the same bytes: SentencePiece has `A` and `<0x41>`, and a model writes the former.
+    by_bytes: HashMap<Box<[u8]>, Vec<u32>>,
     by_id: Vec<Box<[u8]>>,
     longest: usize,
 }
@@ -21,13 +22,13 @@ pub struct Vocabulary {
 impl Vocabulary {
     /// From the bytes of each token in id order; tokens without bytes (special ones) are empty.
     pub fn new(tokens: Vec<Vec<u8>>) -> Self {
-        let mut by_bytes = HashMap::with_capacity(tokens.len());
+        let mut by_bytes = HashMap::<Box<[u8]>, Vec<u32>>::with_capacity(tokens.len());
         let mut longest = 0;
         let by_id: Vec<Box<[u8]>> = tokens.into_iter().map(Vec::into_boxed_slice).collect();
         for (id, bytes) in by_id.iter().enumerate() {
             if !bytes.is_empty() {
                 longest = longest.max(bytes.len());
-                by_bytes.entry(bytes.clone()).or_insert(id as u32);
+                by_bytes.entry(bytes.clone()).or_default().push(id as u32);
             }
         }
         Self { by_bytes, by_id, longest }
@@ -45,7 +46,7 @@ impl Vocabulary {
 
     /// Tokens whose bytes are a prefix of `text`.
     fn prefixes_of<'a>(&'a self, text: &'a [u8]) -> impl Iterator<Item = u32> + 'a {
-        (1..=self.longest.min(text.len())).filter_map(|n| self.by_bytes.get(&text[..n]).copied())
+        (1..=self.longest.min(text.len())).filter_map(|n| self.by_bytes.get(&text[..n])).flatten().copied()
     }
 }
 
@@ -193,7 +194,7 @@ mod tests {
     }
 
     fn id(vocabulary: &Vocabulary, text: &str) -> u32 {
-        vocabulary.by_bytes[text.as_bytes()]
+        vocabulary.by_bytes[text.as_bytes()][0]
     }
 
     #[test]
@@ -210,6 +211,15 @@ mod tests {
         assert!(c.may_end());
         let span = c.span().unwrap();
         assert_eq!(&passages[span.passage][span.start..span.end], "1912");
+    }
+
+    #[test]
+    fn every_token_of_the_same_bytes_is_allowed() {
+        let vocabulary = Vocabulary::new(["7", " ", "x", "7"].map(|text| text.as_bytes().to_vec()).to_vec());
+        let mut c = SpanConstraint::new(&vocabulary, vec!["7"], false);
+        assert_eq!(c.allowed(), [0, 3]);
+        c.advance(3);
+        assert_eq!(c.span(), Some(Span { passage: 0, start: 0, end: 1 }));
     }
 
     #[test]

@@ -179,7 +179,7 @@ impl Template {
     pub fn answer(&self, answer: &str, end: Option<u32>, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
         match end.filter(|_| self.kind == TemplateKind::Chat) {
             Some(end) => {
-                let mut ids = tokenizer.encode(&one_line(answer), false)?;
+                let mut ids = tokenizer.encode(&without_line_ends(answer), false)?;
                 ids.push(end);
                 Ok(ids)
             }
@@ -190,14 +190,33 @@ impl Template {
 
 /// Tokens of an answer behind `Answer:` and of the line end that ends it.
 pub fn answer_line(answer: &str, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode(&format!(" {}", one_line(answer)), false)?;
-    ids.extend(tokenizer.encode("\n", false)?);
+    let mut ids = tokens_behind(&format!(" {}", without_line_ends(answer)), tokenizer)?;
+    ids.extend(tokens_behind("\n", tokenizer)?);
     Ok(ids)
 }
 
-/// Within an answer a line end would be the end of it.
-fn one_line(answer: &str) -> String {
-    answer.replace(['\n', '\r'], " ")
+/// Tokens of a text that stands behind another, without the space that some tokenizers (SentencePiece with `Prepend`)
+/// put before every text: a model that writes on never writes that space.
+pub fn tokens_behind(text: &str, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
+    const BEFORE: &str = "a";
+    let before = tokenizer.encode(BEFORE, false)?;
+    let both = tokenizer.encode(&format!("{BEFORE}{text}"), false)?;
+    match both.strip_prefix(before.as_slice()) {
+        Some(behind) if !behind.is_empty() => Ok(behind.to_vec()),
+        // The two grew together.
+        _ => tokenizer.encode(text, false),
+    }
+}
+
+/// Within an answer a line end would be the end of it, and within a passage the end of its block. Bytes stay where they
+/// are.
+pub(crate) fn without_line_ends(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
+}
+
+/// Text on one line, with one space between words.
+pub(super) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// What asks for the answer.
@@ -219,12 +238,12 @@ pub(crate) fn few_shot(shots: usize) -> String {
 
 /// One passage of a prompt. Line ends inside are spaces: a line end would close the block.
 fn block(title: &str, text: &str) -> String {
-    let text = text.replace(['\n', '\r'], " ");
+    let (title, text) = (one_line(title), without_line_ends(text));
     if title.is_empty() { format!("Passage: {text}\n") } else { format!("Passage: {title}. {text}\n") }
 }
 
 fn question_line(question: &str) -> String {
-    format!("Question: {}\n", question.split_whitespace().collect::<Vec<_>>().join(" "))
+    format!("Question: {}\n", one_line(question))
 }
 
 /// What the model's chat template puts before and after a user's message.
@@ -247,5 +266,58 @@ fn chat_frame(shape: &LmShape, tokenizer: &TextTokenizer, model: &str) -> Result
     match text.split_once(MESSAGE) {
         Some((before, after)) => Ok((before.to_owned(), after.to_owned())),
         None => Err(Error::model(model, "its chat template leaves the user's message out", hint)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::tokenizer::TOKENIZER;
+
+    fn tokenizer(parts: &str) -> TextTokenizer {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(TOKENIZER);
+        let rest =
+            r#""truncation": null, "padding": null, "added_tokens": [], "post_processor": null, "decoder": null"#;
+        std::fs::write(&path, format!(r#"{{"version": "1.0", {rest}, {parts}}}"#)).unwrap();
+        TextTokenizer::from_file(&path, "it").unwrap()
+    }
+
+    #[test]
+    fn a_line_end_closes_no_block() {
+        assert_eq!(block("A\ntitle", "its\r\ntext"), "Passage: A title. its  text\n");
+        assert_eq!(block("\n", "text"), "Passage: text\n");
+    }
+
+    #[test]
+    fn behind_another_text_there_is_no_space_that_the_tokenizer_puts_there() {
+        let sentence_piece = tokenizer(
+            r#""normalizer": {"type": "Sequence", "normalizers": [
+                {"type": "Prepend", "prepend": "\u2581"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+            "pre_tokenizer": null,
+            "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": true,
+                "vocab": {"<unk>": 0, "<0x0A>": 1, "\u2581": 2, "a": 3, "x": 4, "\u2581a": 5, "\u2581x": 6},
+                "merges": ["\u2581 a", "\u2581 x"]}"#,
+        );
+        assert_eq!(sentence_piece.encode(" x\n", false).unwrap(), [2, 6, 1]);
+        assert_eq!(tokens_behind("\n", &sentence_piece).unwrap(), [1]);
+        assert_eq!(answer_line("x", &sentence_piece).unwrap(), [6, 1]);
+    }
+
+    #[test]
+    fn a_byte_level_tokenizer_gives_what_it_gives_alone() {
+        let byte_level = tokenizer(
+            r#""normalizer": null,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "vocab": {"\u010a": 0, "\u0120": 1, "a": 2, "x": 3, "\u0120x": 4, "ax": 5},
+                "merges": ["\u0120 x", "a x"]}"#,
+        );
+        // Behind `a` the last would be another token.
+        for (text, ids) in [("\n", vec![0u32]), (" x", vec![4]), ("  x", vec![1, 4]), ("x", vec![3])] {
+            assert_eq!(byte_level.encode(text, false).unwrap(), ids);
+            assert_eq!(tokens_behind(text, &byte_level).unwrap(), ids);
+        }
+        assert_eq!(answer_line("x", &byte_level).unwrap(), [4, 0]);
     }
 }

@@ -19,7 +19,7 @@ use crate::eval::dataset::{Dataset, Question};
 use crate::eval::has_answer::AnswerMatcher;
 use crate::index::Index;
 use crate::read::ground;
-use crate::read::template::Template;
+use crate::read::template::{Template, tokens_behind, without_line_ends};
 use crate::runtime::tokenizer::TextTokenizer;
 use crate::types::{Passage, PassageId};
 
@@ -264,11 +264,9 @@ impl Windows {
         let mut target = if answer.is_empty() {
             Vec::new()
         } else {
-            // Within an answer a line end would be the end of it.
-            let answer = answer.replace(['\n', '\r'], " ");
-            self.tokenizer.encode(&format!("{lead}{answer}"), false)?
+            tokens_behind(&format!("{lead}{}", without_line_ends(answer)), &self.tokenizer)?
         };
-        target.extend(self.tokenizer.encode("\n", false)?);
+        target.extend(tokens_behind("\n", &self.tokenizer)?);
         Ok(Asked { tail, target })
     }
 

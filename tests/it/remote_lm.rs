@@ -170,9 +170,30 @@ fn what_an_endpoint_cannot_is_refused_with_the_reason() {
         &["--lm-url", &replies(400, "{\"error\": \"too long\"}")],
         "it refuses with status 400: {\"error\": \"too long\"}",
     );
+    says(&["--lm-url", &replies(404, "no such model")], "check --lm-url (it ends in /v1)");
+    says(&["--lm-url", &replies(500, "out of memory")], "the server is busy or in trouble");
     says(&["--lm-url", &replies(200, "<html>")], "its reply is no completion");
     says(&["--lm-url", &replies(200, "{\"choices\": []}")], "it gave no completion");
     says(&["--lm-url", &replies(200, "{\"choices\": [{\"text\": \"x\"}]}")], "it gives no log-probabilities");
+}
+
+/// As the server of llama.cpp replies when the stop text comes first.
+#[test]
+fn an_empty_completion_gives_way_to_an_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path());
+    let asked = Mutex::new(0);
+    let url = endpoint(Arc::new(move |_: &str, _: Value| {
+        let mut asked = asked.lock().unwrap();
+        *asked += 1;
+        let choice = match *asked {
+            1 => json!({"text": "", "finish_reason": "stop", "logprobs": null}),
+            _ => json!({"text": " ice", "logprobs": {"token_logprobs": [-0.5]}}),
+        };
+        (200, json!({"choices": [choice]}).to_string())
+    }));
+    let answer = answer(&index, "What is the sea covered with?", &["--lm-url", &url]);
+    assert_eq!((answer["answer"].as_str(), answer["score"].as_f64()), (Some("ice"), Some(-0.5)));
 }
 
 #[test]
@@ -206,6 +227,7 @@ fn a_busy_endpoint_is_asked_again_and_the_key_goes_along() {
     let (with_key, body) = &asked[1];
     assert!(*with_key);
     assert_eq!((&body["model"], &body["top_k"], &body["stop"]), (&json!("big"), &json!(3), &json!(["\n"])));
+    assert_eq!(body["top_p"], Value::Null, "1 is not said");
     let prompt = body["prompt"].as_str().unwrap();
     assert!(prompt.ends_with("Question: What is the sea covered with?\nAnswer:"), "{prompt}");
 }

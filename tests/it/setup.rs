@@ -381,6 +381,24 @@ fn a_model_comes_in_is_listed_and_goes_out() {
     };
     assert_eq!(fingerprint("mine"), fingerprint(out.to_str().unwrap()));
 
+    // What comes in is what its description says.
+    let out = out.to_str().unwrap();
+    run(&["models", "import", out, "--name", "again"]).success();
+    let change = |file: &str, from: &str, to: &str| {
+        let path = dir.path().join("out").join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(&path, text.replace(from, to)).unwrap();
+    };
+    change("tokenizer.json", "ice", "fog");
+    run(&["models", "import", out, "--name", "other"])
+        .code(1)
+        .stderr(one_sentence("model out: its file tokenizer.json is not what was written"));
+    change("nunatak.json", r#""precision": "onnx""#, r#""precision": "../x""#);
+    run(&["models", "import", out, "--name", "other"])
+        .code(1)
+        .stderr(one_sentence("model out: its nunatak.json names the unknown precision `../x`"));
+
     // The re-ranker that comes with the program does not take the place of a user's model of that name.
     let models = home.path().join("models");
     fs::rename(models.join("mine.onnx"), models.join("reranker.int8")).unwrap();

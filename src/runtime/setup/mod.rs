@@ -65,7 +65,9 @@ pub fn fetch_runtime(options: &RuntimeOptions, progress: &dyn Progress) -> Resul
     }
     let runtime = manifest.runtime(device)?;
     let dir = dir_of(runtime);
-    fetch(&runtime.wheel, "ONNX Runtime", &home, &dir, options, progress)?;
+    // What to run to get it names the device whose library it is.
+    let options = RuntimeOptions { device, ..options.clone() };
+    fetch(&runtime.wheel, "ONNX Runtime", &home, &dir, &options, progress)?;
     Ok(dir.join(&runtime.library))
 }
 

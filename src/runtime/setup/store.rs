@@ -168,9 +168,13 @@ pub fn import(source: &Path, options: &ImportOptions, progress: &dyn Progress) -
             ));
         }
         let model = ModelDir::open(source)?;
+        check_precision(&model)?;
         let dir = place(&home, &name, &model.description.precision);
-        refuse_taken(&dir, &name)?;
-        cache::install(&home, &dir, IMPORTED, progress, |out, _| {
+        take_in(&home, &dir, &name, progress, |out| {
+            // Without a description the hashes are those of a moment ago.
+            if holds(DESCRIPTION) {
+                model.verify()?;
+            }
             TextTokenizer::open(&model)?; // what cannot be read would be found out only by who uses it
             copy(&model, out)?;
             relabel(&model, out, options.source.as_deref())
@@ -183,8 +187,7 @@ pub fn import(source: &Path, options: &ImportOptions, progress: &dyn Progress) -
     };
     let precision = options.precision.unwrap_or_default();
     let dir = place(&home, &name, precision.name());
-    refuse_taken(&dir, &name)?;
-    cache::install(&home, &dir, IMPORTED, progress, |out, _| {
+    take_in(&home, &dir, &name, progress, |out| {
         progress.start(&format!("exporting {name} to {precision}"), None, "");
         let exported = match kind {
             ImportKind::Encoder => encoder::export_encoder(source, out, precision),
@@ -198,6 +201,24 @@ pub fn import(source: &Path, options: &ImportOptions, progress: &dyn Progress) -
         relabel(&model, out, options.source.as_deref())
     })?;
     installed(&dir, &name, precision.name())
+}
+
+/// Let `fill` make the folder of a model whose name is not taken, nor will be by the time that the cache is free: of two
+/// imports under one name at a time the second would otherwise have the first one's model for its own.
+fn take_in(
+    home: &Path,
+    dir: &Path,
+    name: &str,
+    progress: &dyn Progress,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    refuse_taken(dir, name)?;
+    let mut filled = false;
+    cache::install(home, dir, IMPORTED, progress, |out, _| {
+        filled = true;
+        fill(out)
+    })?;
+    if filled { Ok(()) } else { refuse_taken(dir, name) }
 }
 
 fn installed(dir: &Path, name: &str, precision: &str) -> Result<ModelDir> {
@@ -257,6 +278,19 @@ fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// The precision that a folder says it has becomes part of a path, and of a name.
+fn check_precision(model: &ModelDir) -> Result<()> {
+    let precision = model.description.precision.as_str();
+    if PREFERENCE.contains(&precision) {
+        return Ok(());
+    }
+    Err(Error::model(
+        model.name(),
+        format!("its {DESCRIPTION} names the unknown precision `{precision}`"),
+        format!("precisions are: {}", PREFERENCE.join(", ")),
+    ))
+}
+
 fn refuse_taken(dir: &Path, name: &str) -> Result<()> {
     if !dir.exists() {
         return Ok(());
@@ -300,7 +334,42 @@ fn guess_kind(source: &Path, name: &str) -> Result<ImportKind> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
+    use crate::progress::Quiet;
+
+    /// Tells when it waits for another import.
+    struct Waiting(mpsc::Sender<()>);
+
+    impl Progress for Waiting {
+        fn start(&self, _: &str, _: Option<u64>, _: &'static str) {}
+        fn advance(&self, _: u64) {}
+        fn finish(&self) {}
+        fn note(&self, _: &str) {
+            self.0.send(()).unwrap();
+        }
+    }
+
+    fn one_file(out: &Path) -> Result<()> {
+        fs::write(out.join("a"), "one").map_err(Error::file("write", out))
+    }
+
+    #[test]
+    fn of_two_imports_under_one_name_the_second_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (home, dir) = (folder.path(), &place(folder.path(), "m", "onnx"));
+        let (waits, waited) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let first = take_in(home, dir, "m", &Quiet, |out| {
+                scope.spawn(move || assert!(take_in(home, dir, "m", &Waiting(waits), one_file).is_err()));
+                waited.recv().unwrap();
+                one_file(out)
+            });
+            first.unwrap();
+        });
+        assert!(take_in(home, dir, "m", &Quiet, one_file).is_err());
+    }
 
     #[test]
     fn a_name_may_carry_a_precision() {
