@@ -4,7 +4,7 @@ without a passage there, so that "the corpus does not hold it" is among what is 
     zstd -d train/nq.jsonl.zst train/squad.jsonl.zst train/nq-questions.jsonl.zst
     python3 benches/calibration_set.py train/nq.jsonl 200 train/squad.jsonl 200 train/nq-questions.jsonl 100 > calibration.jsonl
     nunatak eval --index wiki --questions calibration.jsonl --out runs/calibration
-    nunatak eval calibrate --run runs/calibration --out models/calibration.json
+    nunatak eval calibrate --run runs/calibration --out models/calibration.json --overwrite
 
 The re-ranker that comes with nunatak has seen NQ's questions with a passage, and every tenth line of SQuAD's (`NR % 10 == 0`).
 """

@@ -187,8 +187,8 @@ const STYLE: &str = "<style>.plot{--g:var(--plot-ground,#fff);--t:#1f2933;--m:#5
 font:12px system-ui,sans-serif}@media(prefers-color-scheme:dark){.plot{--g:var(--plot-ground,#14181d);--t:#e6eaee;\
 --m:#9aa5b1;--a:#333c46;--c0:#56b4e9;--c1:#f58a4b;--c2:#35c79c;--c3:#e59cc5;--c4:#f0c04a;--c5:#a8d5f2}}\
 .plot .g{fill:var(--g)}.plot text{fill:var(--m)}.plot .h{fill:var(--t);font-size:14px;font-weight:600}\
-.plot .l{fill:var(--t)}.plot .a{stroke:var(--a);fill:none}.plot path{fill:none;stroke-width:2;stroke-linejoin:round}\
-.plot .r{stroke:var(--m);stroke-dasharray:5 4;stroke-width:1.5}.plot .e{text-anchor:end}.plot .n{text-anchor:middle}\
+.plot .l{fill:var(--t)}.plot .a{stroke:var(--a);fill:none}.plot path{fill:none;stroke-width:2;stroke-linejoin:round;\
+stroke-linecap:round}.plot .r{stroke:var(--m);stroke-dasharray:5 4;stroke-width:1.5;stroke-linecap:butt}.plot .e{text-anchor:end}.plot .n{text-anchor:middle}\
 .plot .s0{stroke:var(--c0)}.plot .s1{stroke:var(--c1)}.plot .s2{stroke:var(--c2)}.plot .s3{stroke:var(--c3)}\
 .plot .s4{stroke:var(--c4)}.plot .s5{stroke:var(--c5)}.plot .f0{fill:var(--c0)}.plot .f1{fill:var(--c1)}\
 .plot .f2{fill:var(--c2)}.plot .f3{fill:var(--c3)}.plot .f4{fill:var(--c4)}.plot .f5{fill:var(--c5)}</style>";
@@ -318,13 +318,13 @@ pub fn lines(chart: &Chart) -> String {
 
 impl Svg {
     fn path(&mut self, points: &[Option<(f64, f64)>], class: &str) {
-        let mut pen_down = false;
         let mut d = String::new();
-        for point in points {
-            if let Some((x, y)) = point {
-                let _ = write!(d, "{}{x:.1} {y:.1}", if pen_down { "L" } else { "M" });
+        for stroke in points.split(Option::is_none) {
+            // A point that stands alone is a line to itself, which its round ends show.
+            let alone: &[Option<(f64, f64)>] = if stroke.len() == 1 { stroke } else { &[] };
+            for (i, (x, y)) in stroke.iter().chain(alone).flatten().enumerate() {
+                let _ = write!(d, "{}{x:.1} {y:.1}", if i == 0 { "M" } else { "L" });
             }
-            pen_down = point.is_some();
         }
         if !d.is_empty() {
             let _ = write!(self.0, "<path d=\"{d}\" class=\"{class}\"/>");
@@ -466,7 +466,14 @@ mod tests {
         let svg = lines(&chart(vec![(0.0, 0.0), (1.0, f64::NAN), (2.0, 1.0), (3.0, 1.0)]));
         assert_eq!(svg.matches("M").count(), 2 + 1, "two strokes and the swatch");
         let svg = lines(&Chart { y_range: Some((0.0, 1.0)), ..chart(vec![(0.0, 0.5), (1.0, 9.0), (2.0, 1.0)]) });
-        assert_eq!(paths(&svg, "s0")[0].len(), 2);
+        assert_eq!(paths(&svg, "s0")[0].len(), 2 * 2, "two points, each a line to itself");
+    }
+
+    #[test]
+    fn a_point_that_stands_alone_is_seen() {
+        let svg = lines(&chart(vec![(1.0, 1.0)]));
+        let path = &paths(&svg, "s0")[0];
+        assert_eq!((path.len(), path[0]), (2, path[1]));
     }
 
     #[test]

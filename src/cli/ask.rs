@@ -7,6 +7,7 @@ use clap::Args;
 use crate::answer::{Answer, Trace};
 use crate::cli::Globals;
 use crate::cli::engine::{self, Engine};
+use crate::cli::eval::at_least_one;
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
 use crate::cli::pipeline_args::{ReadingArgs, RetrievalArgs};
 use crate::confidence::FEATURES;
@@ -28,7 +29,7 @@ pub struct AskArgs {
     #[command(flatten)]
     reading: ReadingArgs,
     /// Candidates that the first stage finds
-    #[arg(long, default_value_t = 100, value_name = "N")]
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = at_least_one)]
     depth: usize,
     /// Seed of sampling
     #[arg(long, default_value_t = 0)]
@@ -48,6 +49,12 @@ pub fn run(args: &AskArgs, globals: &Globals) -> Result<()> {
         return Err(Error::request(
             "--stream shows an answer before it is known how sure it is",
             "leave --stream or --min-confidence out",
+        ));
+    }
+    if args.stream && globals.json {
+        return Err(Error::request(
+            "--stream shows an answer as it is written, and --json prints it whole",
+            "leave one of them out",
         ));
     }
     let mut engine =
@@ -75,17 +82,16 @@ fn ask(question: &str, engine: &mut Engine, args: &AskArgs, globals: &Globals) -
             "ask a shorter question",
         ));
     }
-    let streaming = args.stream && !globals.json;
     let mut shown = 0;
     let mut answer = engine.pipeline.answer(question, &mut |row, text| {
         // Only text that grows by more is shown; a token can also complete a character behind it.
-        if let (true, 0, Some(new)) = (streaming, row, text.get(shown..)) {
+        if let (true, 0, Some(new)) = (args.stream, row, text.get(shown..)) {
             shown = text.len();
             // A closed pipe ends the process inside `piece`; another write error will come up again below.
             let _ = output::piece(new);
         }
     })?;
-    if streaming {
+    if args.stream {
         output::line("")?;
     }
     if let Some(words) = answer.usage.rerank_cuts.and_then(|cuts| cuts.words()) {

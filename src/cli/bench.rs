@@ -7,9 +7,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use crate::cli::Globals;
+use crate::cli::eval::read_questions;
 use crate::cli::output::{self, BOLD, DIM};
 use crate::error::{Error, Result};
-use crate::eval::dataset;
 use crate::eval::load::{self, LoadReport, Shape, Target};
 use crate::plot::{Chart, Series, Stroke, lines};
 
@@ -44,6 +44,9 @@ struct BenchServeArgs {
     /// Questions to ask, in turn
     #[arg(long, required = true, value_name = "FILE")]
     questions: PathBuf,
+    /// Leave out up to N bad lines of the questions
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    skip_bad: usize,
     /// What to ask for
     #[arg(long, value_enum, default_value = "answer")]
     route: Route,
@@ -65,7 +68,13 @@ struct BenchServeArgs {
     /// Picture of the waits to write
     #[arg(long, value_name = "FILE.svg")]
     out: Option<PathBuf>,
+    /// Replace a picture that is there
+    #[arg(long)]
+    overwrite: bool,
 }
+
+/// Most of what is said in seconds, or a second: decades, and far below what a clock cannot count.
+const MOST: f64 = 1e9;
 
 /// Run `nunatak bench`.
 pub fn run(args: &BenchArgs, globals: &Globals) -> Result<()> {
@@ -75,11 +84,16 @@ pub fn run(args: &BenchArgs, globals: &Globals) -> Result<()> {
 }
 
 fn serve(args: &BenchServeArgs, globals: &Globals) -> Result<()> {
-    let positive = |x: f64| x > 0.0 && x.is_finite();
-    if args.connections.contains(&0) || !args.rate.iter().chain([&args.seconds, &args.patience]).all(|&x| positive(x)) {
-        return Err(Error::request("--connections, --rate, --seconds and --patience are above 0", "leave them out"));
+    args.out.iter().try_for_each(|path| output::check_new(path, args.overwrite))?;
+    let fits = |x: f64| x > 0.0 && x <= MOST;
+    if args.connections.contains(&0) || !args.rate.iter().chain([&args.seconds, &args.patience]).all(|&x| fits(x)) {
+        return Err(Error::request(
+            "--connections, --rate, --seconds and --patience are above 0, and the last three at most 1e9",
+            "leave them out",
+        ));
     }
-    let questions = dataset::read(&args.questions, 0)?.questions;
+    let progress = globals.progress();
+    let questions = read_questions(&args.questions, args.skip_bad, progress.as_ref())?.questions;
     let (path, more) = match args.route {
         Route::Search => ("search", json!({"k": 10})),
         Route::Answer => ("answer", json!({})),
@@ -99,7 +113,6 @@ fn serve(args: &BenchServeArgs, globals: &Globals) -> Result<()> {
         true => args.connections.iter().map(|&n| Shape::Clients(n)).collect(),
         false => args.rate.iter().map(|&rate| Shape::Rate(rate)).collect(),
     };
-    let progress = globals.progress();
     let mut reports = Vec::new();
     progress.start("asking", Some(shapes.len() as u64), "loads");
     for shape in shapes {

@@ -1,8 +1,9 @@
-//! `nunatak config`: the options of `serve` as a file, and reading them from one.
+//! `nunatak config`: the options of `serve` as a file, the global ones included, and reading them from one.
 //!
 //! A key of the file is an option's name without its dashes. What is typed counts before what the file says, and that before the
 //! defaults, because a file becomes words of the command line that stand for what was not typed.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::path::Path;
@@ -17,6 +18,8 @@ use crate::error::{Error, Result};
 const SERVE: &str = "serve";
 /// The option that names it.
 const CONFIG: &str = "config";
+/// Options that cannot stand beside each other: one that is typed takes the other's place.
+const EITHER: [&str; 2] = ["per-window", "together"];
 
 /// Options of `nunatak config`.
 #[derive(Debug, Args)]
@@ -67,10 +70,11 @@ fn literal(text: &str) -> String {
     if plain { text.to_owned() } else { Value::String(text.to_owned()).to_string() }
 }
 
-/// The options of `serve` that a file may hold, by name.
+/// The options that a file may hold, by name: those of `serve`, and the global ones.
 fn options(cli: &Command) -> impl Iterator<Item = (&str, &Arg)> {
     let serve = cli.find_subcommand(SERVE).into_iter().flat_map(Command::get_arguments);
     serve
+        .chain(cli.get_arguments().filter(|option| option.is_global_set()))
         .filter_map(|option| option.get_long().map(|name| (name, option)))
         .filter(|(name, _)| ![CONFIG, "help"].contains(name))
 }
@@ -81,32 +85,40 @@ fn options(cli: &Command) -> impl Iterator<Item = (&str, &Arg)> {
 /// [`Error::File`] and [`Error::BadFile`] naming the file, and the key that is unknown or of another type.
 pub fn expand(words: Vec<OsString>, cli: &Command) -> Result<Vec<OsString>> {
     let Some(at) = words.iter().position(|word| word == SERVE) else { return Ok(words) };
-    let typed: Vec<&str> = words[at..].iter().filter_map(|word| word.to_str()).collect();
-    let file = typed.iter().enumerate().find_map(|(at, word)| match word.strip_prefix("--config")? {
-        "" => typed.get(at + 1).copied(),
-        value => value.strip_prefix('='),
+    let file = words.iter().enumerate().skip(at).find_map(|(at, word)| {
+        let word = word.to_string_lossy();
+        match word.strip_prefix("--config")? {
+            "" => words.get(at + 1).cloned(),
+            value => value.strip_prefix('=').map(OsString::from),
+        }
     });
     let Some(file) = file else { return Ok(words) };
-    let more = words_of(Path::new(file), cli, |name| {
-        typed
-            .iter()
-            .any(|word| word.strip_prefix("--").is_some_and(|w| w == name || w.starts_with(&format!("{name}="))))
-    })?;
+    // Global options may stand before `serve`, too.
+    let typed: Vec<Cow<str>> = words.iter().map(|word| word.to_string_lossy()).collect();
+    let more = words_of(Path::new(&file), cli, |option| typed.iter().any(|word| is_option(word, option)))?;
     let (before, behind) = words.split_at(at + 1);
     Ok(before.iter().cloned().chain(more.into_iter().map(OsString::from)).chain(behind.iter().cloned()).collect())
 }
 
+/// Whether a word names this option.
+fn is_option(word: &str, option: &Arg) -> bool {
+    let short = option.get_short().is_some_and(|short| word == format!("-{short}"));
+    let long = word.strip_prefix("--").map(|word| word.split_once('=').map_or(word, |(name, _)| name));
+    short || (long.is_some() && long == option.get_long())
+}
+
 /// What the file says, as words, but for the options that were typed.
-fn words_of(path: &Path, cli: &Command, is_typed: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+fn words_of(path: &Path, cli: &Command, is_typed: impl Fn(&Arg) -> bool) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
     let bad = |problem: String| Error::bad_file(path, problem, "`nunatak config` prints all keys and what they take");
-    let table: Table = text.parse().map_err(|e: toml::de::Error| bad(format!("it is no TOML: {}", e.message())))?;
+    let table: Table = text.parse().map_err(|e: toml::de::Error| bad(no_toml(&text, &e)))?;
+    let either_is_typed = options(cli).any(|(name, option)| EITHER.contains(&name) && is_typed(option));
     let mut words = Vec::new();
     for (key, value) in &table {
         let Some((_, option)) = options(cli).find(|(name, _)| name == key) else {
             return Err(bad(format!("there is no key {key:?}")));
         };
-        if is_typed(key) {
+        if is_typed(option) || (either_is_typed && EITHER.contains(&key.as_str())) {
             continue;
         }
         let scalar = |value: &Value| match value {
@@ -131,6 +143,13 @@ fn words_of(path: &Path, cli: &Command, is_typed: impl Fn(&str) -> bool) -> Resu
         }
     }
     Ok(words)
+}
+
+/// Why a text is no TOML, and on which line.
+fn no_toml(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map(|before| format!("line {}: ", before.matches('\n').count() + 1)).unwrap_or_default();
+    format!("it is no TOML: {line}{}", error.message())
 }
 
 #[cfg(test)]
@@ -171,12 +190,44 @@ mod tests {
     }
 
     #[test]
+    fn a_file_holds_global_options_and_gives_way_to_them_wherever_they_stand() {
+        let file = "device = \"cuda\"\nquiet = true\nthreads = 2\nper-window = 2\n";
+        let words = expanded(file, &["-q", "--together", "--index", "x"]).unwrap();
+        assert_eq!(words[2..4], ["--device=cuda", "--threads=2"]);
+        assert_eq!(words[4], "--config", "what was typed takes the place of the rest");
+        let cli = Cli::try_parse_from(words).unwrap();
+        assert_eq!((cli.globals.threads, cli.globals.quiet), (2, true));
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nunatak.toml");
+        std::fs::write(&path, "threads = 2\n").unwrap();
+        let path = path.to_str().unwrap();
+        let words = ["nunatak", "--threads", "3", "serve", "--index", "x", "--config", path].map(OsString::from);
+        assert_eq!(expand(words.to_vec(), &Cli::command()).unwrap(), words);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn words_that_are_no_utf8_keep_their_places() {
+        use std::os::unix::ffi::OsStringExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nunatak.toml");
+        std::fs::write(&path, "queue = 9\n").unwrap();
+        let typed = ["nunatak", "serve", "?", "--config"].map(OsString::from).to_vec();
+        let mut typed = [typed, vec![path.into_os_string()]].concat();
+        typed[2] = OsString::from_vec(b"\xff".to_vec());
+        let words = expand(typed, &Cli::command()).unwrap();
+        assert_eq!((words.len(), words[2].to_str()), (6, Some("--queue=9")));
+    }
+
+    #[test]
     fn what_is_wrong_with_a_file_is_said() {
         for (file, part) in [
             ("qeue = 9", "no key \"qeue\""),
             ("queue = true", "the value of queue is of another type"),
             ("writable = 1", "the value of writable is of another type"),
-            ("queue =", "it is no TOML"),
+            ("index = \"x\"\nqueue 9", "it is no TOML: line 2: "),
+            ("queue =", "it is no TOML: line 1: "),
             ("config = \"x\"", "no key \"config\""),
         ] {
             let error = expanded(file, &[]).unwrap_err();

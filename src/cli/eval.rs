@@ -5,12 +5,14 @@
 mod open;
 mod tasks;
 
-pub(super) use tasks::open_prompts;
+pub(super) use tasks::{open_prompts, read_tasks};
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use clap::{ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, FromArgMatches, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
 use crate::cli::Globals;
@@ -18,7 +20,7 @@ use crate::cli::output;
 use crate::cli::pipeline_args::{ReadingArgs, RetrievalArgs, merge, merge_reading};
 use crate::error::{Error, Result};
 use crate::eval::compare::compare;
-use crate::eval::dataset::{self, Question};
+use crate::eval::dataset::{self, Dataset, Question};
 use crate::eval::fit;
 use crate::eval::gate;
 use crate::eval::out_dir::Existing;
@@ -32,7 +34,7 @@ use crate::progress::Progress;
 
 /// Measure over a set of questions: exact match, F1, recall, latency.
 #[derive(Debug, Clone, Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(subcommand_negates_reqs = true)]
 pub struct EvalArgs {
     /// A run. Stands first: it looks for the subcommand before that is taken away.
     #[command(flatten)]
@@ -50,7 +52,7 @@ pub struct MaybeRun(pub Option<RunArgs>);
 impl FromArgMatches for MaybeRun {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         match matches.subcommand_name() {
-            Some(_) => Ok(Self(None)),
+            Some(name) => no_run_beside(name, matches).map(|()| Self(None)),
             None => RunArgs::from_arg_matches(matches).map(|run| Self(Some(run))),
         }
     }
@@ -58,6 +60,20 @@ impl FromArgMatches for MaybeRun {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
+    }
+}
+
+/// Fail if an option of a run was typed before the subcommand `name`. (clap's `args_conflicts_with_subcommands` would refuse the
+/// global options there, too.)
+fn no_run_beside(name: &str, matches: &ArgMatches) -> Result<(), clap::Error> {
+    let run = RunArgs::augment_args(clap::Command::new("eval"));
+    let typed = |option: &&Arg| matches.value_source(option.get_id().as_str()) == Some(ValueSource::CommandLine);
+    match run.get_arguments().filter(typed).find_map(Arg::get_long) {
+        None => Ok(()),
+        Some(option) => {
+            let problem = format!("the subcommand '{name}' cannot be used with '--{option}'");
+            Err(clap::Error::raw(ErrorKind::ArgumentConflict, problem))
+        }
     }
 }
 
@@ -157,6 +173,9 @@ pub struct CalibrateArgs {
     /// The file to write, for --calibration
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// A promise.
@@ -188,6 +207,9 @@ pub struct GateArgs {
     /// A picture of the metric against the cost
     #[arg(long, value_name = "FILE.svg")]
     pub curve: Option<PathBuf>,
+    /// Replace a picture that is there
+    #[arg(long)]
+    pub overwrite: bool,
     /// Seed of resampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -228,14 +250,18 @@ impl RunArgs {
         if self.reader == ReaderChoice::Lm {
             merge_reading(&mut settings, &self.reading, &self.retrieval)?;
         }
-        // Where the index lies does not move a result; what it holds is recorded beside the settings.
-        settings.remove("index");
         let reader = self.reader.to_possible_value();
         settings.insert("reader".into(), reader.map(|v| Value::from(v.get_name())).into());
         Ok(settings)
     }
 
     fn options(&self) -> Result<RunOptions> {
+        if self.gold && self.retrieval.filter.is_some() {
+            return Err(Error::request(
+                "--gold gives the gold passages, and --filter is for finding some",
+                "leave one of them out",
+            ));
+        }
         let mut ks: Vec<usize> = self.k.iter().copied().filter(|k| *k <= self.depth).collect();
         ks.sort_unstable();
         ks.dedup();
@@ -287,6 +313,7 @@ pub fn run_with(
             if json { to_json(&comparison)? } else { comparison.table() }
         }
         (Some(EvalCommand::Calibrate(args)), _) => {
+            output::check_new(&args.out, args.overwrite)?;
             let calibration = fit::calibrate(&args.run)?;
             write_whole(&args.out, &calibration)?;
             if json { to_json(&calibration)? } else { calibration.summary() }
@@ -300,6 +327,7 @@ pub fn run_with(
             if json { to_json(&rules)? } else { rules.table() }
         }
         (Some(EvalCommand::Gate(args)), _) => {
+            args.curve.iter().try_for_each(|path| output::check_new(path, args.overwrite))?;
             let gate = gate::gate(&args.first, &args.second, args.threshold, args.seed)?;
             if let Some(path) = &args.curve {
                 std::fs::write(path, gate.curve()).map_err(Error::file("write", path))?;
@@ -308,14 +336,12 @@ pub fn run_with(
         }
         (Some(EvalCommand::Report(args)), _) => {
             let page = page::remake(&args.run)?;
-            if json { to_json(&serde_json::json!({"page": page}))? } else { format!("{}\n", page.display()) }
+            let page = page.display().to_string();
+            if json { to_json(&serde_json::json!({"page": page}))? } else { format!("{page}\n") }
         }
         (None, Some(args)) => {
             let options = args.options()?;
-            let dataset = dataset::read(&args.questions, args.skip_bad)?;
-            if dataset.skipped > 0 {
-                progress.note(&format!("{} bad lines of {} left out", dataset.skipped, args.questions.display()));
-            }
+            let dataset = read_questions(&args.questions, args.skip_bad, progress)?;
             let Bench { setup, mut answer } = open(args)?;
             note_calibration(&setup, &dataset.sha256, progress);
             let report = run::run(&dataset, setup, &args.out, &options, &mut *answer, progress)?;
@@ -326,7 +352,20 @@ pub fn run_with(
             return Err(Error::request("nothing to measure", "say `nunatak eval --help`"));
         }
     };
-    out.write_all(printed.as_bytes()).map_err(Error::file("write", "standard output"))
+    match out.write_all(printed.as_bytes()) {
+        // Who reads it has enough.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => done.map_err(Error::file("write", "standard output")),
+    }
+}
+
+/// Questions, and a word about the bad lines among them that were left out.
+pub(super) fn read_questions(path: &Path, skip_bad: usize, progress: &dyn Progress) -> Result<Dataset> {
+    let dataset = dataset::read(path, skip_bad)?;
+    if dataset.skipped > 0 {
+        progress.note(&format!("{} bad lines of {} left out", dataset.skipped, path.display()));
+    }
+    Ok(dataset)
 }
 
 /// Say what stands between the confidences and being probabilities.
@@ -341,7 +380,6 @@ fn note_calibration(setup: &Setup, questions_sha256: &str, progress: &dyn Progre
 
 /// Write a JSON file for people, whole or not at all.
 fn write_whole(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    output::check_plain(path)?;
     let text = serde_json::to_string_pretty(value).map_err(Error::internal("writing JSON"))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut part = tempfile::NamedTempFile::new_in(folder).map_err(Error::file("create a file in", folder))?;

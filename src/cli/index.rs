@@ -12,7 +12,7 @@ use crate::cli::index_change::{self, AddArgs, CompactArgs, DeleteArgs, ExportArg
 use crate::cli::index_cluster;
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
 use crate::cli::warm::{self, WarmArgs};
-use crate::corpus::{self, CorpusOptions};
+use crate::corpus::{self, CorpusOptions, CorpusReport};
 use crate::disk;
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
@@ -24,7 +24,7 @@ use crate::index::manifest::{EncoderIdentity, Manifest};
 use crate::index::writer::{self, BuildOptions, BuildReport};
 use crate::milvus::fill::{self, CorpusHash, FillOptions};
 use crate::milvus::{Address, VectorIndex};
-use crate::progress::check_interrupt;
+use crate::progress::{Progress, check_interrupt};
 use crate::runtime::setup;
 use crate::types::Passage;
 
@@ -82,7 +82,7 @@ struct BuildArgs {
     #[arg(long, default_value = DEFAULT_ENCODER, value_name = "MODEL")]
     encoder: String,
     /// No vectors: BM25 only
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["encoder", "keep_encoded"])]
     no_dense: bool,
     /// Language of the words for BM25, for its stems and stop words: english, german, ... or none
     #[arg(long, default_value = "english", value_name = "NAME")]
@@ -204,9 +204,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         check_interrupt(|| "nothing was changed".to_owned())
     })?;
     progress.finish();
-    for problem in &corpus.first_skipped {
-        progress.note(&format!("skipped: {problem}"));
-    }
+    note_skipped(&corpus, progress.as_ref());
 
     let range = args.shard.map_or(0..corpus.passages, |shard| shard.range(corpus.passages));
     if range.is_empty() {
@@ -320,6 +318,16 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         ));
     }
     print_report(args, &report)
+}
+
+/// Name the bad records that were left out, and say how many there are if those are only the first.
+pub(super) fn note_skipped(corpus: &CorpusReport, progress: &dyn Progress) {
+    for problem in &corpus.first_skipped {
+        progress.note(&format!("skipped: {problem}"));
+    }
+    if corpus.skipped > corpus.first_skipped.len() as u64 {
+        progress.note(&format!("skipped: {} records in all", corpus.skipped));
+    }
 }
 
 /// Fail on options that mean nothing, or harm, where the index is a collection that others may be filling.

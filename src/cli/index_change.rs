@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::cli::Globals;
+use crate::cli::index::note_skipped;
 use crate::cli::index_cluster;
 use crate::cli::index_encoder;
 use crate::cli::output::{self, DIM, GOOD};
-use crate::corpus::{self, CorpusOptions};
+use crate::corpus::{self, CorpusOptions, CorpusReport};
 use crate::disk;
 use crate::durable;
 use crate::encode::Encoder;
@@ -18,7 +19,7 @@ use crate::index::Index;
 use crate::index::change::{self, ChangeReport, Known};
 use crate::index::export;
 use crate::index::manifest::{EncoderIdentity, Manifest};
-use crate::index::writer::{self, BuildOptions, Encode};
+use crate::index::writer::{self, BuildOptions, BuildReport, Encode};
 use crate::milvus::{Address, VectorIndex};
 use crate::progress::{Progress, Quiet};
 use crate::serve::workers::{Changed, Edit};
@@ -133,14 +134,20 @@ fn add_or_replace(dir: &Path, files: &[PathBuf], skip_bad: u64, known: Known, gl
     let mut encoder = identity.map(|identity| encoder(dir, identity, globals, progress.as_ref())).transpose()?;
     disk::require(dir, LEAST_ROOM)?;
     let mut encode = encoder.as_mut().map(|encoder| |texts: &[String]| encoder.encode(texts));
+    // It is read more than once, and says the same each time.
+    let mut read = CorpusReport::default();
     let report = change::add(
         dir,
-        &mut |sink| corpus::read(files, &corpus_options, sink).map(drop),
+        &mut |sink| {
+            read = corpus::read(files, &corpus_options, sink)?;
+            Ok(())
+        },
         known,
         encode.as_mut().map(|encode| encode as &mut Encode),
         &BuildOptions { encoder: manifest.encoder.clone(), ..options(globals) },
         progress.as_ref(),
     )?;
+    note_skipped(&read, progress.as_ref());
     print(dir, &report, globals)
 }
 
@@ -227,7 +234,10 @@ pub fn compact(args: &CompactArgs, globals: &Globals) -> Result<()> {
     room(&args.index, [args.index.as_path()])?;
     match change::compact(&args.index, &options(globals), globals.progress().as_ref())? {
         Some(report) => print(&args.index, &report, globals),
-        None if globals.json => output::json(&serde_json::json!({"compact": true})),
+        None if globals.json => {
+            let build = BuildReport::default().with(Manifest::read(&args.index)?);
+            output::json(&ChangeReport { added: 0, removed: 0, build })
+        }
         None => output::line(format_args!("{} is one segment without deleted passages already", args.index.display())),
     }
 }
@@ -242,21 +252,17 @@ pub fn export(args: &ExportArgs, globals: &Globals) -> Result<()> {
             done => done.map(drop),
         };
     };
-    output::check_plain(path)?;
-    if path.exists() && !args.overwrite {
-        return Err(Error::request(
-            format!("{} is there already", path.display()),
-            "add --overwrite to replace it, or choose another name",
-        ));
-    }
+    output::check_new(path, args.overwrite)?;
     // Whole or not at all: a file of the right name is never half of the passages.
-    let new = path.with_extension("part");
+    let mut new = path.clone().into_os_string();
+    new.push(".partial");
+    let new = PathBuf::from(new);
     let count =
         write_corpus(&index, &new, path, progress.as_ref()).inspect_err(|_| drop(std::fs::remove_file(&new)))?;
     durable::sync(&new)?;
     std::fs::rename(&new, path).map_err(Error::file("rename", &new))?;
     match globals.json {
-        true => output::json(&serde_json::json!({"passages": count, "file": path})),
+        true => output::json(&serde_json::json!({"passages": count, "file": path.display().to_string()})),
         false => output::line(format_args!("{GOOD}{count} passages{GOOD:#} in {}", path.display())),
     }
 }

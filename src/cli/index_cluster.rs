@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::cli::Globals;
+use crate::cli::index::note_skipped;
 use crate::cli::index_change::{KeptEncoder, encoder};
 use crate::cli::output::{self, BOLD, DIM, GOOD};
-use crate::corpus::{self, CorpusOptions};
+use crate::corpus::{self, CorpusOptions, CorpusReport};
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
 use crate::index::Index;
@@ -109,8 +110,13 @@ pub fn add(address: &Address, files: &[PathBuf], skip_bad: u64, known: Known, gl
     let open = |identity| encoder(address.to_string().as_ref(), identity, globals, progress.as_ref());
     let mut encoder = collection.encoder().map(open).transpose()?;
     let options = CorpusOptions { passage_words: collection.passage_words(), skip_bad };
-    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| corpus::read(files, &options, sink).map(drop);
+    let mut read = CorpusReport::default();
+    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| -> Result<()> {
+        read = corpus::read(files, &options, sink)?;
+        Ok(())
+    };
     let report = put(&collection, &mut source, known, encoder.as_mut(), progress.as_ref())?;
+    note_skipped(&read, progress.as_ref());
     print(address, &report, globals)
 }
 

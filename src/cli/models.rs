@@ -146,7 +146,7 @@ fn info(model: &ModelDir, json: bool) -> Result<()> {
         let mut value = serde_json::to_value(description).map_err(Error::internal("describing a model"))?;
         if let Some(fields) = value.as_object_mut() {
             fields.insert("name".into(), json!(name));
-            fields.insert("path".into(), json!(model.path));
+            fields.insert("path".into(), json!(model.path.display().to_string()));
             fields.insert("bytes".into(), json!(model.size()));
             fields.insert("fingerprint".into(), json!(model.fingerprint()));
         }

@@ -95,9 +95,36 @@ pub fn check_plain(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Fail where a new file would take the place of something: of a file only with `overwrite`.
+///
+/// # Errors
+/// As [`check_plain`]; [`Error::Request`] when the file is there already.
+pub fn check_new(path: &Path, overwrite: bool) -> Result<()> {
+    check_plain(path)?;
+    if path.exists() && !overwrite {
+        return Err(Error::request(
+            format!("{} is there already", path.display()),
+            "add --overwrite to replace it, or choose another name",
+        ));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_there_is_replaced_only_when_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.json");
+        check_new(&path, false).unwrap();
+        std::fs::write(&path, "mine").unwrap();
+        let error = check_new(&path, false).unwrap_err();
+        assert!(error.to_string().ends_with("out.json is there already"), "{error}");
+        check_new(&path, true).unwrap();
+        assert!(check_new(folder.path(), true).is_err(), "a folder is no file");
+    }
 
     #[test]
     fn sizes_and_times_read_well() {

@@ -43,7 +43,9 @@ const MOST_SAMPLES: usize = 64;
 #[command(next_help_heading = "Retrieval")]
 pub struct RetrievalArgs {
     /// Folder of the index, or milvus://host:port/collection
+    // Where it lies does not move a result; what it holds is recorded beside the settings.
     #[arg(long, value_name = "DIR")]
+    #[serde(skip)]
     pub index: PathBuf,
     /// Find only passages whose metadata meets these conditions: 'source=wiki year>=1990'; `nunatak index info` lists the
     /// fields

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::cli::Globals;
 use crate::cli::engine;
+use crate::cli::eval::at_least_one;
 use crate::cli::output::{self, BOLD, DIM};
 use crate::cli::pipeline_args::RetrievalArgs;
 use crate::error::Result;
@@ -20,10 +21,10 @@ pub struct SearchArgs {
     #[command(flatten)]
     retrieval: RetrievalArgs,
     /// How many passages to show
-    #[arg(long, short, default_value_t = 10)]
+    #[arg(long, short, default_value_t = 10, value_parser = at_least_one)]
     k: usize,
     /// Candidates that the first stage finds (at least k)
-    #[arg(long, default_value_t = 100, value_name = "N")]
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = at_least_one)]
     depth: usize,
     /// Show what each part of the ranking gave a passage: words, meaning, both, and the re-ranker
     #[arg(long)]

@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::cli::Globals;
 use crate::cli::engine;
+use crate::cli::eval::at_least_one;
 use crate::cli::first_stage::Place;
 use crate::cli::index_change::{self, KeptEncoder};
 use crate::cli::index_cluster;
@@ -69,7 +70,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
     /// Candidates that the first stage finds
-    #[arg(long, default_value_t = 100, value_name = "N")]
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = at_least_one)]
     depth: usize,
     #[command(flatten)]
     ranking: RankingArgs,

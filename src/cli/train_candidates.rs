@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::Globals;
-use crate::cli::eval::{at_least_one, open_prompts};
+use crate::cli::eval::{at_least_one, open_prompts, read_tasks};
 use crate::cli::output;
 use crate::cli::pipeline_args::DEFAULT_LM;
 use crate::error::{Error, Result};
 use crate::eval::candidates::{self, Sampling};
-use crate::eval::task_set;
 use crate::read::lm::FrozenLm;
 use crate::runtime::setup;
 
@@ -53,6 +52,9 @@ pub struct CandidatesArgs {
     /// Leave out up to N bad lines of the tasks
     #[arg(long, default_value_t = 0, value_name = "N")]
     skip_bad: usize,
+    /// Replace a file that is there
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Run `nunatak train candidates`.
@@ -60,10 +62,10 @@ pub fn run(args: &CandidatesArgs, globals: &Globals) -> Result<()> {
     if !(args.temperature > 0.0 && args.temperature.is_finite()) {
         return Err(Error::request("--temperature must be above 0", "the default is 1"));
     }
-    output::check_plain(&args.out)?;
-    let set = task_set::read(&args.tasks, args.skip_bad)?.select(&args.only, &[])?;
+    output::check_new(&args.out, args.overwrite)?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let progress = progress.as_ref();
+    let set = read_tasks(&args.tasks, args.skip_bad, progress)?.select(&args.only, &[])?;
     let model = setup::model(&args.lm, &options, progress)?;
     let mut lm = FrozenLm::open(&model, &options)?;
     let precision = setup::default_precision(&options, progress)?;
@@ -78,7 +80,7 @@ pub fn run(args: &CandidatesArgs, globals: &Globals) -> Result<()> {
     };
     let examples = candidates::write(&set, &mut lm, &mut prompts, sampling, &args.out, progress)?;
     if globals.json {
-        return output::json(&serde_json::json!({"tasks": args.out, "examples": examples}));
+        return output::json(&serde_json::json!({"tasks": args.out.display().to_string(), "examples": examples}));
     }
     output::line(format!("{examples} examples with candidates in {}", args.out.display()))
 }

@@ -20,6 +20,9 @@ pub struct CurvesArgs {
     /// The picture to write
     #[arg(long, value_name = "FILE.svg")]
     out: Option<PathBuf>,
+    /// Replace a picture that is there
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// A training's name, what it measured, and how it went.
@@ -31,6 +34,7 @@ struct Curve {
 
 /// Run `nunatak train curves`.
 pub fn run(args: &CurvesArgs, globals: &Globals) -> Result<()> {
+    args.out.iter().try_for_each(|path| output::check_new(path, args.overwrite))?;
     let curves = args.runs.iter().map(|run| read(run)).collect::<Result<Vec<_>>>()?;
     let metric = curves.first().map(|curve| curve.metric.clone()).unwrap_or_default();
     if let Some(other) = curves.iter().find(|curve| curve.metric != metric) {

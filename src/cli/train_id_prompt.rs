@@ -38,6 +38,8 @@ pub struct IdPromptArgs {
 
 /// Options of `nunatak train connector`.
 #[derive(Debug, Args)]
+// There is no --shared here, which the common words name.
+#[command(mut_arg("lr", |lr| lr.help("Largest learning rate [default: 0.0005]")))]
 pub struct ConnectorArgs {
     #[command(flatten)]
     common: GeneratorArgs,

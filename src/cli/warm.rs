@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use crate::cli::Globals;
 use crate::cli::engine;
+use crate::cli::eval::{at_least_one, read_questions};
 use crate::cli::output::{self, GOOD};
 use crate::cli::pipeline_args::{DEFAULT_LM, ReadingArgs, RetrievalArgs};
 use crate::error::{Error, Result};
-use crate::eval::dataset;
 use crate::milvus::Address;
 use crate::pipeline::{Pipeline, no_reader};
 use crate::progress::{Progress, check_interrupt};
@@ -33,9 +33,9 @@ pub struct WarmArgs {
     #[arg(long, value_name = "FILE")]
     questions: Vec<PathBuf>,
     /// Warm these passages or documents
-    #[arg(long, value_name = "ID", num_args = 1..)]
+    #[arg(long, value_name = "ID", num_args = 1.., conflicts_with = "filter")]
     ids: Vec<String>,
-    /// Warm every passage
+    /// Warm every passage, or every one that meets --filter
     #[arg(long, conflicts_with_all = ["questions", "ids"])]
     all: bool,
     /// Frozen language model: a name or folder
@@ -51,8 +51,11 @@ pub struct WarmArgs {
     #[arg(long, default_value_t = 5, value_name = "N")]
     passages: usize,
     /// Candidates that the first stage finds for a question
-    #[arg(long, default_value_t = 100, value_name = "N")]
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = at_least_one)]
     depth: usize,
+    /// Leave out up to N bad lines of the questions
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    skip_bad: usize,
     /// Stop when the states beside the index take this much
     #[arg(long, default_value_t = MOST_GB, value_name = "GB")]
     most_gb: f64,
@@ -117,7 +120,8 @@ pub fn run(args: &WarmArgs, globals: &Globals) -> Result<()> {
 /// The passages that are asked for, each once.
 fn wanted(args: &WarmArgs, pipeline: &mut Pipeline, progress: &dyn Progress) -> Result<Vec<PassageId>> {
     if args.all {
-        return Ok(pipeline.index()?.passages().collect());
+        let all = pipeline.index()?.passages();
+        return Ok(all.filter(|row| pipeline.only().is_none_or(|only| only.contains(*row))).collect());
     }
     let mut rows = BTreeSet::new();
     for id in &args.ids {
@@ -131,7 +135,7 @@ fn wanted(args: &WarmArgs, pipeline: &mut Pipeline, progress: &dyn Progress) -> 
         rows.extend(pieces);
     }
     for path in &args.questions {
-        let questions = dataset::read(path, 0)?.questions;
+        let questions = read_questions(path, args.skip_bad, progress)?.questions;
         progress.start("finding passages", Some(questions.len() as u64), "questions");
         for question in questions {
             check_interrupt(|| "nothing was changed".to_owned())?;

@@ -50,7 +50,7 @@ pub struct Dataset {
 ///
 /// # Errors
 /// [`Error::BadLine`] for the first bad line too many (a record of a JSON array counts as a line), for a
-/// judgement that is none, and for an id that comes twice; [`Error::BadFile`] when nothing is left.
+/// judgement that is none, and for an id that comes twice; [`Error::BadFile`] for an array that is none, and when nothing is left.
 pub fn read(path: &Path, skip_bad: usize) -> Result<Dataset> {
     let mut reader = Reader { hash: Sha256::new(), skip_bad, skipped: 0 };
     let questions = match judgements::locate(path)? {
@@ -148,12 +148,11 @@ pub(super) fn records(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
         Value::Object(map) => Ok(map),
         other => Err(format!("expected a JSON object, found {}", kind(&other))),
     };
+    let bytes = without_mark(bytes);
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'[') {
-        let values: Vec<Value> = serde_json::from_slice(bytes).map_err(|e| Error::BadLine {
-            path: path.to_path_buf(),
-            line: e.line() as u64,
-            problem: format!("not a JSON array: {e}"),
-        })?;
+        // An array is whole or nothing: no line of it can be left out.
+        let values: Vec<Value> = serde_json::from_slice(bytes)
+            .map_err(|e| Error::bad_file(path, format!("it is no JSON array: {e}"), "mend it"))?;
         return Ok((1..).zip(values.into_iter().map(as_map)).collect());
     }
     let parse = |text: &str| match serde_json::from_str(text) {
@@ -170,11 +169,15 @@ fn reason(error: &serde_json::Error) -> String {
     text.rsplit_once(" at line ").map_or(text.clone(), |(reason, _)| reason.to_owned())
 }
 
+/// The bytes behind a byte-order mark, if there is one.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes)
+}
+
 /// The lines that are not blank, numbered from 1.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = (u64, Result<&str, String>)> {
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     (1..)
-        .zip(bytes.split(|b| *b == b'\n'))
+        .zip(without_mark(bytes).split(|b| *b == b'\n'))
         .filter(|(_, line)| !line.trim_ascii().is_empty())
         .map(|(n, line)| (n, std::str::from_utf8(line).map_err(|_| "not UTF-8 text".to_owned())))
 }
@@ -274,9 +277,14 @@ mod tests {
         assert_eq!((set.questions[0].id.as_str(), set.questions[1].id.as_str()), ("1", "2"));
         assert_eq!(set.questions[1].answers, None);
         let dpr = br#"[{"question": "q", "answers": ["A"], "positive_ctxs": [{"title": "t", "text": "x", "passage_id": "81"}, {"psg_id": 9}]}]"#;
-        let set = read_text("dev.json", dpr, 0).unwrap();
-        let keys: Vec<&String> = set.questions[0].gold.as_ref().unwrap().keys().collect();
-        assert_eq!(keys, ["81", "9"]);
+        for text in [dpr.to_vec(), [b"\xEF\xBB\xBF".as_slice(), dpr].concat()] {
+            let set = read_text("dev.json", &text, 0).unwrap();
+            let keys: Vec<&String> = set.questions[0].gold.as_ref().unwrap().keys().collect();
+            assert_eq!(keys, ["81", "9"]);
+        }
+        let error = read_text("dev.json", &dpr[..40], 9).unwrap_err();
+        assert!(error.to_string().contains("dev.json: it is no JSON array: "), "{error}");
+        assert_eq!(error.hint(), Some("mend it"), "no line of it can be left out");
     }
 
     #[test]

@@ -103,7 +103,8 @@ pub fn run(target: &Target, shape: Shape, time: Duration) -> Result<LoadReport> 
             let number = next.fetch_add(1, Ordering::Relaxed);
             let due = match shape {
                 Shape::Clients(_) => begin.elapsed(),
-                Shape::Rate(rate) => Duration::from_secs_f64(number as f64 / rate),
+                // What is due beyond all time never is.
+                Shape::Rate(rate) => Duration::try_from_secs_f64(number as f64 / rate).unwrap_or(Duration::MAX),
             };
             if due >= time || interrupted() {
                 break;
@@ -193,6 +194,25 @@ mod tests {
         assert_eq!(report.answered_ms.p50, Some(50.5));
         assert!(report.answered_ms.p99.is_some_and(|p| (99.0..=100.0).contains(&p)));
         assert_eq!(report.refused_ms.p50, Some(3.0));
+    }
+
+    #[test]
+    fn a_rate_beyond_all_time_asks_once() {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1/search", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, mut asked, mut byte) = (stream.unwrap(), Vec::new(), [0]);
+                while !asked.ends_with(b"{}") && stream.read(&mut byte).is_ok_and(|read| read == 1) {
+                    asked.extend(byte);
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            }
+        });
+        let target = Target { url, key: None, bodies: vec!["{}".into()], patience: Duration::from_secs(5) };
+        let report = run(&target, Shape::Rate(1e-300), Duration::from_millis(50)).unwrap();
+        assert_eq!(report.statuses.values().sum::<usize>() + report.broken, 1);
     }
 
     #[test]

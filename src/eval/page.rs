@@ -318,13 +318,14 @@ mod tests {
     }
 
     fn page_of(predictions: &[Prediction]) -> String {
+        page_with(r#"{"mode": "hybrid", "rerank": null}"#, predictions)
+    }
+
+    fn page_with(settings: &str, predictions: &[Prediction]) -> String {
         let mut page = Page::default();
         predictions.iter().for_each(|p| page.push(p));
         let dataset = Dataset { questions: Vec::new(), path: "data/q.jsonl".into(), sha256: "00".into(), skipped: 0 };
-        let setup = Setup {
-            settings: serde_json::from_str(r#"{"mode": "hybrid", "rerank": null}"#).unwrap(),
-            ..Setup::default()
-        };
+        let setup = Setup { settings: serde_json::from_str(settings).unwrap(), ..Setup::default() };
         let report = Report::new(page.columns(), Provenance::new(setup, &dataset, predictions.len()));
         page.render(&report).unwrap()
     }
@@ -351,6 +352,18 @@ mod tests {
         for said in ["gold passage on rank 1 (first stage: 2)", "&#9650;1", "&#9660;1", "--rerank", "q.jsonl"] {
             assert!(page.contains(said), "{said}");
         }
+    }
+
+    #[test]
+    fn what_was_given_was_not_retrieved() {
+        let page = |gold: bool| {
+            let settings = json!({"mode": "hybrid", "rerank": "reranker", "gold": gold}).to_string();
+            page_with(&settings, &[prediction("q1", "ice", false, 0.9)])
+        };
+        let (found, given) = (page(false), page(true));
+        assert!(found.contains(", hybrid retrieval, re-ranked by reranker") && !found.contains("gold passages given"));
+        assert!(given.contains("gold passages given"));
+        assert!(!given.contains("hybrid retrieval") && !given.contains("re-ranked by"), "nobody looked for them");
     }
 
     #[test]

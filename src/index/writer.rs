@@ -105,6 +105,22 @@ pub struct BuildReport {
     pub seconds: BuildSeconds,
 }
 
+impl BuildReport {
+    /// With what there is now.
+    pub fn with(mut self, manifest: Manifest) -> Self {
+        for (name, entry) in manifest.files() {
+            let name = name.rsplit_once('/').map_or(name.clone(), |(_, name)| name.to_owned());
+            *self.files.entry(name).or_default() += entry.bytes;
+        }
+        self.bytes = manifest.bytes();
+        self.passages = manifest.passages;
+        self.segments = manifest.segments.len();
+        self.deleted = manifest.rows() - manifest.passages;
+        self.checksum = manifest.checksum;
+        self
+    }
+}
+
 /// Seconds by phase of a build.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct BuildSeconds {
@@ -167,20 +183,11 @@ pub(super) fn write(
     let mut writer = Writer { dir, generation: site.next, options, progress, report };
     let result = work(&mut writer);
     let left = site.leave(result.as_ref().ok(), options.keep_encode_cache);
-    let (manifest, mut report) = (result?, writer.report);
+    let (manifest, report) = (result?, writer.report);
     if let Err(e) = left {
         progress.note(&format!("the index is complete, but something old could not be removed: {e}"));
     }
-    for (name, entry) in manifest.files() {
-        let name = name.rsplit_once('/').map_or(name.clone(), |(_, name)| name.to_owned());
-        *report.files.entry(name).or_default() += entry.bytes;
-    }
-    report.bytes = manifest.bytes();
-    report.passages = manifest.passages;
-    report.segments = manifest.segments.len();
-    report.deleted = manifest.rows() - manifest.passages;
-    report.checksum = manifest.checksum;
-    Ok(report)
+    Ok(report.with(manifest))
 }
 
 /// A new state of an index under way: the folder is locked, and nothing is published yet.

@@ -37,12 +37,14 @@ impl Keys {
     /// `from` is what messages call it.
     ///
     /// # Errors
-    /// [`Error::BadLine`] for a key that is too short or cannot stand in a header, or for other words behind it.
+    /// [`Error::BadFile`] naming the line of a key that is too short or cannot stand in a header, or that has other words behind it.
     pub fn parse(text: &str, from: &Path) -> Result<Self> {
         let lines = text.lines().map(str::trim).enumerate().filter(|(_, l)| !l.is_empty() && !l.starts_with('#'));
         let mut keys = Vec::new();
         for (number, line) in lines {
-            let bad = |problem: String| Error::BadLine { path: from.to_path_buf(), line: number as u64 + 1, problem };
+            // No `BadLine`: its hint would be to allow some, and a server has no such option.
+            let bad =
+                |problem: String| Error::bad_file(from, format!("line {}: {problem}", number + 1), "mend the line");
             let (key, behind) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
             if key.len() < SHORTEST {
                 return Err(bad(format!("a key has at least {SHORTEST} characters")));
@@ -133,15 +135,15 @@ mod tests {
         assert!(keys.admit(&writes) && keys.may_write(&writes));
         assert!(!keys.may_write(&HeaderMap::new()) && Keys::default().may_write(&HeaderMap::new()));
         let error = Keys::parse("sixteen-letters! readonly\n", Path::new("k")).unwrap_err().to_string();
-        assert!(error.starts_with("k:1: behind a key there may stand read-only"), "{error}");
+        assert!(error.starts_with("k: line 1: behind a key there may stand read-only"), "{error}");
     }
 
     #[test]
     fn a_short_key_is_refused_by_its_line() {
         let error = Keys::parse("sixteen-letters!\nshort\n", Path::new("keys.txt")).unwrap_err();
-        assert_eq!(error.to_string(), "keys.txt:2: a key has at least 16 characters");
+        assert_eq!(error.to_string(), "keys.txt: line 2: a key has at least 16 characters");
         // No header could hold it.
         let error = Keys::parse("schlüssel-für-den-server", Path::new("keys.txt")).unwrap_err().to_string();
-        assert!(error.starts_with("keys.txt:1: a key has letters, digits and signs of ASCII only"), "{error}");
+        assert!(error.starts_with("keys.txt: line 1: a key has letters, digits and signs of ASCII only"), "{error}");
     }
 }

@@ -79,6 +79,46 @@ fn files_that_are_no_corpus() {
 }
 
 #[test]
+fn options_that_mean_nothing_are_refused() {
+    let folder = small_index();
+    for (words, status, part) in [
+        ("search ice --index ix --depth 0", "2", "it must be 1 or more"),
+        ("search ice --index ix -k 0", "2", "it must be 1 or more"),
+        ("ask ice --index ix --depth 0", "2", "it must be 1 or more"),
+        ("serve --index ix --depth 0", "2", "it must be 1 or more"),
+        ("index warm --all --index ix --depth 0", "2", "it must be 1 or more"),
+        ("index build --no-dense --encoder x --index i --corpus c", "2", "cannot be used with"),
+        ("index build --no-dense --keep-encoded --index i --corpus c", "2", "cannot be used with"),
+        ("ask ice --index ix --json --stream", "1", "leave one of them out"),
+        ("bench serve --questions q --seconds 1e300", "1", "at most 1e9"),
+        ("bench serve --questions q --out c.jsonl", "1", "c.jsonl is there already"),
+        ("train curves x --out c.jsonl", "1", "c.jsonl is there already"),
+        ("train candidates --tasks x --out c.jsonl", "1", "c.jsonl is there already"),
+        ("eval gate x y --curve c.jsonl", "1", "c.jsonl is there already"),
+    ] {
+        let said = fails(folder.path(), &words.split(' ').collect::<Vec<_>>());
+        assert!(said.starts_with(status) && said.contains(part), "{words}: {said}");
+    }
+    let help = nunatak(folder.path()).args(["train", "connector", "--help"]).output().unwrap().stdout;
+    let help = String::from_utf8(help).unwrap();
+    assert!(help.contains("[default: 0.0005]") && !help.contains("--shared"), "{help}");
+}
+
+#[test]
+fn records_that_are_left_out_are_named() {
+    let folder = small_index();
+    let bad = "{\n".repeat(12);
+    fs::write(folder.path().join("new.jsonl"), format!("{{\"id\": \"c\", \"text\": \"fine\"}}\n{bad}")).unwrap();
+    for words in [&["index", "add", "--index", "ix"][..], &["index", "build", "--no-dense", "--index", "new"]] {
+        let mut command = nunatak(folder.path());
+        let done = command.args(words).args(["--corpus", "new.jsonl", "--skip-bad", "12"]).assert().success();
+        let said = String::from_utf8(done.get_output().stderr.clone()).unwrap();
+        assert!(said.contains("skipped: ") && said.contains("new.jsonl:2: "), "{said}");
+        assert!(said.contains("skipped: 12 records in all"), "{said}");
+    }
+}
+
+#[test]
 fn bad_lines_may_be_allowed_by_number() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("c.jsonl"), "{\"id\": \"a\", \"text\": \"fine\"}\n{\n").unwrap();
@@ -157,6 +197,9 @@ fn an_index_is_updated_compacted_and_exported() {
         String::from_utf8(output).unwrap()
     };
     assert!(does(&["index", "compact", "--index", "ix"]).contains("is one segment without deleted passages already"));
+    let compacted = |words: &[&str]| -> serde_json::Value { serde_json::from_str(&does(words)).unwrap() };
+    let nothing = compacted(&["index", "compact", "--index", "ix", "--json"]);
+    assert_eq!((&nothing["added"], &nothing["build"]["passages"]), (&0.into(), &2.into()));
     let line = "{\"id\":\"a\",\"title\":\"Fram\",\"text\":\"A ship.\",\"year\":1892}\n";
     fs::write(folder.path().join("new.jsonl"), line).unwrap();
     assert!(
@@ -166,6 +209,7 @@ fn an_index_is_updated_compacted_and_exported() {
     let info = does(&["index", "info", "--index", "ix"]);
     assert!(info.contains("passages     1\n") && info.contains("index compact"), "{info}");
     assert_eq!(does(&["index", "export", "--index", "ix"]), line);
+    fs::write(folder.path().join("out.part"), "mine").unwrap();
     for name in ["out.jsonl", "out.jsonl.zst", "out.jsonl.gz"] {
         assert!(does(&["index", "export", "--index", "ix", "--out", name]).contains("1 passages in out.jsonl"));
         let there = fails(folder.path(), &["index", "export", "--index", "ix", "--out", name]);
@@ -174,6 +218,7 @@ fn an_index_is_updated_compacted_and_exported() {
         does(&[&again[..], &["--corpus", name]].concat());
         assert_eq!(does(&["index", "export", "--index", "again"]), line, "{name}");
     }
+    assert_eq!(fs::read_to_string(folder.path().join("out.part")).unwrap(), "mine");
     does(&["index", "compact", "--index", "ix"]);
     assert!(!does(&["index", "info", "--index", "ix"]).contains("deleted"));
 }

@@ -405,6 +405,35 @@ fn two_runs_are_compared_question_by_question() {
     assert!(by_file.contains("exact_match"), "{by_file}");
 }
 
+/// A pipe whose reader went away.
+struct Closed;
+
+impl std::io::Write for Closed {
+    fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+        Err(std::io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_subcommand_takes_global_options_before_it_and_no_others() {
+    let folder = tempfile::tempdir().unwrap();
+    eval(folder.path(), "a", "--depth 5 --k 1", POOR, None).unwrap();
+    let a = folder.path().join("a").display().to_string();
+    let typed = Typed::try_parse_from(["eval", "--json", "compare", &a, &a]).unwrap();
+    assert!(act(folder.path(), &typed, &[], None).unwrap().starts_with('{'));
+    for option in ["--index=ix", "--gold", "--k=1"] {
+        let error = Typed::try_parse_from(["eval", option, "compare", &a, &a]).unwrap_err().to_string();
+        let name = option.split('=').next().unwrap();
+        assert!(error.contains(&format!("the subcommand 'compare' cannot be used with '{name}'")), "{error}");
+    }
+    let open = |args: &RunArgs| Ok(bench(args, &[], None));
+    run_with(&typed.eval, open, true, &Quiet, &mut Closed).unwrap();
+}
+
 #[test]
 fn different_questions_are_not_compared() {
     let folder = tempfile::tempdir().unwrap();
@@ -423,6 +452,7 @@ fn wrong_words_are_refused() {
         ("--k 5,x", "not a whole number"),
         ("--resume --overwrite", "cannot be used with"),
         ("--reader oracle", "possible values: none, lm"),
+        ("--gold --filter year>1", "--filter is for finding some (leave one of them out)"),
         ("--depth 3 --k 5", "every --k is beyond --depth (raise --depth)"),
     ] {
         let error = eval(folder.path(), "run", words, GOOD, None).unwrap_err();
@@ -501,6 +531,11 @@ fn a_run_with_known_answers_calibrates() {
     assert_eq!(names, ["score"], "what is the same for all answers says nothing");
     let sure = |score| calibration.confidence(&Features { score: Some(score), ..Features::default() });
     assert!(sure(0.0) > 0.9 && sure(-2.0) < 0.25, "{} {}", sure(0.0), sure(-2.0));
+
+    let there = calibrate("train").unwrap_err();
+    assert!(there.contains("c.json is there already (add --overwrite"), "{there}");
+    let words = ["eval", "calibrate", "--overwrite", "--run", &at("train"), "--out", &at("c.json")];
+    act(folder.path(), &Typed::try_parse_from(words).unwrap(), &[], None).unwrap();
 
     fs::remove_file(at("c.json")).unwrap();
     fs::create_dir(at("taken")).unwrap();

@@ -466,7 +466,7 @@ fn only_who_has_a_key_may_ask() {
     };
     refused(&["--listen", "0.0.0.0:0"], "can be reached by others, and no key is asked for");
     fs::write(&keys, "short\n").unwrap();
-    refused(&["--keys", keys.to_str().unwrap()], "keys.txt:1: a key has at least 16 characters");
+    refused(&["--keys", keys.to_str().unwrap()], "keys.txt: line 1: a key has at least 16 characters");
     fs::write(&keys, "\n").unwrap();
     refused(&["--keys", keys.to_str().unwrap()], "there is no key in it");
     refused(&["--listen", &server.address], "cannot be listened on");

@@ -93,8 +93,23 @@ fn warming_says_what_it_cannot_do() {
     fails(&[], "nothing says which passages to warm");
     fails(&["--ids", "nobody"], "the index has no passage nobody");
     fails(&["--all", "--most-gb", "0"], "--most-gb must be above 0");
+    fails(&["--ids", "nunatak", "--filter", "year>1900"], "cannot be used with");
     let little = json(&["index", "warm", "--ids", "nunatak", "glacier", "--most-gb", "0.000001"], &index);
     assert_eq!((&little["computed"], &little["left_out"]), (&1.into(), &1.into()));
+}
+
+#[test]
+fn what_a_filter_leaves_out_is_not_warmed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (index, corpus) = (folder.path().join("index"), folder.path().join("c.jsonl"));
+    let lines =
+        "{\"id\":\"a\",\"text\":\"Ice ships.\",\"year\":1892}\n{\"id\":\"b\",\"text\":\"Ice.\",\"year\":1990}\n";
+    fs::write(&corpus, lines).unwrap();
+    let build = ["index", "build", "--no-dense", "--corpus", corpus.to_str().unwrap()];
+    nunatak(&build, &index).assert().success();
+    let warmed = json(&["index", "warm", "--all", "--filter", "year>=1900"], &index);
+    assert_eq!((&warmed["wanted"], &warmed["computed"]), (&1.into(), &1.into()));
+    assert_eq!(json(&["index", "warm", "--all"], &index)["wanted"], 2);
 }
 
 #[test]

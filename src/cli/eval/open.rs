@@ -80,6 +80,12 @@ pub(super) fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -
 
 /// The gold passages of a question as if they had been found: every piece of each gold document, in order.
 fn gold_passages(question: &Question, passages: &dyn Passages) -> Result<Found> {
+    if question.gold.is_none() {
+        return Err(Error::request(
+            "nobody says which its gold passages are",
+            "leave --gold out, or give questions with `positive_ids`",
+        ));
+    }
     let mut found = Found::default();
     let relevant = question.gold.iter().flatten().filter(|(_, grade)| **grade > 0).map(|(document, _)| document);
     for document in relevant {
