@@ -229,6 +229,7 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
         "embeddings",
         "indexes",
         "models",
+        "models/{model}",
         "passages",
         "passages/{id}",
         "rerank",
