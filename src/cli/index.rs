@@ -113,6 +113,9 @@ struct BuildArgs {
     /// makes of them, in their order, the index of the whole; in a collection they meet by themselves
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
+    /// Say what the build would take, and do nothing; with N for so many passages like these
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
+    estimate: Option<u64>,
     /// Replace an index that is there; it stays in use until the new one is complete
     #[arg(long)]
     overwrite: bool,
@@ -184,7 +187,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         }
         None => {
             index_cluster::refuse_vector_index(args.vector_index)?;
-            writer::refuse_existing(&args.index, args.overwrite)?;
+            writer::refuse_existing(&args.index, args.overwrite || args.estimate.is_some())?;
         }
     }
     corpus::refuse_pipes(&args.corpus)?;
@@ -261,8 +264,9 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         return index_cluster::build(address, &mut source, encoder.as_mut(), &options, globals);
     }
     let work = Workload {
-        passages: range.end - range.start,
-        mean_bytes: survey.mean_bytes(),
+        passages: args.estimate.filter(|count| *count > 0).unwrap_or(range.end - range.start),
+        mean_bytes: survey.mean(survey.bytes),
+        metadata_bytes: survey.mean(survey.metadata),
         dim: encoder.as_ref().map_or(0, Encoder::dim),
         m: args.neighbours,
         ef_construction: args.ef_construction,
@@ -270,15 +274,24 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         encoded_per_second,
     };
     let estimate = estimate(&work);
-    progress.note(&format!(
+    let told = format!(
         "{} passages of {:.0} words on average: about {}, {} of memory beside the encoder's, {} of disk ({} when done)",
-        range.end - range.start,
+        work.passages,
         corpus.words as f64 / corpus.passages.max(1) as f64,
         output::seconds(estimate.seconds),
         output::bytes(estimate.memory_bytes),
         output::bytes(estimate.disk_bytes),
         output::bytes(estimate.index_bytes),
-    ));
+    );
+    if args.estimate.is_some() {
+        return match globals.json {
+            true => {
+                output::json(&serde_json::json!({"corpus": corpus, "passages": work.passages, "estimate": estimate}))
+            }
+            false => output::line(told),
+        };
+    }
+    progress.note(&told);
 
     // Vectors that a stopped build kept are on the disk already.
     let (_, kept) = disk::usage(&args.index.join(CACHE))?;
@@ -332,6 +345,10 @@ pub(super) fn note_skipped(corpus: &CorpusReport, progress: &dyn Progress) {
 
 /// Fail on options that mean nothing, or harm, where the index is a collection that others may be filling.
 fn refuse_in_cluster(args: &BuildArgs) -> Result<()> {
+    if args.estimate.is_some() {
+        let hint = "docs/scale.md has the arithmetic of a cluster";
+        return Err(Error::request("--estimate is of an index in a folder", hint));
+    }
     if args.keep_encoded {
         return Err(Error::request(
             "--keep-encoded keeps vectors in the folder of an index, and a collection has none",
@@ -399,6 +416,7 @@ fn print_report(args: &BuildArgs, report: &BuildReport) -> Result<()> {
 struct Survey {
     seen: u64,
     bytes: u64,
+    metadata: u64,
     stride: u64,
     sample: Vec<String>,
 }
@@ -408,7 +426,7 @@ const SAMPLE: usize = 128;
 
 impl Default for Survey {
     fn default() -> Self {
-        Self { seen: 0, bytes: 0, stride: 1, sample: Vec::with_capacity(SAMPLE) }
+        Self { seen: 0, bytes: 0, metadata: 0, stride: 1, sample: Vec::with_capacity(SAMPLE) }
     }
 }
 
@@ -430,10 +448,14 @@ impl Survey {
         }
         self.seen += 1;
         self.bytes += (passage.title.len() + passage.text.len()) as u64;
+        if !passage.metadata.is_empty() {
+            self.metadata += serde_json::to_string(&passage.metadata).map_or(0, |json| json.len()) as u64;
+        }
     }
 
-    fn mean_bytes(&self) -> f64 {
-        self.bytes as f64 / self.seen.max(1) as f64
+    /// Mean over the passages of what was counted of them.
+    fn mean(&self, sum: u64) -> f64 {
+        sum as f64 / self.seen.max(1) as f64
     }
 
     /// Passages a second on the sample.

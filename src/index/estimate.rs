@@ -9,6 +9,8 @@ pub struct Workload {
     pub passages: u64,
     /// Mean bytes of a passage's title and text.
     pub mean_bytes: f64,
+    /// Mean bytes of its metadata as JSON.
+    pub metadata_bytes: f64,
     /// Width of the vectors; 0 without an encoder.
     pub dim: usize,
     /// Links of a graph node ([`crate::index::writer::BuildOptions::m`]).
@@ -40,6 +42,8 @@ const LEXICAL_WRITER_BYTES: u64 = 300 << 20;
 const LEXICAL_PER_BYTE: f64 = 0.2;
 /// Bytes a passage takes in the store beside its text: offsets, source span, key, key table.
 const STORE_OVERHEAD: u64 = 100;
+/// Metadata are in the store as JSON, and in columns.
+const METADATA_COPIES: f64 = 2.0;
 /// Passages a second and thread through the store and the inverted index.
 const STORED_PER_SECOND: f64 = 20_000.0;
 /// int8 components compared a second and thread while the graph is built.
@@ -49,7 +53,7 @@ const COMPARED_PER_EF: f64 = 25.0;
 
 /// Estimate a build.
 ///
-/// - disk: text + overhead + inverted index; with vectors, per passage `dim` (int8) + 4 (scale) +
+/// - disk: text + twice the metadata + overhead + inverted index; with vectors, per passage `dim` (int8) + 4 (scale) +
 ///   2 dim (f16) + 8 m (level 0) + 4 (upper-at) + 4 m / (m - 1) (upper rows), and 2 dim for the restart.
 /// - memory: the writer of the inverted index and 16 bytes a passage for the keys; later, when that is
 ///   freed, `dim` + 4 + the graph as above + a visited bit a thread. The larger of the two counts.
@@ -58,7 +62,9 @@ const COMPARED_PER_EF: f64 = 25.0;
 pub fn estimate(work: &Workload) -> Estimate {
     let n = work.passages;
     let per_text = work.mean_bytes.max(0.0);
-    let text = (n as f64 * per_text) as u64 + n * STORE_OVERHEAD + (n as f64 * per_text * LEXICAL_PER_BYTE) as u64;
+    let metadata = (n as f64 * work.metadata_bytes.max(0.0) * METADATA_COPIES) as u64;
+    let text =
+        (n as f64 * per_text) as u64 + metadata + n * STORE_OVERHEAD + (n as f64 * per_text * LEXICAL_PER_BYTE) as u64;
     let (dim, m) = (work.dim as u64, work.m as u64);
     let graph = if dim == 0 { 0 } else { 8 * m + 4 + 4 * m / m.saturating_sub(1).max(1) };
     let vectors = if dim == 0 { 0 } else { dim + 4 + 2 * dim };
@@ -90,6 +96,7 @@ mod tests {
         let work = Workload {
             passages: 1_000_000,
             mean_bytes: 600.0,
+            metadata_bytes: 0.0,
             dim: 384,
             m: 16,
             ef_construction: 200,
@@ -102,7 +109,10 @@ mod tests {
         assert_eq!(e.disk_bytes, e.index_bytes + 768_000_000);
         assert_eq!(e.memory_bytes, 1_000_000 * (388 + 136) + 250_000);
         assert!((e.seconds - (50.0 + 5000.0 + 64.0)).abs() < 1.0, "{}", e.seconds);
-        let lexical = estimate(&Workload { dim: 0, encoded_per_second: 0.0, ..work });
+        let lexical_work = Workload { dim: 0, encoded_per_second: 0.0, ..work };
+        let lexical = estimate(&lexical_work);
         assert_eq!(lexical.index_bytes, 820_000_000);
+        let described = estimate(&Workload { metadata_bytes: 50.0, ..lexical_work });
+        assert_eq!(described.index_bytes, 920_000_000);
     }
 }

@@ -386,8 +386,7 @@ mod tests {
         let whole = Built { graph: &graph, codes: &codes };
         for node in [700, 2000] {
             let query = codes.get(node);
-            let near =
-                walk::beam(&whole, query, Scored::new(1.0, node as u32), 60, 0, |_| true, &mut Scratch::new(2001));
+            let near = walk::beam(&whole, query, Scored::new(1.0, node), 60, 0, |_| true, &mut Scratch::new(2001));
             assert_eq!(near.unwrap().len(), 60, "from {node}");
         }
     }

@@ -463,11 +463,14 @@ fn not_here() -> Error {
     )
 }
 
+/// Log-likelihood of an answer of which an endpoint says none: no answer is so unlikely.
+const UNSAID: f32 = -1000.0;
+
 /// What was said to a window, in short.
 pub(super) fn window_answer(answer: &Generation, window: &Window) -> WindowAnswer {
     // An endpoint may not say how likely an empty answer is, which does not make it certain. JSON has no infinity.
     let unknown = answer.logprobs.is_empty();
-    let log_likelihood = if unknown { f32::MIN } else { answer.logprobs.iter().sum::<f32>().max(f32::MIN) };
+    let log_likelihood = if unknown { UNSAID } else { answer.logprobs.iter().sum::<f32>().max(f32::MIN) };
     WindowAnswer {
         answer: answer.text.trim().to_owned(),
         log_likelihood,
@@ -513,7 +516,7 @@ mod tests {
             nothing: None,
             finish: Finish::Stop,
         };
-        assert_eq!(window_answer(&answer, &Window::new()).log_likelihood, f32::MIN);
+        assert_eq!(window_answer(&answer, &Window::new()).log_likelihood, UNSAID);
         answer.logprobs = vec![-0.5, -0.25];
         assert_eq!(window_answer(&answer, &Window::new()).log_likelihood, -0.75);
     }

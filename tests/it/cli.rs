@@ -131,6 +131,21 @@ fn bad_lines_may_be_allowed_by_number() {
 }
 
 #[test]
+fn an_estimate_builds_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("c.jsonl"), "{\"id\": \"a\", \"text\": \"fine\", \"source\": \"wiki\"}\n").unwrap();
+    let words = ["index", "build", "--no-dense", "--index", "ix", "--corpus", "c.jsonl", "--json", "--estimate"];
+    let bytes = |more: &[&str]| {
+        let output = nunatak(folder.path()).args(words).args(more).output().unwrap();
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (said["passages"].as_u64().unwrap(), said["estimate"]["index_bytes"].as_u64().unwrap())
+    };
+    let (one, many) = (bytes(&[]), bytes(&["21000000"]));
+    assert_eq!((one.0, many.0), (1, 21_000_000));
+    assert!(many.1 > 20_000_000 * one.1 && !folder.path().join("ix").exists());
+}
+
+#[test]
 fn an_index_that_is_there_is_not_replaced_unasked() {
     let folder = small_index();
     let build = ["index", "build", "--no-dense", "-q", "--index", "ix", "--corpus", "c.jsonl"];

@@ -18,7 +18,7 @@ const SMALL: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "sentence_bert_config.json",
-    "1_Pooling/config.json",
+    "modules.json",
     "generation_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -102,6 +102,8 @@ fn nothing_to_import(id: &str, listed: &[String]) -> Error {
 fn wanted(listed: &[String]) -> Option<Vec<String>> {
     let has = |name: &str| listed.iter().any(|l| l == name);
     let mut files: Vec<String> = SMALL.iter().filter(|f| has(f)).map(|f| (*f).to_owned()).collect();
+    // What a sentence model has behind its encoder, each in a folder of its own: `1_Pooling`, `2_Dense`.
+    files.extend(listed.iter().filter(|name| is_of_module(name)).cloned());
     let shard = |l: &&String| l.starts_with("model-") && l.ends_with(".safetensors");
     if has("model.safetensors.index.json") {
         files.push("model.safetensors.index.json".to_owned());
@@ -115,6 +117,13 @@ fn wanted(listed: &[String]) -> Option<Vec<String>> {
         files.extend(data.into_iter().filter(|d| has(d)));
     }
     Some(files)
+}
+
+/// Whether it is a module's configuration, or its weights.
+fn is_of_module(name: &str) -> bool {
+    let Some((folder, file)) = name.split_once('/') else { return false };
+    let numbered = folder.split_once('_').is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+    numbered && ["config.json", "model.safetensors"].contains(&file)
 }
 
 /// The hub's progress, told to ours.
@@ -169,6 +178,15 @@ mod tests {
         let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
         let files = pick(&["model.safetensors.index.json", shards[0], shards[1], "consolidated.safetensors"]);
         assert_eq!(files.unwrap(), ["model.safetensors.index.json", shards[0], shards[1]]);
+    }
+
+    #[test]
+    fn the_modules_of_a_sentence_model_come_along() {
+        let modules = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"];
+        let listed =
+            [&["modules.json", "model.safetensors", "onnx/config.json", "2_Dense/pytorch_model.bin"], &modules[..]];
+        let files = pick(&listed.concat()).unwrap();
+        assert_eq!(files, [&["modules.json"], &modules[..], &["model.safetensors"]].concat());
     }
 
     #[test]
