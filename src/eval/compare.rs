@@ -55,7 +55,7 @@ struct Line {
 /// decides before looking.
 ///
 /// # Errors
-/// [`Error::Request`] when the runs are not over the same questions, naming the first that differs.
+/// [`crate::error::Error::Request`] when the runs are not over the same questions, naming the first that differs.
 pub fn compare(a: &Path, b: &Path, seed: u64) -> Result<Comparison> {
     let lines_a = lines(a)?;
     let lines_b = lines(b)?;
