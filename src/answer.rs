@@ -54,7 +54,7 @@ pub struct Usage {
     pub answer_tokens: usize,
     /// Whether any passage was cut or left out for lack of room.
     pub truncated: bool,
-    /// What the cross-encoder could not read; absent when it read all.
+    /// What the first stage and the cross-encoder could not read; absent when they read all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rerank_cuts: Option<PairCuts>,
     /// Milliseconds by stage.

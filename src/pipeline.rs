@@ -84,7 +84,7 @@ pub struct Found {
     pub retrieved: Vec<Hit>,
     /// The cross-encoder's list, best first; empty without one.
     pub reranked: Vec<Hit>,
-    /// What the cross-encoder could not read of the question and the passages.
+    /// What the first stage and the cross-encoder could not read of the question and the passages.
     pub cuts: PairCuts,
     /// Milliseconds so far.
     pub latency_ms: Latency,
@@ -308,13 +308,34 @@ impl Pipeline {
     /// # Errors
     /// As [`Self::find`].
     pub fn find_at_least(&mut self, question: &str, count: usize) -> Result<Found> {
+        let before = self.encoder_cuts();
         let (retrieved, retrieve) = timed(info_span!("retrieve"), || {
             self.retriever.retrieve(question, self.depths.retrieve.max(count), self.only.as_ref())
         })?;
+        let encoder_cuts = self.encoder_cuts() - before;
         let (reranked, rerank) = timed(info_span!("rerank"), || self.rerank(question, &retrieved))?;
-        let cuts = self.reranker.as_ref().map(CrossEncoder::cuts).unwrap_or_default();
+        let parts = self.retriever.take_parts();
+        let cuts = PairCuts {
+            encoder_question_tokens: encoder_cuts as usize,
+            question_words: self.words_left_out(question, &parts)?,
+            ..self.reranker.as_ref().map(CrossEncoder::cuts).unwrap_or_default()
+        };
         let latency_ms = Latency { retrieve, rerank, total: retrieve + rerank, ..Latency::default() };
-        Ok(Found { parts: self.retriever.take_parts(), retrieved, reranked, cuts, latency_ms })
+        Ok(Found { parts, retrieved, reranked, cuts, latency_ms })
+    }
+
+    /// Tokens that the first stage's encoder left out so far.
+    fn encoder_cuts(&self) -> u64 {
+        let encoder = self.encoder.as_ref().map(|encoder| encoder.lock().unwrap_or_else(PoisonError::into_inner));
+        encoder.map_or(0, |encoder| encoder.truncation().tokens)
+    }
+
+    /// Words of the question that an index here did not search for, if words took part; a cluster does not say.
+    fn words_left_out(&self, question: &str, parts: &Parts) -> Result<usize> {
+        match self.passages.files() {
+            Ok(index) if !parts.words.is_empty() => index.lexical().left_out(question),
+            _ => Ok(0),
+        }
     }
 
     fn rerank(&mut self, question: &str, hits: &[Hit]) -> Result<Vec<Hit>> {

@@ -36,11 +36,15 @@ pub struct CrossEncoder {
     cuts: PairCuts,
 }
 
-/// What did not fit of a question and the passages that were read with it.
+/// What did not fit of a question, wherever it was read, and of the passages that were read with it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct PairCuts {
     /// Tokens left out of the question, in every pair.
     pub question_tokens: usize,
+    /// Tokens left out of the question where passages are found by meaning.
+    pub encoder_question_tokens: usize,
+    /// Different words of the question that were not searched for where passages are found by words.
+    pub question_words: usize,
     /// Passages whose end was left out.
     pub passages: usize,
     /// Tokens left out of them, in all.
@@ -58,8 +62,14 @@ impl PairCuts {
         let question = (self.question_tokens > 0).then(|| format!("{} tokens of the question", self.question_tokens));
         let passages = (self.passages > 0)
             .then(|| format!("{} tokens at the end of {} passages", self.passage_tokens, self.passages));
-        let parts: Vec<String> = question.into_iter().chain(passages).collect();
-        (!parts.is_empty()).then(|| format!("the re-ranker did not read {}", parts.join(" and ")))
+        let pairs: Vec<String> = question.into_iter().chain(passages).collect();
+        let encoder = (self.encoder_question_tokens > 0)
+            .then(|| format!("the encoder did not read {} tokens of the question", self.encoder_question_tokens));
+        let words = (self.question_words > 0)
+            .then(|| format!("{} words of the question were not searched for", self.question_words));
+        let pairs = (!pairs.is_empty()).then(|| format!("the re-ranker did not read {}", pairs.join(" and ")));
+        let parts: Vec<String> = words.into_iter().chain(encoder).chain(pairs).collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 }
 
@@ -271,7 +281,13 @@ mod tests {
         // 8 tokens: [CLS] 4 of the question [SEP] 1 of the passage [SEP].
         let scores = model.score("ice ice ice ice ice", &["rock rock rock".into()]).unwrap();
         assert_eq!(scores, [8.0 + 2.0]);
-        assert_eq!(model.cuts(), PairCuts { question_tokens: 1, passages: 1, passage_tokens: 2 });
+        let cuts = PairCuts { question_tokens: 1, passages: 1, passage_tokens: 2, ..PairCuts::default() };
+        assert_eq!(model.cuts(), cuts);
+        let pair = "the re-ranker did not read 1 tokens of the question and 2 tokens at the end of 1 passages";
+        assert_eq!(cuts.words().unwrap(), pair);
+        let all = PairCuts { encoder_question_tokens: 3, question_words: 4, ..cuts };
+        let first = "4 words of the question were not searched for; the encoder did not read 3 tokens of the question";
+        assert_eq!(all.words().unwrap(), format!("{first}; {pair}"));
         model.score("ice", &["rock".into()]).unwrap();
         assert!(model.cuts().is_empty(), "cuts are of the last question");
     }

@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::explain::Explanation;
 use crate::filter::Filter;
 use crate::read::recursion::Recursion;
+use crate::rerank::PairCuts;
 use crate::serve::problem::{Problem, Refused};
 use crate::serve::whole;
 use crate::serve::workers::{Done, Facts, Heard, Refusal, SearchHit, State as WorkersState, Work, Workers};
@@ -91,6 +92,9 @@ fn ten() -> usize {
 pub struct SearchResponse {
     /// Best first.
     pub hits: Vec<FoundPassage>,
+    /// What could not be read in finding them; absent when all was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cuts: Option<PairCuts>,
     /// What finding them took.
     pub latency_ms: Latency,
 }
@@ -248,7 +252,7 @@ pub async fn search(
     }
     let filter = parse_filter(request.filter.as_deref())?;
     let work = Work::Search { question: request.question, filter, k: request.k, explain: request.explain };
-    let Done::Search(found, latency_ms) = worker.ask(work, Instant::now() + server.limits.deadline).await? else {
+    let Done::Search(found, cuts, latency_ms) = worker.ask(work, Instant::now() + server.limits.deadline).await? else {
         return Err(Problem::confused());
     };
     let hits = found.into_iter().enumerate().map(|(i, SearchHit { passage, score, parts })| FoundPassage {
@@ -261,7 +265,7 @@ pub async fn search(
         parts,
     });
     server.metrics.found(&latency_ms);
-    Ok(Json(SearchResponse { hits: hits.collect(), latency_ms }))
+    Ok(Json(SearchResponse { hits: hits.collect(), cuts, latency_ms }))
 }
 
 /// `GET /v1/indexes`.

@@ -193,14 +193,19 @@ fn work(pipeline: &mut Pipeline, job: Job) {
         }
         Work::Search { question, filter, k, explain } => {
             let found = pipeline.restrict(filter.as_ref()).and_then(|_| pipeline.find_at_least(&question, k));
-            found.and_then(|found| Ok(Done::Search(search(pipeline, &found, k, explain)?, found.latency_ms)))
+            found.and_then(|found| {
+                let cuts = Some(found.cuts).filter(|cuts| !cuts.is_empty());
+                Ok(Done::Search(search(pipeline, &found, k, explain)?, cuts, found.latency_ms))
+            })
         }
         Work::Look { id } => look(pipeline, &id).map(Done::Looked),
         Work::Renew => facts(pipeline).map(Done::Renewed),
         Work::Embed { texts } => embed(pipeline, &texts),
-        Work::Score { question, texts } => {
-            pipeline.score(&question, &texts).map(|(scores, cuts)| Done::Scored { scores, truncated: cuts.passages })
-        }
+        Work::Score { question, texts } => pipeline.score(&question, &texts).map(|(scores, cuts)| Done::Scored {
+            scores,
+            truncated: cuts.passages,
+            question_tokens: cuts.question_tokens,
+        }),
     };
     drop(only_while);
     let refused = |error| match error {

@@ -226,6 +226,8 @@ impl Head {
                 abstained: answer.abstained,
                 supported: answer.supported,
                 evidence: answer.evidence,
+                truncated: answer.usage.truncated,
+                rerank_cuts: answer.usage.rerank_cuts,
                 latency_ms: answer.usage.latency_ms,
             },
         }
@@ -405,7 +407,7 @@ pub async fn rerank(
     let worker = index_named(&server, request.model.as_deref())?;
     let work = Work::Score { question: request.query, texts: texts.clone() };
     let done = worker.ask(work, Instant::now() + server.limits.deadline).await?;
-    let Done::Scored { scores, truncated } = done else { return Err(Problem::confused()) };
+    let Done::Scored { scores, truncated, question_tokens } = done else { return Err(Problem::confused()) };
     let mut order: Vec<(usize, f32)> = scores.into_iter().enumerate().collect();
     order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     order.truncate(request.top_n.unwrap_or(usize::MAX));
@@ -416,7 +418,7 @@ pub async fn rerank(
         RerankedText { index, relevance_score: relevance, score: digits(score), document }
     };
     let results = order.into_iter().map(result).collect();
-    Ok(Json(Reranked { model: model_name(&server, request.model), results, truncated }))
+    Ok(Json(Reranked { model: model_name(&server, request.model), results, truncated, question_tokens }))
 }
 
 fn model_name(server: &Shared, named: Option<String>) -> String {

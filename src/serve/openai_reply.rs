@@ -5,6 +5,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::answer::Latency;
+use crate::rerank::PairCuts;
 use crate::types::Evidence;
 
 /// The indexes as models.
@@ -88,6 +89,11 @@ pub struct Grounds {
     pub(super) abstained: bool,
     pub(super) supported: bool,
     pub(super) evidence: Vec<Evidence>,
+    /// Whether any passage was cut or left out for lack of room.
+    pub(super) truncated: bool,
+    /// What the first stage and the cross-encoder could not read; absent when they read all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rerank_cuts: Option<PairCuts>,
     pub(super) latency_ms: Latency,
 }
 
@@ -141,6 +147,8 @@ pub struct Reranked {
     pub(super) results: Vec<RerankedText>,
     /// Texts that were too long for the re-ranker and were cut.
     pub(super) truncated: usize,
+    /// Tokens of the question that the re-ranker could not read.
+    pub(super) question_tokens: usize,
 }
 
 /// A text in its place.

@@ -19,6 +19,7 @@ use crate::filter::Filter;
 use crate::index::change::Known;
 use crate::pipeline::Pipeline;
 use crate::read::recursion::Recursion;
+use crate::rerank::PairCuts;
 use crate::serve::hand::Hand;
 use crate::types::Passage;
 
@@ -142,8 +143,8 @@ pub struct FoundTitle {
 pub enum Done {
     /// An answer.
     Answer(Box<Answer>),
-    /// Passages, best first, and what finding them took.
-    Search(Vec<SearchHit>, Latency),
+    /// Passages, best first, what could not be read in finding them, and what it took.
+    Search(Vec<SearchHit>, Option<PairCuts>, Latency),
     /// Passages in order; none if the id is unknown.
     Looked(Vec<Passage>),
     /// What is served now.
@@ -165,6 +166,8 @@ pub enum Done {
         scores: Vec<f32>,
         /// Texts that were cut because they are longer than the re-ranker can read.
         truncated: usize,
+        /// Tokens left out of the question for the same reason.
+        question_tokens: usize,
     },
 }
 

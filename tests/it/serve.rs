@@ -326,10 +326,16 @@ fn a_filter_goes_by_the_fields_of_passages() {
 
 /// A corpus of three lines, with vectors.
 fn dense_index(folder: &Path) -> PathBuf {
-    let corpus = folder.join("c.jsonl");
     let texts =
         ["The Fram was built by Colin Archer.", "A moulin is a shaft in a glacier.", "Penguins live in the south."];
-    let lines: Vec<String> = (0..3).map(|i| json!({"id": format!("p{i}"), "text": texts[i]}).to_string()).collect();
+    dense_index_of(folder, &texts)
+}
+
+/// The same of these texts.
+fn dense_index_of(folder: &Path, texts: &[&str]) -> PathBuf {
+    let corpus = folder.join("c.jsonl");
+    let line = |(i, text): (usize, &&str)| json!({"id": format!("p{i}"), "text": text}).to_string();
+    let lines: Vec<String> = texts.iter().enumerate().map(line).collect();
     fs::write(&corpus, lines.join("\n")).unwrap();
     let path = folder.join("ice");
     let build = ["index", "build", "-q", "--index"];
@@ -364,6 +370,9 @@ fn tools_for_openai_find_what_they_know() {
     let evidence = &own["evidence"][0];
     assert_eq!(cited, format!("passage:p0#bytes={}-{}", evidence["start"], evidence["end"]));
     assert_eq!(whole["nunatak"]["confidence"], own["confidence"]);
+    assert_eq!(whole["nunatak"]["truncated"], own["usage"]["truncated"]);
+    // Of a short question and short passages nothing is cut, and nothing is said of it.
+    assert!(server.post("/v1/search", json!({"question": question})).json().get("cuts").is_none());
     assert_eq!(whole["usage"]["completion_tokens"], own["usage"]["answer_tokens"]);
 
     let stream = chat(json!({"stream": true}));
@@ -403,6 +412,27 @@ fn tools_for_openai_find_what_they_know() {
     assert_eq!((&best["index"], ranked["results"].as_array().unwrap().len()), (&1.into(), 1));
     assert_eq!(best["document"]["text"], "The Fram was built by Colin Archer.");
     assert!((0.0..=1.0).contains(&best["relevance_score"].as_f64().unwrap()));
+}
+
+#[test]
+fn what_is_cut_of_a_long_question_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    // 600 different words, in fewer characters than a question may have, and all of them in the index.
+    let words: Vec<String> = (100..700).map(|i| format!("w{i}")).collect();
+    let texts: Vec<String> = words.chunks(200).map(|part| part.join(" ")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let index = dense_index_of(folder.path(), &texts);
+    let server = Server::ready(&[&index], &["--mode", "hybrid"]);
+    let question = words.join(" ");
+    let found = server.post("/v1/search", json!({"question": question})).json();
+    let cuts = &found["cuts"];
+    // Of the words, 256 are searched for.
+    assert_eq!(cuts["question_words"], 600 - 256, "{cuts}");
+    assert!(cuts["encoder_question_tokens"].as_u64().unwrap() > 0, "{cuts}");
+    let ranked = server.post("/v1/rerank", json!({"query": question, "documents": ["ice"]})).json();
+    assert!(ranked["question_tokens"].as_u64().unwrap() > 0, "{ranked}");
+    let ranked = server.post("/v1/rerank", json!({"query": "w100", "documents": ["ice"]})).json();
+    assert_eq!(ranked["question_tokens"], 0);
 }
 
 /// The client itself, from its package, in a folder of the tests' own.

@@ -384,8 +384,28 @@ impl Lexical {
         Words::new(&self.searcher, self.terms(question)?, bm25).map_err(failed(&self.folder))
     }
 
-    /// The words of a question that the index has.
+    /// How many different words of a question that the index has are not searched for, as there are too many.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn left_out(&self, question: &str) -> Result<usize> {
+        // A word has a byte at least: most questions need not be looked up once more.
+        if question.len() <= MOST_WORDS {
+            return Ok(0);
+        }
+        Ok(self.all_terms(question)?.len().saturating_sub(MOST_WORDS))
+    }
+
+    /// The words of a question that are searched for.
     fn terms(&self, question: &str) -> Result<Vec<Asked>> {
+        let mut terms = self.all_terms(question)?;
+        terms.sort_by(|a, b| a.frequency.cmp(&b.frequency).then_with(|| a.term.cmp(&b.term)));
+        terms.truncate(MOST_WORDS);
+        Ok(terms)
+    }
+
+    /// The words of a question that the index has.
+    fn all_terms(&self, question: &str) -> Result<Vec<Asked>> {
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
         let mut analyser = self.analyser.clone();
         analyser.token_stream(question).process(&mut |token| *counts.entry(token.text.clone()).or_default() += 1);
@@ -397,8 +417,6 @@ impl Lexical {
                 terms.push(Asked { term, count, frequency });
             }
         }
-        terms.sort_by(|a, b| a.frequency.cmp(&b.frequency).then_with(|| a.term.cmp(&b.term)));
-        terms.truncate(MOST_WORDS);
         Ok(terms)
     }
 }
