@@ -57,20 +57,36 @@ impl Prefix {
     }
 }
 
-/// Fail unless `model` is the one that something was learned for.
+/// Fail unless `model` is the one that `what` was learned for, "the prompt" perhaps with its file.
 ///
 /// # Errors
-/// [`Error::Request`] naming both models.
-pub fn check_target(target: &PromptTarget, model: &ModelDir, shape: &LmShape) -> Result<()> {
+/// [`Error::Request`] naming both models, or the sizes of both where they have one name.
+pub fn check_target(what: &str, target: &PromptTarget, model: &ModelDir, shape: &LmShape) -> Result<()> {
     let stem = model.stem();
-    let sizes = (shape.layers, shape.kv_heads * shape.head_dim, model.description.hidden);
-    if target.name == stem && (target.layers, target.kv_width, target.hidden) == sizes {
+    let own = PromptTarget {
+        name: stem.to_owned(),
+        layers: shape.layers,
+        kv_width: shape.kv_heads * shape.head_dim,
+        hidden: model.description.hidden,
+    };
+    if *target == own {
         return Ok(());
     }
     Err(Error::request(
-        format!("the prompt was learned for {}, and the language model is {stem}", target.name),
+        difference(what, target, &own),
         "use --prompt none, or train one for this model with `nunatak train prompt`",
     ))
+}
+
+/// What tells two models apart: the names, or under one name the sizes.
+fn difference(what: &str, target: &PromptTarget, own: &PromptTarget) -> String {
+    if target.name != own.name {
+        return format!("{what} was learned for {}, and the language model is {}", target.name, own.name);
+    }
+    let sizes = |of: &PromptTarget| {
+        format!("{} layers, keys {} wide and embeddings {} wide", of.layers, of.kv_width, of.hidden)
+    };
+    format!("{what} was learned for another {}, of {}; the language model has {}", own.name, sizes(target), sizes(own))
 }
 
 /// Numbers of a prompt of states as the cache holds them: key and value of each layer in turn, each
@@ -85,4 +101,21 @@ pub fn cache_order(prompt: &SoftPrompt, shape: &LmShape) -> Vec<Vec<f32>> {
         heads.flat_map(|(head, position)| rows[at(head, position)..][..dim].iter().copied()).collect()
     };
     prompt.values().chunks_exact(part.max(1)).map(reorder).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_of_one_name_are_told_apart_by_their_sizes() {
+        let own = PromptTarget { name: "tiny".into(), layers: 2, kv_width: 4, hidden: 8 };
+        let deeper = PromptTarget { layers: 3, ..own.clone() };
+        let said = difference("the prompt p", &deeper, &own);
+        assert!(said.contains("the prompt p was learned for another tiny, of 3 layers"), "{said}");
+        assert!(said.ends_with("has 2 layers, keys 4 wide and embeddings 8 wide"), "{said}");
+        let other = PromptTarget { name: "huge".into(), ..own.clone() };
+        let said = difference("the prompt", &other, &own);
+        assert_eq!(said, "the prompt was learned for huge, and the language model is tiny");
+    }
 }

@@ -356,6 +356,7 @@ impl PromptGenerator {
             target: self.description.target.clone(),
             template: TemplateKind::Plain,
             abstains: false,
+            sha256: None,
             training: serde_json::Value::Null,
         };
         Ok(Arc::new(SoftPrompt::new(description, &values)?))

@@ -80,8 +80,28 @@ fn own_file(name: &str) -> Result<Option<PathBuf>> {
     if path.is_file() {
         return Ok(Some(path.to_path_buf()));
     }
-    let own: PathBuf = setup::home()?.join("prompts").join(format!("{name}.safetensors"));
+    let own = own_folder()?.join(format!("{name}.safetensors"));
     Ok((!name.contains(['/', '\\']) && own.is_file()).then_some(own))
+}
+
+/// Where prompts lie that have names without coming with the program.
+fn own_folder() -> Result<PathBuf> {
+    Ok(setup::home()?.join("prompts"))
+}
+
+/// Names of the user's own prompts, in order; none where there is no folder. One that is called as what comes with the
+/// program cannot be had by its name.
+fn own_names() -> Result<Vec<String>> {
+    Ok(names_in(&own_folder()?))
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let prompts = files.filter(|path| path.is_file() && path.extension().is_some_and(|e| e == "safetensors"));
+    let names = prompts.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()));
+    let mut names: Vec<String> = names.filter(|name| !is_shipped(name)).collect();
+    names.sort_unstable();
+    names
 }
 
 /// The prompt of this name, or in this file.
@@ -97,7 +117,7 @@ pub fn find(name: &str) -> Result<Arc<SoftPrompt>> {
     if let Some(path) = own_file(name)? {
         return SoftPrompt::load(&path);
     }
-    let names: Vec<&str> = shipped().chain(["none"]).collect();
+    let names: Vec<String> = shipped().map(str::to_owned).chain(own_names()?).chain(["none".to_owned()]).collect();
     Err(Error::request(
         format!("there is no prompt {name}"),
         format!("prompts are: {}; or give a file that `nunatak train prompt` wrote", names.join(", ")),
@@ -143,5 +163,16 @@ mod tests {
         let Found::Generator(tasks) = find_any("tasks").unwrap() else { panic!("tasks is a generator") };
         assert!(tasks.description.behind.is_none() && tasks.description.target.name == "SmolLM2-135M-Instruct");
         assert!(find("tasks").is_err() && find_any("nobody").unwrap_err().hint().unwrap().contains("tasks"));
+    }
+
+    #[test]
+    fn own_prompts_have_the_names_of_their_files() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["trivia.safetensors", "law.safetensors", "reader.safetensors", "notes.txt"] {
+            std::fs::write(folder.path().join(file), "").unwrap();
+        }
+        std::fs::create_dir(folder.path().join("folder.safetensors")).unwrap();
+        assert_eq!(names_in(folder.path()), ["law", "trivia"]);
+        assert!(names_in(&folder.path().join("nowhere")).is_empty());
     }
 }

@@ -137,7 +137,7 @@ impl Reader {
     ) -> Result<Self> {
         let mut lm = FrozenLm::open(model, options)?;
         if let Some(prompt) = &prompt {
-            check_target(&prompt.description.target, model, lm.shape())?;
+            check_target("the prompt", &prompt.description.target, model, lm.shape())?;
         }
         let mut settings = settings;
         settings.template = prompt.as_ref().map_or(settings.template, |p| p.description.template);
@@ -182,7 +182,7 @@ impl Reader {
     pub fn write_prompts(mut self, generator: PromptGenerator, model: &ModelDir) -> Result<Self> {
         let frozen = frozen_mut(&mut self.model)?;
         let description = generator.description();
-        check_target(&description.target, model, frozen.lm.shape())?;
+        check_target("the prompt generator", &description.target, model, frozen.lm.shape())?;
         let behind = match &frozen.prefix {
             Prefix::Learned(prompt) => Some(prompt.hash()),
             Prefix::Words(_) | Prefix::Written { .. } => None,
@@ -216,13 +216,13 @@ impl Reader {
         let lm = &mut frozen.lm;
         frozen.second = match second {
             Learned::Soft(prompt) => {
-                check_target(&prompt.description.target, model, lm.shape())?;
+                check_target("the second pass's prompt", &prompt.description.target, model, lm.shape())?;
                 let template = Template::new(prompt.description.template, lm.shape(), lm.tokenizer(), lm.name())?;
                 Second::Learned(prompt, template)
             }
             Learned::Generator(generator) => {
                 let description = generator.description();
-                check_target(&description.target, model, lm.shape())?;
+                check_target("the second pass's generator", &description.target, model, lm.shape())?;
                 if !description.encoder.itself {
                     return Err(Error::request(
                         "the second pass goes on from the language model's own states, and this generator reads with another model",

@@ -65,6 +65,9 @@ pub struct PromptDescription {
     pub template: TemplateKind,
     /// Whether it was taught to answer nothing when the passages hold no answer.
     pub abstains: bool,
+    /// [`SoftPrompt::hash`] of what was written, by which damage is found; files of the first versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
     /// How it came to be, for people: data, settings, measures.
     pub training: serde_json::Value,
 }
@@ -84,7 +87,7 @@ impl SoftPrompt {
     ///
     /// # Errors
     /// [`Error::Internal`] when the numbers are not as many as the description says.
-    pub fn new(description: PromptDescription, values: &[f32]) -> Result<Self> {
+    pub fn new(mut description: PromptDescription, values: &[f32]) -> Result<Self> {
         if values.len() != description.shape().iter().product::<usize>() {
             return Err(Error::Internal {
                 doing: "making a prompt",
@@ -94,6 +97,7 @@ impl SoftPrompt {
         let halves: Vec<u8> = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
         let values = floats(&halves);
         let hash = hash(&description, &halves);
+        description.sha256 = Some(hash.clone());
         Ok(Self { description, values, hash })
     }
 
@@ -122,7 +126,10 @@ impl SoftPrompt {
         let failed = "writing a prompt";
         let halves: Vec<u8> = self.values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
         let view = TensorView::new(Dtype::F16, self.description.shape(), &halves).map_err(Error::internal(failed))?;
-        let description = serde_json::to_string(&self.description).map_err(Error::internal(failed))?;
+        // A file of the first versions that is written again gets its hash now.
+        let sha256 = Some(hash(&self.description, &halves));
+        let description = PromptDescription { sha256, ..self.description.clone() };
+        let description = serde_json::to_string(&description).map_err(Error::internal(failed))?;
         let metadata = HashMap::from([(DESCRIPTION.to_owned(), description)]);
         safetensors::serialize([(VALUES, view)], Some(metadata)).map_err(Error::internal(failed))
     }
@@ -154,11 +161,14 @@ impl SoftPrompt {
         if view.dtype() != Dtype::F16 || view.shape() != description.shape() {
             return Err(bad(format!("its numbers have the shape {:?}, not {:?}", view.shape(), description.shape())));
         }
+        let hash = hash(&description, view.data());
+        if description.sha256.as_ref().is_some_and(|written| *written != hash) {
+            return Err(bad("it is damaged: its numbers are not what was written (sha256 differs)".into()));
+        }
         let values = floats(view.data());
         if values.iter().any(|x| !x.is_finite()) {
             return Err(bad("some of its numbers are not finite".into()));
         }
-        let hash = hash(&description, view.data());
         Ok(Arc::new(Self { description, values, hash }))
     }
 }
@@ -196,6 +206,7 @@ mod tests {
             target: PromptTarget { name: "tiny".into(), layers: 2, kv_width: 4, hidden: 8 },
             template: TemplateKind::Plain,
             abstains: true,
+            sha256: None,
             training: serde_json::json!({"examples": 12}),
         };
         let count = description.shape().iter().product();
@@ -231,5 +242,29 @@ mod tests {
             assert!(SoftPrompt::from_bytes(&bytes[..cut], Path::new("p")).is_err(), "{cut}");
         }
         assert!(SoftPrompt::from_bytes(b"not a prompt at all", Path::new("p")).is_err());
+    }
+
+    #[test]
+    fn a_flipped_bit_is_damage() {
+        let saved = prompt(PromptKind::States, 0.0);
+        let mut bytes = saved.to_bytes().unwrap();
+        let last = bytes.len() - 2;
+        bytes[last] ^= 1;
+        let error = SoftPrompt::from_bytes(&bytes, Path::new("p")).unwrap_err();
+        assert!(matches!(error, Error::BadFile { .. }) && error.to_string().contains("it is damaged"), "{error}");
+    }
+
+    #[test]
+    fn a_file_without_a_hash_reads_as_before() {
+        let saved = prompt(PromptKind::States, 0.0);
+        let halves: Vec<u8> = saved.values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect();
+        let description = PromptDescription { sha256: None, ..saved.description.clone() };
+        let description = serde_json::to_string(&description).unwrap();
+        assert!(!description.contains("sha256"));
+        let view = TensorView::new(Dtype::F16, saved.description.shape(), &halves).unwrap();
+        let metadata = HashMap::from([(DESCRIPTION.to_owned(), description)]);
+        let bytes = safetensors::serialize([(VALUES, view)], Some(metadata)).unwrap();
+        let old = SoftPrompt::from_bytes(&bytes, Path::new("p")).unwrap();
+        assert_eq!((old.hash(), old.values()), (saved.hash(), saved.values()));
     }
 }

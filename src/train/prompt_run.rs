@@ -118,6 +118,7 @@ pub fn train(
         target,
         template: TemplateKind::Plain,
         abstains: run.windows.absent > 0.0,
+        sha256: None,
         training: story(run, &datasets, &log),
     };
     SoftPrompt::new(description, &module.values()?)?.save(&out.join(PROMPT))?;

@@ -300,6 +300,7 @@ impl Learned<'_> {
                     target: self.target.clone(),
                     template: TemplateKind::Plain,
                     abstains,
+                    sha256: None,
                     training,
                 };
                 let values: Vec<f32> = prompt.flatten_all().and_then(|t| t.to_vec1()).map_err(failed)?;

@@ -148,15 +148,15 @@ fn of_file(
     progress: &dyn Progress,
 ) -> Result<(Prompts, Option<String>)> {
     let found = prompts::find_any(&path.to_string_lossy())?;
-    let hash = Some(found.hash().to_owned());
+    let (what, hash) = (format!("the prompt {}", path.display()), Some(found.hash().to_owned()));
     let file = match found {
         Found::Soft(prompt) => {
-            check_target(&prompt.description.target, model, lm.shape())?;
+            check_target(&what, &prompt.description.target, model, lm.shape())?;
             return Ok((Prompts::Fixed(Prefix::Learned(prompt)), hash));
         }
         Found::Generator(file) => file,
     };
-    check_target(&file.description.target, model, lm.shape())?;
+    check_target(&what, &file.description.target, model, lm.shape())?;
     if let Some(behind) = &file.description.behind {
         let hint = "train one with `nunatak train id-prompt --tasks PATH`";
         return Err(Error::request(format!("this generator was learned behind {}, to read", behind.name), hint));
@@ -171,8 +171,8 @@ fn of_folder(folder: &Path, set: &TaskSet, model: &ModelDir, lm: &FrozenLm) -> R
     for task in set.tasks.keys() {
         let path = folder.join(format!("{task}.safetensors"));
         if path.is_file() {
-            let prompt = SoftPrompt::load(&path)?;
-            check_target(&prompt.description.target, model, lm.shape())?;
+            let (what, prompt) = (format!("the prompt {}", path.display()), SoftPrompt::load(&path)?);
+            check_target(&what, &prompt.description.target, model, lm.shape())?;
             prompts.insert(task.clone(), Prefix::Learned(prompt));
         }
     }

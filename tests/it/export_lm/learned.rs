@@ -63,6 +63,7 @@ impl Both {
             target,
             template: TemplateKind::Plain,
             abstains: false,
+            sha256: None,
             training: serde_json::Value::Null,
         };
         Prefix::Learned(Arc::new(SoftPrompt::new(description, &values).unwrap()))
