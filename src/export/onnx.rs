@@ -409,3 +409,52 @@ enum DimValue {
     #[prost(string, tag = "2")]
     DimParam(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::session::{Input, Output, RuntimeOptions, Session};
+
+    /// `y = x * weights + bias`.
+    fn line() -> GraphBuilder {
+        let mut graph = GraphBuilder::new("line");
+        let x = graph.input("x", DType::F32, &[Dim::Free("B"), Dim::Fixed(3)]);
+        let weights = graph.init("weights", Initializer::f32(&[3, 2], &[1.0, -2.0, 0.5, 4.0, 3.0, -1.0]));
+        let bias = graph.init("bias", Initializer::f32(&[2], &[10.0, 20.0]));
+        let product = graph.op("MatMul", &[&x, &weights], &[]);
+        graph.node("", "Add", &[&product, &bias], &["y"], &[]);
+        graph.output("y", DType::F32, &[Dim::Free("B"), Dim::Fixed(2)]);
+        graph
+    }
+
+    fn run(path: &Path) -> Vec<Output> {
+        let mut session = Session::open(path, &RuntimeOptions::default()).unwrap();
+        session.run(&[("x", Input::F32(&[1.0, 2.0, 3.0, 0.0, 0.0, 1.0], &[2, 3]))], &["y"]).unwrap()
+    }
+
+    #[test]
+    fn a_graph_with_its_constants_in_a_file_beside_it_is_the_same_graph() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inline, external) = (dir.path().join("inline.onnx"), dir.path().join("external.onnx"));
+        line().save_as(&inline, false).unwrap();
+        line().save_as(&external, true).unwrap();
+        assert!(!dir.path().join("inline.onnx.data").exists());
+        let data = std::fs::read(dir.path().join("external.onnx.data")).unwrap();
+        // The second constant begins where a page does, so that it can be mapped.
+        assert_eq!(data.len(), EXTERNAL_ALIGNMENT + 2 * size_of::<f32>());
+        let (whole, without) = (std::fs::read(&inline).unwrap(), std::fs::read(&external).unwrap());
+        let holds = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|window| window == part);
+        let weights = &data[..6 * size_of::<f32>()];
+        assert!(holds(&whole, weights) && !holds(&without, weights) && holds(&without, b"external.onnx.data"));
+        let expected = vec![Output { shape: vec![2, 2], data: vec![21.0, 23.0, 13.0, 19.0] }];
+        assert_eq!(run(&inline), expected);
+        assert_eq!(run(&external), expected);
+    }
+
+    #[test]
+    fn a_small_graph_is_saved_in_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        line().save(&dir.path().join("model.onnx")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

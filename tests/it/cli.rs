@@ -145,6 +145,47 @@ fn an_estimate_builds_nothing() {
     assert!(many.1 > 20_000_000 * one.1 && !folder.path().join("ix").exists());
 }
 
+/// Wait until a build has begun to encode, by the folder that it makes for what it encodes.
+#[cfg(unix)]
+fn wait_for_encoding(child: &mut std::process::Child, index: &Path) {
+    let began = std::time::Instant::now();
+    while !index.join("encode-cache").is_dir() {
+        assert!(child.try_wait().unwrap().is_none(), "the build ended before it encoded");
+        assert!(began.elapsed().as_secs() < 300, "the build does not begin to encode");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_build_that_is_interrupted_while_it_encodes_leaves_no_index_and_is_none_the_worse() {
+    let folder = tempfile::tempdir().unwrap();
+    // All of them are encoded in one go, which takes seconds: only the check between two batches stops it so soon.
+    let text = "The ice sheet moves towards the sea, and what falls on it as snow comes back as icebergs.";
+    let lines: Vec<String> = (0..2000).map(|n| format!("{{\"id\":\"d{n}\",\"text\":\"{n}: {text}\"}}")).collect();
+    fs::write(folder.path().join("c.jsonl"), lines.join("\n")).unwrap();
+    let build = ["index", "build", "-q", "--index", "ix", "--corpus", "c.jsonl"];
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("nunatak"))
+        .current_dir(folder.path())
+        .args(build)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let index = folder.path().join("ix");
+    wait_for_encoding(&mut child, &index);
+    let kill = std::process::Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("interrupted: "), "{said}");
+    assert!(!index.join("manifest.json").exists());
+    assert!(fails(folder.path(), &["search", "ice", "--index", "ix"]).starts_with("1\n"));
+    nunatak(folder.path()).args(build).assert().success();
+    nunatak(folder.path()).args(["index", "verify", "--index", "ix"]).assert().success();
+}
+
 #[test]
 fn an_index_that_is_there_is_not_replaced_unasked() {
     let folder = small_index();

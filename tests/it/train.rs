@@ -162,21 +162,42 @@ fn what_cannot_be_learned_from_is_said() {
     );
 }
 
+/// A small run of `train reranker`.
+fn train_reranker(index: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = nunatak();
+    command.args(["train", "reranker", "--questions", DEMO_QUESTIONS, "--index"]).arg(index).arg("--out").arg(out);
+    command.args(["--examples", "8", "--batch", "4", "--dev", "4", "--dev-depth", "5", "--depth", "20"]);
+    command.args(["--negatives", "2", "--max-tokens", "64", "--layers", "2"]).args(more);
+    command
+}
+
+#[test]
+fn a_reranker_learns_from_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path());
+    let run = |name: &str, more: &[&str]| -> Value {
+        let out = folder.path().join(name);
+        let printed = train_reranker(&index, &out, more).arg("--json").assert().success().get_output().stdout.clone();
+        assert!(out.join("reranker/nunatak.json").is_file());
+        serde_json::from_slice(&printed).unwrap()
+    };
+    let taught = run("taught", &["--teacher", "reranker", "--teacher-weight", "0.5"]);
+    assert_eq!(taught["settings"]["teacher"], serde_json::json!(["reranker", 0.5]));
+    assert_eq!(taught["log"]["seen"], 8);
+    let alone = run("alone", &[]);
+    assert_eq!(alone["settings"]["teacher"], Value::Null);
+    // The same groups in the same order: only what the teacher says can have made another loss of them.
+    assert_ne!(taught["log"]["losses"], alone["log"]["losses"]);
+    // Its weight means nothing without it.
+    let mut weight_alone = train_reranker(&index, &folder.path().join("none"), &["--teacher-weight", "0.5"]);
+    weight_alone.assert().code(2).stderr(predicates::str::contains("--teacher"));
+}
+
 #[test]
 fn a_reranker_from_questions_to_search() {
     let folder = tempfile::tempdir().unwrap();
     let (index, out) = (index(folder.path()), folder.path().join("reranker"));
-    let train = |more: &[&str]| {
-        let mut command = nunatak();
-        command
-            .args(["train", "reranker", "--questions", DEMO_QUESTIONS, "--index"])
-            .arg(&index)
-            .arg("--out")
-            .arg(&out);
-        command.args(["--examples", "8", "--batch", "4", "--dev", "4", "--dev-depth", "5", "--depth", "20"]);
-        command.args(["--negatives", "2", "--max-tokens", "64", "--layers", "2"]).args(more);
-        command
-    };
+    let train = |more: &[&str]| train_reranker(&index, &out, more);
     let printed = train(&["--json"]).assert().success().get_output().stdout.clone();
     let record: Value = serde_json::from_slice(&printed).unwrap();
     assert_eq!((&record["log"]["seen"], &record["log"]["steps"]), (&8.into(), &2.into()));

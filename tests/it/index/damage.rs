@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use nunatak::error::{Error, Result};
-use nunatak::index::change::{Known, add, compact, delete};
+use nunatak::index::change::{Known, add, compact, delete, merge};
 use nunatak::index::writer::BuildOptions;
 use nunatak::index::{Index, verify};
 use nunatak::progress::Quiet;
 use nunatak::types::{Passage, PassageId};
 
-use super::{build_with, built, encode, ids, mix, options, passage, vector_of, word};
+use super::{build_of, build_with, built, encode, ids, mix, options, passage, renewed, vector_of, word};
 
 /// Flip bits here and there, cut, and remove every file in turn: nothing may panic, nothing wrong may be
 /// read, and verify must name the file.
@@ -85,7 +85,8 @@ fn expect_damage(dir: &Path, name: &str, whole: &[String], what: &str) {
     }
 }
 
-/// The child of the next test: between two sizes, by adding, deleting, compacting and building, until killed.
+/// The child of the next test: between two sizes, by adding, updating, deleting, compacting, merging and building,
+/// until killed.
 #[test]
 #[ignore = "runs as a child of `a_change_killed_at_any_instant_leaves_the_old_index_or_the_new`"]
 fn change_until_killed() {
@@ -94,28 +95,49 @@ fn change_until_killed() {
     let overwrite = BuildOptions { overwrite: true, ..options() };
     // Few enough to be a segment of their own.
     let mut more = |sink: &mut dyn FnMut(Passage) -> Result<()>| (300..360).try_for_each(|n| sink(passage(n)));
+    let mut anew = |sink: &mut dyn FnMut(Passage) -> Result<()>| (300..360).try_for_each(|n| sink(renewed(n)));
     let those: Vec<String> = (300..360).map(|n| format!("p{n}")).collect();
+    // Beside the index, as the parent has built them.
+    let parts = ["first", "second"].map(|name| dir.with_file_name(name));
     // Each child begins with another of the changes, or the short-lived would all try the same one.
     for round in u64::from(std::process::id()).. {
-        match (Index::open(dir).unwrap().len(), round % 3) {
+        match (Index::open(dir).unwrap().len(), round % 5) {
             (300, 0) => drop(build_with(dir, 360, &overwrite).unwrap()),
+            (300, 1) => drop(merge(dir, &parts, &overwrite, &Quiet).unwrap()),
             (300, _) => drop(add(dir, &mut more, Known::Refuse, Some(&mut encode), &options(), &Quiet).unwrap()),
             (_, 0) => drop(build_with(dir, 300, &overwrite).unwrap()),
             (_, 1) => {
                 compact(dir, &options(), &Quiet).unwrap();
                 delete(dir, &those, &options(), &Quiet).unwrap();
             }
+            (_, 2) => drop(merge(dir, &parts[..1], &overwrite, &Quiet).unwrap()),
+            (_, 3) => drop(add(dir, &mut anew, Known::Replace, Some(&mut encode), &options(), &Quiet).unwrap()),
             (_, _) => drop(delete(dir, &those, &options(), &Quiet).unwrap()),
         }
     }
+}
+
+/// Whether an update of the last 60 of 360 passages is in the index: all of it or nothing.
+fn is_updated(index: &Index) -> bool {
+    let is_new = |n: u64| {
+        let row = index.row_of(&format!("p{n}")).unwrap().unwrap();
+        let found = index.passage(row).unwrap();
+        assert!([passage(n), renewed(n)].contains(&found), "{found:?}");
+        found == renewed(n)
+    };
+    let first = is_new(300);
+    assert!((301..360).all(|n| is_new(n) == first), "half of an update");
+    first
 }
 
 #[test]
 fn a_change_killed_at_any_instant_leaves_the_old_index_or_the_new() {
     let kills = std::env::var("NUNATAK_TEST_KILLS").map_or(50, |n| n.parse().unwrap());
     let (_parent, dir) = built(300);
+    build_of(&dir.with_file_name("first"), 0..300);
+    build_of(&dir.with_file_name("second"), 300..360);
     let mut changes = 0;
-    let mut last = 300;
+    let mut last = (300, false);
     for kill in 0.. {
         // Committing now and then is not a promise, but without it the kills hit nothing worth hitting.
         if kill >= kills && changes > 0 {
@@ -134,8 +156,9 @@ fn a_change_killed_at_any_instant_leaves_the_old_index_or_the_new() {
         assert!(!child.wait().unwrap().success(), "the child ended by itself at kill {kill}");
         let index = Index::open(&dir).unwrap_or_else(|e| panic!("kill {kill}: {e}"));
         assert!([300, 360].contains(&index.len()), "kill {kill}: {} passages", index.len());
-        changes += usize::from(index.len() != last);
-        last = index.len();
+        let now = (index.len(), index.len() == 360 && is_updated(&index));
+        changes += usize::from(now != last);
+        last = now;
         assert_eq!(verify::verify(&dir, &Quiet).unwrap().damage, [], "kill {kill}");
         let n = mix(12, kill) % 300;
         assert_eq!(index.passage(PassageId(n as u32)).unwrap(), passage(n));

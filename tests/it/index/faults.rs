@@ -9,18 +9,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nunatak::error::{Error, Result};
-use nunatak::index::change::{ChangeReport, Known, add, compact, delete};
+use nunatak::index::change::{ChangeReport, Known, add, compact, delete, merge};
 use nunatak::index::writer::BuildOptions;
 use nunatak::index::{Index, verify};
 use nunatak::progress::Quiet;
 use nunatak::types::Passage;
 
-use super::{build_with, built, copy, encode, options, passage};
+use super::{build_of, build_with, built, copy, encode, options, passage, renewed};
 
 /// Exit status of the child for an error that it got, as against a panic.
 const REFUSED: i32 = 3;
 
-const CHANGES: [&str; 4] = ["build", "add", "delete", "compact"];
+const CHANGES: [&str; 6] = ["build", "add", "update", "delete", "compact", "merge"];
+
+/// The indexes that are merged, beside the place: the disk under them is well.
+const PARTS: [&str; 2] = ["first", "second"];
 
 /// Make the change; how many passages there are then.
 fn change(what: &str, dir: &Path) -> Result<u64> {
@@ -33,6 +36,20 @@ fn change(what: &str, dir: &Path) -> Result<u64> {
         "add" => {
             let mut more = |sink: &mut dyn FnMut(Passage) -> Result<()>| (400..430).try_for_each(|n| sink(passage(n)));
             add(dir, &mut more, Known::Refuse, Some(&mut encode), &options(), &Quiet).map(passages)
+        }
+        // Some that came in with the build and some that were added.
+        "update" => {
+            let mut anew = |sink: &mut dyn FnMut(Passage) -> Result<()>| {
+                (290..310).try_for_each(|n| {
+                    // This one was deleted, and is not to come back.
+                    if n == 303 { Ok(()) } else { sink(renewed(n)) }
+                })
+            };
+            add(dir, &mut anew, Known::Replace, Some(&mut encode), &options(), &Quiet).map(passages)
+        }
+        "merge" => {
+            let overwrite = BuildOptions { overwrite: true, ..options() };
+            merge(dir, &PARTS.map(|name| dir.with_file_name(name)), &overwrite, &Quiet).map(passages)
         }
         "delete" => delete(dir, &["p7".to_owned()], &options(), &Quiet).map(passages),
         _ => Ok(compact(dir, &options(), &Quiet)?.map_or(0, passages)),
@@ -76,11 +93,12 @@ const LAST: u64 = 20;
 /// `NUNATAK_TEST_FAULTS` says of how many operations before the last one is tried: 1 tries each.
 #[test]
 fn a_disk_that_fails_anywhere_leaves_the_old_index_or_the_new() {
-    let stride: u64 = std::env::var("NUNATAK_TEST_FAULTS").map_or(29, |n| n.parse().unwrap());
+    let stride: u64 = std::env::var("NUNATAK_TEST_FAULTS").map_or(53, |n| n.parse().unwrap());
     let (parent, base) = built(300);
     let mut more = |sink: &mut dyn FnMut(Passage) -> Result<()>| (300..340).try_for_each(|n| sink(passage(n)));
     add(&base, &mut more, Known::Refuse, Some(&mut encode), &options(), &Quiet).unwrap();
     delete(&base, &["p3".to_owned(), "p303".to_owned()], &options(), &Quiet).unwrap();
+    PARTS.iter().zip([500..530, 530..560]).for_each(|(name, numbers)| build_of(&parent.path().join(name), numbers));
     let library = failing_io(parent.path());
     let (mut refused, mut tolerated, mut late) = (0, 0, 0);
     for what in CHANGES {

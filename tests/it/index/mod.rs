@@ -103,6 +103,17 @@ fn build_with(dir: &Path, count: u64, options: &BuildOptions) -> Result<BuildRep
     build(dir, &mut source, Some(&mut encode), options, &Quiet)
 }
 
+/// Build an index of the passages of these numbers.
+fn build_of(dir: &Path, numbers: std::ops::Range<u64>) {
+    let mut source = |sink: &mut dyn FnMut(Passage) -> Result<()>| numbers.clone().try_for_each(|n| sink(passage(n)));
+    build(dir, &mut source, Some(&mut encode), &options(), &Quiet).unwrap();
+}
+
+/// The n-th passage with another text, which comes in its place by an update.
+fn renewed(n: u64) -> Passage {
+    Passage { key: format!("p{n}"), ..passage(n + 1000) }
+}
+
 /// A built index of so many passages, in a folder that goes with it.
 fn built(count: u64) -> (tempfile::TempDir, std::path::PathBuf) {
     let parent = tempfile::tempdir().unwrap();

@@ -404,6 +404,20 @@ fn what_cannot_be_is_said() {
     opened("does not answer");
 }
 
+/// One that is stuck, or behind a firewall that swallows what is sent, is worse than one that is not there.
+#[test]
+fn a_server_that_takes_calls_and_never_answers_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: Address = format!("milvus://{}/x?timeout=1", listener.local_addr().unwrap()).parse().unwrap();
+    // Connections are kept open until the test is over, and nothing is written to them.
+    std::thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(Collection::open(&address).map(drop)));
+    let error = receiver.recv_timeout(Duration::from_secs(120)).expect("it waits for ever").unwrap_err();
+    assert!(error.to_string().contains("the Milvus server does not answer within 1 s"), "{error}");
+    assert!(error.hint().unwrap().contains("?timeout=SECONDS"));
+}
+
 /// What 1,200 passages that are built in one go become when `trouble` happens while their batch `at` is encoded.
 fn built_with(address: &Address, at: usize, mut trouble: impl FnMut()) -> FillReport {
     let passages = passages(1200);
