@@ -56,7 +56,8 @@ pub struct ServeArgs {
     /// Let POST and DELETE on /v1/passages change the indexes
     #[arg(long)]
     writable: bool,
-    /// Requests that may wait for an index; more are turned away with 429
+    /// Requests that may wait for an index, long ones (answers, and more than 32 texts) and short ones each; more are
+    /// turned away with 429
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     queue: u16,
     /// Requests of an index that are answered at once, each with its share of the cores and models of its own. One gives the
@@ -66,6 +67,15 @@ pub struct ServeArgs {
     /// Seconds for a request, waiting included
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u16).range(1..))]
     deadline: u16,
+    /// Largest body of a request, in MB; more is turned away with 413
+    #[arg(long, default_value_t = 2, value_name = "MB", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    max_body: u16,
+    /// Connections at once; more wait to be accepted
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    max_connections: u16,
+    /// Seconds for what is under way when the server is stopped
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    stop_within: u16,
     /// OpenTelemetry collector that gets a trace of every request, by OTLP over HTTP: http://localhost:4318
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
@@ -91,6 +101,9 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
     let scheme = if access.tls.is_some() { "https" } else { "http" };
     let limits = Limits {
         deadline: Duration::from_secs(args.deadline.into()),
+        body: usize::from(args.max_body) << 20,
+        connections: args.max_connections.into(),
+        stop: Duration::from_secs(args.stop_within.into()),
         min_confidence: args.reading.min_confidence,
         recursion: args.reading.recursion,
         ..Limits::default()

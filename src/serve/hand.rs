@@ -1,4 +1,4 @@
-//! A thread that owns a pipeline and does the jobs of a line, one after another.
+//! A thread that owns a pipeline and does the jobs of an index's lines, one after another.
 //!
 //! A job whose client is gone, or whose time is over, is dropped when its turn comes, or where it stands. When the index on disk changes, the new
 //! state is taken up between two jobs; only if that needs other models does another thread open them, and the old state is
@@ -11,13 +11,14 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::RecvTimeoutError;
 
 use crate::error::{Error, Result};
 use crate::explain::Explanation;
 use crate::index::Index;
 use crate::pipeline::{Found, Pipeline};
 use crate::progress;
+use crate::serve::line::Line;
 use crate::serve::workers::{
     Done, Facts, FoundFirst, FoundTitle, Heard, Job, ModelAtWork, Open, Refusal, SearchHit, Shared, State, Work,
 };
@@ -56,7 +57,7 @@ impl Hand {
         Self { open, thread, shared }
     }
 
-    pub(super) fn run(self, line: &Receiver<Job>) {
+    pub(super) fn run(self, mut line: Line<Job>) {
         let opened = proved(&self.open).and_then(|pipeline| self.ready(&pipeline).map(|()| pipeline));
         let mut pipeline = match opened {
             Ok(pipeline) => pipeline,
@@ -68,7 +69,7 @@ impl Hand {
         let look_every = if pipeline.index().is_ok() { LOOK_EVERY } else { ASK_EVERY };
         let (mut looked, mut opening, mut usable, mut seen) = (Instant::now(), None::<Opening>, true, 0);
         loop {
-            let job = match line.recv_timeout(LOOK_EVERY) {
+            let job = match line.next(LOOK_EVERY) {
                 Ok(job) => Some(job),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -100,6 +101,7 @@ impl Hand {
                 }
             }
             if let Some(job) = job {
+                self.shared.waited(&job);
                 if usable {
                     work(&mut pipeline, job);
                 } else {

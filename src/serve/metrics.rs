@@ -1,6 +1,8 @@
 //! What a server tells of itself, in Prometheus' text form.
 
-use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 use crate::answer::{Latency, Usage};
 use crate::error::{Error, Result};
@@ -32,7 +34,7 @@ impl Metrics {
             let metrics = Self {
                 requests: counter("nunatak_requests_total", "Requests by route and status.", &["route", "status"])?,
                 seconds: histogram("nunatak_request_seconds", "Time of requests, waiting included.", "route")?,
-                stages: histogram("nunatak_stage_seconds", "Time of the stages of an answer.", "stage")?,
+                stages: histogram("nunatak_stage_seconds", "Time of the stages of an answer, and in line.", "stage")?,
                 tokens: counter("nunatak_tokens_total", "Tokens of the language model by kind.", &["kind"])?,
                 waiting: IntGaugeVec::new(Opts::new("nunatak_waiting", "Requests in line by index."), &["index"])?,
                 registry: registry.clone(),
@@ -74,6 +76,11 @@ impl Metrics {
         }
     }
 
+    /// What counts the time that requests are in line.
+    pub fn waits(&self) -> Histogram {
+        self.stages.with_label_values(&["wait"])
+    }
+
     /// Say how many wait for an index.
     pub fn waiting(&self, index: &str, jobs: usize) {
         self.waiting.with_label_values(&[index]).set(jobs as i64);
@@ -97,6 +104,7 @@ mod tests {
         metrics.request("/v1/answer", 200, 0.3);
         metrics.answer(&Usage { prompt_tokens: 40, ..Usage::default() });
         metrics.waiting("wiki", 2);
+        metrics.waits().observe(0.2);
         let text = metrics.text().unwrap();
         for line in [
             "nunatak_requests_total{route=\"/v1/answer\",status=\"200\"} 1",
@@ -104,6 +112,8 @@ mod tests {
             "nunatak_request_seconds_bucket{route=\"/v1/answer\",le=\"0.25\"} 0",
             "nunatak_tokens_total{kind=\"prompt\"} 40",
             "nunatak_waiting{index=\"wiki\"} 2",
+            "nunatak_stage_seconds_bucket{stage=\"wait\",le=\"0.25\"} 1",
+            "nunatak_stage_seconds_bucket{stage=\"wait\",le=\"0.1\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

@@ -1,11 +1,12 @@
 //! The pipeline over HTTP.
 //!
-//! `workers.rs` and `hand.rs` own the models, `api.rs`, `passages.rs` and `openai.rs` have the routes, and this file binds them to a port: limits, keys, metrics, and a
-//! stop that lets what is under way end.
+//! `workers.rs`, `line.rs` and `hand.rs` own the models, `api.rs`, `passages.rs` and `openai.rs` have the routes, and
+//! this file binds them to a port: limits, keys, metrics, and a stop that lets what is under way end.
 
 mod api;
 mod hand;
 mod keys;
+mod line;
 mod metrics;
 mod openai;
 mod openai_reply;
@@ -190,7 +191,11 @@ pub async fn serve(
         Error::request(format!("{address} cannot be listened on: {error}"), "choose another with --listen")
     })?;
     bound(listener.local_addr().unwrap_or(address));
-    let server = Arc::new(Shared { indexes, limits, keys, origins, metrics: Metrics::new()? });
+    let metrics = Metrics::new()?;
+    for (_, worker) in &indexes {
+        worker.count_waits(metrics.waits());
+    }
+    let server = Arc::new(Shared { indexes, limits, keys, origins, metrics });
     let connections = Arc::new(Semaphore::new(server.limits.connections));
     let graceful = GracefulShutdown::new();
     let app = router(server.clone());

@@ -1,14 +1,16 @@
-//! The line of an index's requests, and the threads that serve it.
+//! The lines of an index's requests, and the threads that serve them.
 //!
 //! ONNX Runtime's `run` needs a session for itself; so a thread that owns a pipeline (`hand.rs`) does one job after
-//! another, and requests wait in line: one that comes when the line is full is turned away at once. One thread with all cores
-//! gives the shortest answer; several with fewer cores each keep busy what one leaves idle (on two cores that is little).
+//! another, and requests wait in line, long ones and short ones each in their own (`line.rs`): one that comes when its
+//! line is full is turned away at once. One thread with all cores gives the shortest answer; several with fewer cores
+//! each keep busy what one leaves idle (on two cores that is little).
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 use crossbeam_channel::{Sender, TrySendError};
+use prometheus::Histogram;
 use tokio::sync::{mpsc as stream, oneshot};
 use tracing::{Span, info_span};
 
@@ -21,7 +23,11 @@ use crate::pipeline::Pipeline;
 use crate::read::recursion::Recursion;
 use crate::rerank::PairCuts;
 use crate::serve::hand::Hand;
+use crate::serve::line::Line;
 use crate::types::Passage;
+
+/// Texts that are encoded or scored in a moment: with more of them, a request is a long one.
+const FEW_TEXTS: usize = 32;
 
 /// Opens the pipeline of an index, as it is on disk now.
 pub type Open = Arc<dyn Fn() -> Result<Pipeline> + Send + Sync>;
@@ -105,6 +111,17 @@ pub enum Work {
         /// The texts.
         texts: Vec<String>,
     },
+}
+
+impl Work {
+    /// Whether it keeps a thread so long that what is short should not wait behind it.
+    fn is_long(&self) -> bool {
+        match self {
+            Self::Answer { .. } => true,
+            Self::Embed { texts } | Self::Score { texts, .. } => texts.len() > FEW_TEXTS,
+            Self::Search { .. } | Self::Look { .. } | Self::Renew => false,
+        }
+    }
 }
 
 /// What is heard of an answer before it is known.
@@ -198,6 +215,8 @@ pub enum Refusal {
 pub(super) struct Job {
     pub(super) work: Work,
     pub(super) deadline: Instant,
+    /// When it was put in line.
+    pub(super) since: Instant,
     pub(super) reply: oneshot::Sender<std::result::Result<Done, Refusal>>,
     /// The request it is part of.
     pub(super) request: Span,
@@ -242,7 +261,7 @@ pub struct ModelAtWork {
 }
 
 /// What the threads of an index share.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Shared {
     /// Jobs in line and at work.
     pub(super) waiting: AtomicUsize,
@@ -250,12 +269,21 @@ pub(super) struct Shared {
     pub(super) changes: AtomicU64,
     /// How each thread is.
     states: Vec<RwLock<State>>,
+    /// Where the time in line is counted, once there is a server that does.
+    waits: OnceLock<Histogram>,
 }
 
 impl Shared {
     pub(super) fn is(&self, thread: usize, state: State) {
         if let Some(own) = self.states.get(thread) {
             *own.write().unwrap_or_else(PoisonError::into_inner) = state;
+        }
+    }
+
+    /// Count the time that a job was in line: its turn has come.
+    pub(super) fn waited(&self, job: &Job) {
+        if let Some(waits) = self.waits.get() {
+            waits.observe(job.since.elapsed().as_secs_f64());
         }
     }
 
@@ -274,12 +302,13 @@ impl Shared {
     }
 }
 
-/// The line of an index, with the threads behind it.
+/// The lines of an index, with the threads behind them.
 #[derive(Clone)]
 pub struct Workers {
-    jobs: Sender<Job>,
-    /// Jobs that may wait.
-    queue: usize,
+    /// The line of jobs that take a moment.
+    short: Sender<Job>,
+    /// The line of all others.
+    long: Sender<Job>,
     shared: Arc<Shared>,
     /// Changes the index, one change at a time; none for an index that is only read.
     editor: Option<Arc<tokio::sync::Mutex<Editor>>>,
@@ -292,25 +321,32 @@ impl std::fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// Start `threads` threads that each open the pipeline of an index; up to `queue` jobs wait for them.
+    /// Start `threads` threads that each open the pipeline of an index; up to `queue` long jobs and as
+    /// many short ones wait for them.
     pub fn start(open: &Open, queue: usize, threads: usize) -> Result<Self> {
-        let (jobs, line) = crossbeam_channel::bounded::<Job>(queue);
+        let (short, short_line) = crossbeam_channel::bounded::<Job>(queue);
+        let (long, long_line) = crossbeam_channel::bounded::<Job>(queue);
         let states = (0..threads).map(|_| RwLock::default()).collect();
-        let shared = Arc::new(Shared { waiting: AtomicUsize::default(), changes: AtomicU64::default(), states });
+        let shared = Arc::new(Shared { states, ..Shared::default() });
         for thread in 0..threads {
             let hand = Hand::new(open.clone(), thread, shared.clone());
-            let line = line.clone();
+            let line = Line::new(short_line.clone(), long_line.clone());
             std::thread::Builder::new()
                 .name(format!("pipeline {thread}"))
-                .spawn(move || hand.run(&line))
+                .spawn(move || hand.run(line))
                 .map_err(Error::internal("starting the thread of a pipeline"))?;
         }
-        Ok(Self { jobs, queue, shared, editor: None })
+        Ok(Self { short, long, shared, editor: None })
     }
 
     /// Let the index be changed by `editor`.
     pub fn with_editor(self, editor: Editor) -> Self {
         Self { editor: Some(Arc::new(tokio::sync::Mutex::new(editor))), ..self }
+    }
+
+    /// Have the time of jobs in line counted by `waits`; the first that is named counts.
+    pub(super) fn count_waits(&self, waits: Histogram) {
+        let _ = self.shared.waits.set(waits);
     }
 
     /// Whether the index can be changed.
@@ -332,9 +368,11 @@ impl Workers {
     /// Have a job done by `deadline`.
     pub async fn ask(&self, work: Work, deadline: Instant) -> std::result::Result<Done, Refusal> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { work, deadline, reply, request: Span::current(), in_line: info_span!("wait") };
+        let line = if work.is_long() { &self.long } else { &self.short };
+        let (since, request, in_line) = (Instant::now(), Span::current(), info_span!("wait"));
+        let job = Job { work, deadline, since, reply, request, in_line };
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-        if let Err(refused) = self.jobs.try_send(job) {
+        if let Err(refused) = line.try_send(job) {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(match refused {
                 TrySendError::Full(_) => Refusal::Busy,
@@ -348,12 +386,12 @@ impl Workers {
         }
     }
 
-    /// Whether the next job would be turned away.
+    /// Whether the next answer would be turned away.
     pub fn is_full(&self) -> bool {
-        self.waiting() >= self.queue + self.shared.states.len()
+        self.long.is_full()
     }
 
-    /// Jobs in line, those at work included.
+    /// Jobs in both lines, those at work included.
     pub fn waiting(&self) -> usize {
         self.shared.waiting.load(Ordering::Relaxed)
     }
@@ -370,7 +408,16 @@ mod tests {
 
     fn shared(states: Vec<State>) -> Shared {
         let states = states.into_iter().map(RwLock::new).collect();
-        Shared { waiting: AtomicUsize::default(), changes: AtomicU64::default(), states }
+        Shared { states, ..Shared::default() }
+    }
+
+    #[test]
+    fn answers_and_many_texts_are_long() {
+        let texts = |n| vec![String::new(); n];
+        let score = |n| Work::Score { question: String::new(), texts: texts(n) };
+        assert!(!Work::Renew.is_long() && !Work::Look { id: "a".into() }.is_long());
+        assert!(!Work::Embed { texts: texts(FEW_TEXTS) }.is_long() && !score(FEW_TEXTS).is_long());
+        assert!(Work::Embed { texts: texts(FEW_TEXTS + 1) }.is_long() && score(FEW_TEXTS + 1).is_long());
     }
 
     #[test]

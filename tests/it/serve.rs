@@ -732,6 +732,32 @@ fn what_was_asked_by_a_client_that_left_holds_nobody_up() {
 }
 
 #[test]
+fn who_waits_too_long_is_told_so_and_holds_nobody_up() {
+    /// More answers than a second is enough for, and fewer than may wait.
+    const ASKED: usize = 48;
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let server = Server::ready(&[&index], &[&SLOW[..], &["--deadline", "1"]].concat());
+    let replies: Vec<Reply> = std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            (0..ASKED).map(|_| scope.spawn(|| server.post("/v1/answer", json!({"question": QUESTION})))).collect();
+        asked.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let late: Vec<&Reply> = replies.iter().filter(|reply| reply.status != 200).collect();
+    assert!(!late.is_empty());
+    for reply in late {
+        assert_eq!((reply.status, &reply.json()["error"]["code"]), (504, &"late".into()), "{}", reply.body);
+    }
+    server.wait("/metrics", |reply| reply.body.contains("nunatak_waiting{index=\"ice\"} 0\n"));
+    let waits = format!("nunatak_stage_seconds_count{{stage=\"wait\"}} {ASKED}\n");
+    let metrics = server.get("/metrics").body;
+    assert!(metrics.contains(&waits), "{metrics}");
+    // A machine with much else to do may be late with one.
+    let search = || server.post("/v1/search", json!({"question": QUESTION})).status;
+    assert!((0..60).any(|_| search() == 200));
+}
+
+#[test]
 fn options_that_cannot_be_end_it_before_it_listens() {
     let folder = tempfile::tempdir().unwrap();
     let index = index(folder.path(), Path::new(DEMO));
