@@ -232,7 +232,9 @@ fn is_not_loaded(reply: &Reply) -> bool {
 
 /// A connection that broke under a call comes as an unknown error with these words.
 fn is_transport(message: &str) -> bool {
-    ["transport error", "connection", "broken pipe", "timeout expired"].iter().any(|part| message.to_lowercase().contains(part))
+    ["transport error", "connection", "broken pipe", "timeout expired"]
+        .iter()
+        .any(|part| message.to_lowercase().contains(part))
 }
 
 /// What the server or the wire said, without the client's own words around it.
