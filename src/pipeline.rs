@@ -164,10 +164,13 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Request`] when the first stage has none.
     pub fn encoder(&self) -> Result<MutexGuard<'_, Encoder>> {
-        let encoder = self.encoder.as_ref().ok_or_else(|| {
+        self.lent_encoder().ok_or_else(|| {
             Error::request("there is no encoder: passages are found by words alone", "ask an index that has vectors")
-        })?;
-        Ok(encoder.lock().unwrap_or_else(PoisonError::into_inner))
+        })
+    }
+
+    fn lent_encoder(&self) -> Option<MutexGuard<'_, Encoder>> {
+        self.encoder.as_ref().map(|encoder| encoder.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The re-ranker's own scores of texts for a question, in their order, and what it could not read of them.
@@ -253,10 +256,8 @@ impl Pipeline {
     pub fn prove(&mut self) -> Result<()> {
         const QUESTION: &str = "does it run";
         let passage = Passage { key: "proof".into(), text: "It runs.".into(), ..Passage::default() };
+        // A first stage with an encoder needs it for any question; the others may get nothing to read.
         self.find(QUESTION)?;
-        if self.encoder.is_some() {
-            self.encoder()?.encode(&[QUESTION.to_owned()])?;
-        }
         if let Some(reranker) = &mut self.reranker {
             reranker.score(QUESTION, &[passage.titled_text()])?;
         }
@@ -269,8 +270,8 @@ impl Pipeline {
 
     /// The models at work: role, name and device.
     pub fn models(&self) -> Vec<(&'static str, String, String)> {
-        let encoder = self.encoder.as_ref().map(|encoder| encoder.lock().unwrap_or_else(PoisonError::into_inner));
-        let encoder = encoder.map(|encoder| ("encoder", encoder.name().to_owned(), encoder.device().to_string()));
+        let encoder =
+            self.lent_encoder().map(|encoder| ("encoder", encoder.name().to_owned(), encoder.device().to_string()));
         let reranker = self.reranker.as_ref().map(|r| ("reranker", r.name().to_owned(), r.device().to_string()));
         let reader = self.reader.as_ref().map(|reader| {
             let (name, place) = reader.model();
@@ -326,8 +327,7 @@ impl Pipeline {
 
     /// Tokens that the first stage's encoder left out so far.
     fn encoder_cuts(&self) -> u64 {
-        let encoder = self.encoder.as_ref().map(|encoder| encoder.lock().unwrap_or_else(PoisonError::into_inner));
-        encoder.map_or(0, |encoder| encoder.truncation().tokens)
+        self.lent_encoder().map_or(0, |encoder| encoder.truncation().tokens)
     }
 
     /// Words of the question that an index here did not search for, if words took part; a cluster does not say.

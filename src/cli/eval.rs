@@ -352,11 +352,7 @@ pub fn run_with(
             return Err(Error::request("nothing to measure", "say `nunatak eval --help`"));
         }
     };
-    match out.write_all(printed.as_bytes()) {
-        // Who reads it has enough.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        done => done.map_err(Error::file("write", "standard output")),
-    }
+    out.write_all(printed.as_bytes()).or_else(output::closed_pipe)
 }
 
 /// Questions, and a word about the bad lines among them that were left out.

@@ -247,8 +247,7 @@ pub fn export(args: &ExportArgs, globals: &Globals) -> Result<()> {
     let (index, progress) = (Index::open(&args.index)?, globals.progress());
     let Some(path) = &args.out else {
         return match export::export(&index, &mut std::io::stdout().lock(), Path::new("stdout"), progress.as_ref()) {
-            // Who reads it has enough.
-            Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            Err(Error::File { source, .. }) if output::is_closed_pipe(&source) => Ok(()),
             done => done.map(drop),
         };
     };

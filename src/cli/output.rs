@@ -29,6 +29,11 @@ pub fn print_error(error: &Error) {
     }
 }
 
+/// Whether who reads has enough.
+pub(super) fn is_closed_pipe(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
+}
+
 /// One line of text on stdout.
 pub fn line(text: impl std::fmt::Display) -> Result<()> {
     writeln!(anstream::stdout(), "{text}").or_else(closed_pipe)
@@ -47,8 +52,8 @@ pub fn json(value: &impl Serialize) -> Result<()> {
 }
 
 /// `nunatak search ... | head` closes the pipe when it has seen enough: the end, not an error.
-fn closed_pipe(error: io::Error) -> Result<()> {
-    if error.kind() == io::ErrorKind::BrokenPipe {
+pub(super) fn closed_pipe(error: io::Error) -> Result<()> {
+    if is_closed_pipe(&error) {
         std::process::exit(0);
     }
     Err(Error::file("write to", "stdout")(error))

@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::types::Passage;
 
+pub(crate) use outline::one_line;
+
 /// How a corpus is read.
 #[derive(Debug, Clone)]
 pub struct CorpusOptions {

@@ -62,7 +62,7 @@ impl Section {
 }
 
 /// Text on one line, with one space between words.
-pub(super) fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

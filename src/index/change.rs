@@ -122,8 +122,8 @@ impl Incoming<'_> {
 /// Whether a document was split into these two passages, which come one behind the other: pieces come in their order, from 1 on, so
 /// a `paper#7` by itself is no piece but a record that is called so.
 pub(crate) fn is_split(first: &str, second: &str) -> bool {
-    let piece = |key: &str| key.strip_prefix(document_of(second)).map(str::to_owned);
-    piece(first).as_deref() == Some("#1") && piece(second).as_deref() == Some("#2")
+    let document = document_of(second);
+    second.strip_prefix(document) == Some("#2") && first.strip_prefix(document) == Some("#1")
 }
 
 /// The error of an id that should be deleted and is not there.

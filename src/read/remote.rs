@@ -11,9 +11,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::corpus::one_line;
 use crate::error::{Error, Result};
 use crate::read::decode::{Decoding, Finish, Generation};
-use crate::read::template::one_line;
 use crate::runtime::tokenizer::TextTokenizer;
 
 /// The environment variable that holds the key of an endpoint that wants one.

@@ -8,6 +8,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
 
+use crate::corpus::one_line;
 use crate::error::{Error, Result};
 use crate::runtime::model_dir::LmShape;
 use crate::runtime::tokenizer::TextTokenizer;
@@ -212,11 +213,6 @@ pub fn tokens_behind(text: &str, tokenizer: &TextTokenizer) -> Result<Vec<u32>> 
 /// are.
 pub(crate) fn without_line_ends(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
-}
-
-/// Text on one line, with one space between words.
-pub(super) fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// What asks for the answer.

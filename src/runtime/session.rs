@@ -117,6 +117,12 @@ struct Runtime {
     threads: usize,
 }
 
+impl Runtime {
+    fn version(&self) -> Option<String> {
+        ort::util::probe(&self.library).map(|minor| format!("1.{minor}"))
+    }
+}
+
 /// Loaded once in a process.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 
@@ -154,14 +160,12 @@ fn runtime(options: &RuntimeOptions) -> Result<&'static Runtime> {
 
 /// Version of the ONNX Runtime in use, which is loaded for it: `1.32`. A build says no more of itself.
 pub fn runtime_version(options: &RuntimeOptions) -> Result<String> {
-    let minor = ort::util::probe(&runtime(options)?.library);
-    Ok(minor.map_or("of an unknown version".to_owned(), |minor| format!("1.{minor}")))
+    Ok(runtime(options)?.version().unwrap_or_else(|| "of an unknown version".to_owned()))
 }
 
 /// The same if it is loaded already: nothing before.
 pub fn loaded_version() -> Option<String> {
-    let library = &RUNTIME.get()?.library;
-    ort::util::probe(library).map(|minor| format!("1.{minor}"))
+    RUNTIME.get()?.version()
 }
 
 /// A session of no use but that it has memory of its own on the device of `options`, from which buffers can be had.

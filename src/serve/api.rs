@@ -310,11 +310,7 @@ pub(super) fn question_fits(server: &Shared, question: &str) -> Result<(), Probl
 
 /// The worker of the index that is named, or of the first, if it is ready.
 pub(super) fn index_named<'a>(server: &'a Shared, index: Option<&str>) -> Result<&'a Workers, Problem> {
-    let named = |(name, _): &&(String, Workers)| index.is_none_or(|wanted| wanted == name);
-    let Some((name, worker)) = server.indexes.iter().find(named) else {
-        let message = format!("there is no index {:?}", index.unwrap_or_default());
-        return Err(Problem::new(StatusCode::NOT_FOUND, message, Some("/v1/indexes lists them".to_owned())));
-    };
+    let (name, worker) = find_index(server, index)?;
     match worker.state() {
         WorkersState::Ready(_) => Ok(worker),
         WorkersState::Opening => Err(Problem::new(
@@ -324,6 +320,15 @@ pub(super) fn index_named<'a>(server: &'a Shared, index: Option<&str>) -> Result
         )),
         WorkersState::Failed(problem) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, problem, None)),
     }
+}
+
+/// The index that is named, or the first, however it is.
+pub(super) fn find_index<'a>(server: &'a Shared, index: Option<&str>) -> Result<&'a (String, Workers), Problem> {
+    let named = |(name, _): &&(String, Workers)| index.is_none_or(|wanted| wanted == name);
+    server.indexes.iter().find(named).ok_or_else(|| {
+        let message = format!("there is no index {:?}", index.unwrap_or_default());
+        Problem::new(StatusCode::NOT_FOUND, message, Some("/v1/indexes lists them".to_owned()))
+    })
 }
 
 pub(super) fn parse_filter(text: Option<&str>) -> Result<Option<Filter>, Problem> {

@@ -1,8 +1,10 @@
 //! A thread that owns a pipeline and does the jobs of an index's lines, one after another.
 //!
-//! A job whose client is gone, or whose time is over, is dropped when its turn comes, or where it stands. When the index on disk changes, the new
-//! state is taken up between two jobs; only if that needs other models does another thread open them, and the old state is
-//! served until they are there. A collection of a cluster that was built anew has no old state: it is not served until then.
+//! A job whose client is gone, or whose time is over, is dropped when its turn comes, or where it stands.
+//!
+//! When the index on disk changes, the new state is taken up between two jobs; only if that needs other models does another
+//! thread open them, and the old state is served until they are there. A collection of a cluster that was built anew has no
+//! old state: it is not served until then.
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -10,7 +10,6 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -24,7 +23,7 @@ use tracing::Instrument;
 use utoipa::ToSchema;
 
 use crate::answer::Answer;
-use crate::serve::api::{Body, finish, index_named, parse_filter, question_fits, unprocessable};
+use crate::serve::api::{Body, find_index, finish, index_named, parse_filter, question_fits, unprocessable};
 use crate::serve::openai_reply::{
     Completion, CompletionChoice, CompletionMessage, CompletionUsage, DocumentText, Embedding, Embeddings,
     EmbeddingsUsage, Grounds, Model, Models, PromptTokens, Reranked, RerankedText, Vector,
@@ -54,14 +53,7 @@ pub async fn models(State(server): State<Server>) -> Json<Models> {
     (status = 404, body = Problem),
 ))]
 pub async fn model(State(server): State<Server>, Path(name): Path<String>) -> Result<Json<Model>, Problem> {
-    match server.indexes.iter().find(|(index, _)| *index == name) {
-        Some((name, _)) => Ok(Json(as_model(name))),
-        None => Err(Problem::new(
-            StatusCode::NOT_FOUND,
-            format!("there is no index {name:?}"),
-            Some("/v1/models lists them".to_owned()),
-        )),
-    }
+    find_index(&server, Some(&name)).map(|(name, _)| Json(as_model(name)))
 }
 
 fn as_model(name: &str) -> Model {
