@@ -352,7 +352,10 @@ pub fn run_with(
             return Err(Error::request("nothing to measure", "say `nunatak eval --help`"));
         }
     };
-    out.write_all(printed.as_bytes()).or_else(output::closed_pipe)
+    match out.write_all(printed.as_bytes()) {
+        Err(error) if output::is_closed_pipe(&error) => Ok(()),
+        done => done.map_err(Error::file("write", "standard output")),
+    }
 }
 
 /// Questions, and a word about the bad lines among them that were left out.

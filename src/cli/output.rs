@@ -52,7 +52,7 @@ pub fn json(value: &impl Serialize) -> Result<()> {
 }
 
 /// `nunatak search ... | head` closes the pipe when it has seen enough: the end, not an error.
-pub(super) fn closed_pipe(error: io::Error) -> Result<()> {
+fn closed_pipe(error: io::Error) -> Result<()> {
     if is_closed_pipe(&error) {
         std::process::exit(0);
     }
