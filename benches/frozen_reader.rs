@@ -10,7 +10,7 @@
 //! last line. It does not show latency.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench is a script")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ use nunatak::index::Index;
 use nunatak::pack::Window;
 use nunatak::pipeline::{Depths, Found, Pipeline};
 use nunatak::progress::Quiet;
-use nunatak::read::choose::{Choice, Extent, choose};
+use nunatak::read::choose::{Choice, Extent, WindowAnswer, choose, deciding};
 use nunatak::read::prompts;
 use nunatak::read::reader::{Reader, ReaderSettings, rank_score};
 use nunatak::rerank::CrossEncoder;
@@ -138,31 +138,24 @@ impl Bench {
                 packed.push((at, budget, self.pipeline.pack(&question.question, found).unwrap().0.windows));
             }
         }
-        // What is read: every window once, whichever settings see it.
-        let mut place: HashMap<Vec<u32>, usize> = HashMap::new();
-        let mut windows: Vec<Window> = Vec::new();
-        for window in packed.iter().flat_map(|(_, _, windows)| windows) {
-            place.entry(tokens(window)).or_insert_with(|| {
-                windows.push(window.clone());
-                windows.len() - 1
-            });
-        }
-        let reader = self.pipeline.reader_mut().unwrap();
-        let said: Vec<_> = windows
-            .chunks(BATCH)
-            .flat_map(|batch| reader.read(&question.question, batch, Extent::All, &mut |_, _| {}).unwrap().windows)
-            .collect();
+        let weighed = |at: &usize| SCORE_WEIGHTS[usize::from(lists[*at].1)];
+        let firsts = packed.iter().filter_map(|(_, _, windows)| windows.first());
+        let mut said = HashMap::new();
+        self.read(&question.question, firsts, &mut said);
+        // As `eval` has it: the first window's answer says which others could give a better one.
+        let decide = packed.iter().map(|(at, _, windows)| {
+            let scores: Vec<f32> = windows.iter().map(rank_score).collect();
+            windows.first().map_or(0, |w| deciding(&answer(&said, w), &scores, weighed(at)))
+        });
+        let decide: Vec<usize> = decide.collect();
+        let others = packed.iter().zip(&decide).flat_map(|((_, _, windows), decide)| &windows[..*decide]);
+        self.read(&question.question, others, &mut said);
         let answers = question.answers.clone().unwrap_or_default();
         let (matcher, gold) = (AnswerMatcher::new(&answers), question.gold.clone().unwrap_or_default());
-        let cells = packed.iter().map(|(at, budget, windows)| {
+        let cells = packed.iter().zip(&decide).map(|((at, budget, windows), decide)| {
             let (mode, reranked, _) = &lists[*at];
-            let mut own = Vec::new();
-            for window in windows {
-                let mut answer = said[place[&tokens(window)]].clone();
-                answer.rank_score = rank_score(window);
-                own.push(answer);
-            }
-            let chosen = choose(&own, &[], Choice::default(), SCORE_WEIGHTS[usize::from(*reranked)]);
+            let own: Vec<WindowAnswer> = windows[..*decide].iter().map(|w| answer(&said, w)).collect();
+            let chosen = choose(&own, &[], Choice::default(), weighed(at));
             let prediction = chosen.map(|c| own[c.window].answer.clone()).unwrap_or_default();
             let read = || windows.iter().flatten().map(|p| &p.passage);
             Cell {
@@ -181,6 +174,22 @@ impl Bench {
             List { mode: *mode, reranked: *reranked, gold: first_gold_passage(keys, &gold) }
         });
         Line { id: question.id.clone(), cells, lists: lists.collect() }
+    }
+
+    /// Read the windows that were not read yet.
+    fn read<'a>(
+        &mut self,
+        question: &str,
+        windows: impl Iterator<Item = &'a Window>,
+        said: &mut HashMap<Vec<u32>, WindowAnswer>,
+    ) {
+        let mut seen: HashSet<Vec<u32>> = said.keys().cloned().collect();
+        let new: Vec<Window> = windows.filter(|window| seen.insert(tokens(window))).cloned().collect();
+        let reader = self.pipeline.reader_mut().unwrap();
+        for batch in new.chunks(BATCH) {
+            let answers = reader.read(question, batch, Extent::All, &mut |_, _| {}).unwrap().windows;
+            said.extend(batch.iter().map(tokens).zip(answers));
+        }
     }
 
     /// Every first stage's list, without and with the re-ranker, which reads a passage once.
@@ -205,6 +214,11 @@ impl Bench {
         }
         lists
     }
+}
+
+/// What was said to a window, with its rank score in this list.
+fn answer(said: &HashMap<Vec<u32>, WindowAnswer>, window: &Window) -> WindowAnswer {
+    WindowAnswer { rank_score: rank_score(window), ..said[&tokens(window)].clone() }
 }
 
 fn tokens(window: &Window) -> Vec<u32> {
