@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::cli::Globals;
 use crate::cli::index_change::{self, AddArgs, CompactArgs, DeleteArgs, ExportArgs, MergeArgs, UpdateArgs};
 use crate::cli::index_cluster;
+use crate::cli::index_memory::MemoryArgs;
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
 use crate::cli::warm::{self, WarmArgs};
 use crate::corpus::{self, CorpusOptions, CorpusReport};
@@ -48,7 +49,7 @@ enum IndexCommand {
     Update(UpdateArgs),
     /// Take documents or passages out of an index
     Delete(DeleteArgs),
-    /// Write an index anew as one segment, without what was deleted
+    /// Write an index anew as one segment (or as few as memory allows), without what was deleted
     Compact(CompactArgs),
     /// Put indexes together in a new one
     Merge(MergeArgs),
@@ -105,6 +106,8 @@ struct BuildArgs {
     /// Candidates considered for them: higher is slower to build and better to search
     #[arg(long, default_value_t = 200, value_name = "N")]
     ef_construction: usize,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// What a cluster makes of the vectors: hnsw (a graph in memory), hnsw-sq8 (the same over bytes, a third of the memory), or
     /// diskann (a graph on the disk of the query nodes); a folder has one kind [default: hnsw]
     #[arg(long, value_name = "KIND")]
@@ -263,21 +266,28 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         };
         return index_cluster::build(address, &mut source, encoder.as_mut(), &options, globals);
     }
+    let dim = encoder.as_ref().map_or(0, Encoder::dim);
+    let segment_passages = args.memory.segment_passages(dim, args.neighbours);
     let work = Workload {
         passages: args.estimate.filter(|count| *count > 0).unwrap_or(range.end - range.start),
         mean_bytes: survey.mean(survey.bytes),
         metadata_bytes: survey.mean(survey.metadata),
-        dim: encoder.as_ref().map_or(0, Encoder::dim),
+        dim,
         m: args.neighbours,
         ef_construction: args.ef_construction,
         threads: options.thread_count(),
+        segment_passages,
         encoded_per_second,
     };
     let estimate = estimate(&work);
     let told = format!(
-        "{} passages of {:.0} words on average: about {}, {} of memory beside the encoder's, {} of disk ({} when done)",
+        "{} passages of {:.0} words on average{}: about {}, {} of memory beside the encoder's, {} of disk ({} when done)",
         work.passages,
         corpus.words as f64 / corpus.passages.max(1) as f64,
+        match work.passages.div_ceil(segment_passages) {
+            1 => String::new(),
+            segments => format!(", in {segments} segments (--memory)"),
+        },
         output::seconds(estimate.seconds),
         output::bytes(estimate.memory_bytes),
         output::bytes(estimate.disk_bytes),
@@ -304,6 +314,7 @@ fn build(args: &BuildArgs, globals: &Globals) -> Result<()> {
         m: args.neighbours,
         ef_construction: args.ef_construction,
         threads: globals.threads,
+        segment_passages,
         overwrite: args.overwrite,
         keep_encode_cache: args.keep_encoded,
         ..BuildOptions::default()
@@ -349,6 +360,7 @@ fn refuse_in_cluster(args: &BuildArgs) -> Result<()> {
         let hint = "docs/scale.md has the arithmetic of a cluster";
         return Err(Error::request("--estimate is of an index in a folder", hint));
     }
+    args.memory.refuse_in_cluster()?;
     if args.keep_encoded {
         return Err(Error::request(
             "--keep-encoded keeps vectors in the folder of an index, and a collection has none",

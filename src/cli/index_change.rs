@@ -9,6 +9,7 @@ use crate::cli::Globals;
 use crate::cli::index::note_skipped;
 use crate::cli::index_cluster;
 use crate::cli::index_encoder;
+use crate::cli::index_memory::MemoryArgs;
 use crate::cli::output::{self, DIM, GOOD};
 use crate::corpus::{self, CorpusOptions, CorpusReport};
 use crate::disk;
@@ -39,6 +40,8 @@ pub struct AddArgs {
     /// Go on over up to N bad records
     #[arg(long, default_value_t = 0, value_name = "N")]
     skip_bad: u64,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 /// Options of `nunatak index update`.
@@ -53,6 +56,8 @@ pub struct UpdateArgs {
     /// Go on over up to N bad records
     #[arg(long, default_value_t = 0, value_name = "N")]
     skip_bad: u64,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 /// Options of `nunatak index compact`.
@@ -61,6 +66,8 @@ pub struct CompactArgs {
     /// Folder of the index
     #[arg(long, value_name = "DIR")]
     index: PathBuf,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 /// Options of `nunatak index export`.
@@ -103,6 +110,8 @@ pub struct MergeArgs {
     /// What a cluster makes of the vectors, as for `index build` [default: hnsw]
     #[arg(long, value_name = "KIND")]
     vector_index: Option<VectorIndex>,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Replace an index that is there
     #[arg(long)]
     overwrite: bool,
@@ -114,17 +123,25 @@ const LEAST_ROOM: u64 = 1_000_000_000;
 /// Run `nunatak index add`.
 pub fn add(args: &AddArgs, globals: &Globals) -> Result<()> {
     let known = if args.update { Known::Replace } else { Known::Refuse };
-    add_or_replace(&args.index, &args.corpus, args.skip_bad, known, globals)
+    add_or_replace(&args.index, &args.corpus, args.skip_bad, known, args.memory, globals)
 }
 
 /// Run `nunatak index update`.
 pub fn update(args: &UpdateArgs, globals: &Globals) -> Result<()> {
-    add_or_replace(&args.index, &args.corpus, args.skip_bad, Known::Replace, globals)
+    add_or_replace(&args.index, &args.corpus, args.skip_bad, Known::Replace, args.memory, globals)
 }
 
-fn add_or_replace(dir: &Path, files: &[PathBuf], skip_bad: u64, known: Known, globals: &Globals) -> Result<()> {
+fn add_or_replace(
+    dir: &Path,
+    files: &[PathBuf],
+    skip_bad: u64,
+    known: Known,
+    memory: MemoryArgs,
+    globals: &Globals,
+) -> Result<()> {
     corpus::refuse_pipes(files)?;
     if let Some(address) = Address::of(dir)? {
+        memory.refuse_in_cluster()?;
         return index_cluster::add(&address, files, skip_bad, known, globals);
     }
     let progress = globals.progress();
@@ -144,7 +161,7 @@ fn add_or_replace(dir: &Path, files: &[PathBuf], skip_bad: u64, known: Known, gl
         },
         known,
         encode.as_mut().map(|encode| encode as &mut Encode),
-        &BuildOptions { encoder: manifest.encoder.clone(), ..options(globals) },
+        &BuildOptions { encoder: manifest.encoder.clone(), ..options(globals, memory, &manifest) },
         progress.as_ref(),
     )?;
     note_skipped(&read, progress.as_ref());
@@ -200,16 +217,19 @@ pub fn edit(dir: &Path, edit: Edit, kept: &mut KeptEncoder, globals: &Globals) -
             })?;
             let corpus_options = CorpusOptions { passage_words: manifest.corpus.passage_words, skip_bad: 0 };
             let mut encode = encoder.map(|encoder| |texts: &[String]| encoder.encode(texts));
+            let options = options(globals, MemoryArgs::default(), &manifest);
             change::add(
                 dir,
                 &mut |sink| corpus::read_records("passages", &lines, &corpus_options, sink).map(drop),
                 known,
                 encode.as_mut().map(|encode| encode as &mut Encode),
-                &BuildOptions { encoder: manifest.encoder, ..options(globals) },
+                &BuildOptions { encoder: manifest.encoder, ..options },
                 &Quiet,
             )?
         }
-        Edit::Delete { id } => change::delete(dir, &[id], &options(globals), &Quiet)?,
+        Edit::Delete { id } => {
+            change::delete(dir, &[id], &options(globals, MemoryArgs::default(), &Manifest::read(dir)?), &Quiet)?
+        }
     };
     let ChangeReport { added, removed, build } = report;
     Ok(Changed { added, removed, passages: build.passages, checksum: build.checksum })
@@ -225,20 +245,25 @@ pub fn delete(args: &DeleteArgs, globals: &Globals) -> Result<()> {
     if let Some(address) = Address::of(&args.index)? {
         return index_cluster::delete(&address, &ids, globals);
     }
-    let report = change::delete(&args.index, &ids, &options(globals), globals.progress().as_ref())?;
+    let options = options(globals, MemoryArgs::default(), &Manifest::read(&args.index)?);
+    let report = change::delete(&args.index, &ids, &options, globals.progress().as_ref())?;
     print(&args.index, &report, globals)
 }
 
 /// Run `nunatak index compact`.
 pub fn compact(args: &CompactArgs, globals: &Globals) -> Result<()> {
     room(&args.index, [args.index.as_path()])?;
-    match change::compact(&args.index, &options(globals), globals.progress().as_ref())? {
+    let options = options(globals, args.memory, &Manifest::read(&args.index)?);
+    match change::compact(&args.index, &options, globals.progress().as_ref())? {
         Some(report) => print(&args.index, &report, globals),
         None if globals.json => {
             let build = BuildReport::default().with(Manifest::read(&args.index)?);
             output::json(&ChangeReport { added: 0, removed: 0, build })
         }
-        None => output::line(format_args!("{} is one segment without deleted passages already", args.index.display())),
+        None => output::line(format_args!(
+            "{} has no segments to put together and no deleted passages",
+            args.index.display()
+        )),
     }
 }
 
@@ -289,6 +314,7 @@ fn write_corpus(index: &Index, new: &Path, path: &Path, progress: &dyn Progress)
 /// Run `nunatak index merge`.
 pub fn merge(args: &MergeArgs, globals: &Globals) -> Result<()> {
     if let Some(address) = Address::of(&args.index)? {
+        args.memory.refuse_in_cluster()?;
         return index_cluster::merge(
             &address,
             &args.from,
@@ -303,13 +329,18 @@ pub fn merge(args: &MergeArgs, globals: &Globals) -> Result<()> {
     }
     writer::refuse_existing(&args.index, args.overwrite)?;
     room(&args.index, args.from.iter().map(PathBuf::as_path))?;
-    let options = BuildOptions { overwrite: args.overwrite, ..options(globals) };
+    let Some(first) = args.from.first() else { return Ok(()) };
+    let options = BuildOptions { overwrite: args.overwrite, ..options(globals, args.memory, &Manifest::read(first)?) };
     let report = change::merge(&args.index, &args.from, &options, globals.progress().as_ref())?;
     print(&args.index, &report, globals)
 }
 
-fn options(globals: &Globals) -> BuildOptions {
-    BuildOptions { threads: globals.threads, ..BuildOptions::default() }
+/// How an index like that of `manifest` is written.
+fn options(globals: &Globals, memory: MemoryArgs, manifest: &Manifest) -> BuildOptions {
+    let options = BuildOptions { threads: globals.threads, ..BuildOptions::default() };
+    let dim = manifest.encoder.as_ref().map_or(0, |encoder| encoder.dim);
+    let m = manifest.segments.iter().find_map(|segment| segment.graph.as_ref()).map_or(options.m, |graph| graph.m);
+    BuildOptions { segment_passages: memory.segment_passages(dim, m), ..options }
 }
 
 /// Fail unless the disk has room for another generation of these indexes, and for the vectors kept on the way.

@@ -15,6 +15,7 @@ pub mod index;
 pub mod index_change;
 mod index_cluster;
 mod index_encoder;
+mod index_memory;
 mod log;
 pub mod models;
 pub mod output;

@@ -2,7 +2,7 @@
 //!
 //! What is added becomes a segment of its own, beside those that are there; what is deleted is marked. Both are published as
 //! a build is, so that readers keep their snapshot and a crash leaves the old state or the new one. Small segments are taken
-//! into the new one, so that there are few (`staying`); [`compact`] makes one of all, and leaves the deleted out: the index
+//! into the new one, so that there are few (`staying`); [`compact`] writes all anew, and leaves the deleted out: the index
 //! that a build of the same passages in the same order would have made. Only what is new is encoded.
 
 use std::collections::BTreeSet;
@@ -19,7 +19,8 @@ use crate::progress::Progress;
 use crate::types::{Passage, PassageId, document_of};
 
 /// A segment is taken into a new one that has more than a quarter of its passages. So every passage is written anew once
-/// for each time its segment grows by a quarter, and an index of n passages has about log n / log 5 segments.
+/// for each time its segment grows by a quarter, and an index of n passages has about log n / log 5 segments. One that is more
+/// than half as large as memory lets a segment be stays as it is: it would only be cut again.
 const SMALL: u64 = 4;
 
 /// What a change did.
@@ -71,9 +72,9 @@ pub fn add(
         removed = replaced.len() as u64;
         let stays = |row: PassageId| index.is_alive(row) && !replaced.contains(&row);
         let segments = segments(&index, &stays);
-        let keep = if is_outdated(index.manifest()) { 0 } else { staying(&segments, added) };
+        let keep = if is_outdated(index.manifest()) { 0 } else { staying(&segments, added, options.segment_passages) };
         let moved = segments.get(keep..).unwrap_or_default();
-        let segment = writer.segment(
+        let new = writer.segments(
             &mut |sink| {
                 for row in moved.iter().flat_map(|segment| segment.rows.clone()).map(PassageId) {
                     if stays(row) {
@@ -84,7 +85,7 @@ pub fn add(
             },
             encode,
         )?;
-        publish(writer, &index, segments.get(..keep).unwrap_or_default(), Some(segment), &stays)
+        publish(writer, &index, segments.get(..keep).unwrap_or_default(), new, &stays)
     })?;
     Ok(ChangeReport { added, removed, build })
 }
@@ -164,33 +165,39 @@ pub fn delete(dir: &Path, ids: &[String], options: &BuildOptions, progress: &dyn
             let mut encode = no_encoder(dir);
             let encode = has_vectors(index.manifest()).then_some(&mut encode as &mut Encode);
             let mut left = index.passages().filter(|&row| stays(row));
-            let segment = writer.segment(&mut |sink| left.try_for_each(|row| sink(index.passage(row)?)), encode)?;
-            return publish(writer, &index, &[], Some(segment), &stays);
+            let new = writer.segments(&mut |sink| left.try_for_each(|row| sink(index.passage(row)?)), encode)?;
+            return publish(writer, &index, &[], new, &stays);
         }
-        publish(writer, &index, &segments(&index, &stays), None, &stays)
+        publish(writer, &index, &segments(&index, &stays), Vec::new(), &stays)
     })?;
     Ok(ChangeReport { added: 0, removed, build })
 }
 
-/// Write the passages of an index as one segment, without those that were deleted: the index that a build of the same
-/// passages would have made. `None` if it is that already.
+/// Write the passages of an index anew, without those that were deleted, as one segment or as few as memory allows: the index
+/// that a build of the same passages would have made. `None` if it is that already.
 ///
 /// # Errors
 /// As [`writer::build`].
 pub fn compact(dir: &Path, options: &BuildOptions, progress: &dyn Progress) -> Result<Option<ChangeReport>> {
     let manifest = Manifest::read(dir)?;
-    if manifest.format == FORMAT && manifest.segments.len() == 1 && manifest.deleted.is_none() {
+    let options = of(&manifest, options);
+    if manifest.format == FORMAT && manifest.deleted.is_none() && is_whole(&manifest, options.segment_passages) {
         return Ok(None);
     }
-    let options = of(&manifest, options);
     let mut encode = no_encoder(dir);
     let build = writer::write(dir, &options, progress, |writer| {
         let index = open_as(dir, &options)?;
         let encode = has_vectors(index.manifest()).then_some(&mut encode as &mut Encode);
-        let segment = writer.segment(&mut |sink| give(&index, sink), encode)?;
-        writer.publish(vec![segment], &Allowed::but(index.len(), &[]))
+        let segments = writer.segments(&mut |sink| give(&index, sink), encode)?;
+        writer.publish(segments, &Allowed::but(index.len(), &[]))
     })?;
     Ok(Some(ChangeReport { added: 0, removed: 0, build }))
+}
+
+/// Whether its segments are those that a build makes: all but the last as large as one may be.
+fn is_whole(manifest: &Manifest, most: u64) -> bool {
+    let Some((last, others)) = manifest.segments.split_last() else { return true };
+    others.iter().all(|segment| segment.passages == most) && (most == 0 || last.passages <= most)
 }
 
 /// Whether the segments are of a kind that does not go beside new ones; then a change writes all of them anew. Format 3
@@ -220,22 +227,25 @@ fn segments(index: &Index, stays: &dyn Fn(PassageId) -> bool) -> Vec<There> {
 
 /// How many segments, from the first on, stay as they are when `added` passages come. The others go into the new segment:
 /// from the end those that are small beside it, and all from the first on of which less than half is left.
-fn staying(segments: &[There], added: u64) -> usize {
+fn staying(segments: &[There], added: u64, most: u64) -> usize {
+    let is_full = |segment: &There| most > 0 && 2 * segment.staying > most;
     let mut keep = segments.iter().position(|s| 2 * s.staying < s.entry.passages).unwrap_or(segments.len());
     let mut new = added + segments.get(keep..).unwrap_or_default().iter().map(|s| s.staying).sum::<u64>();
-    while let Some(last) = keep.checked_sub(1).and_then(|at| segments.get(at)).filter(|s| s.staying < SMALL * new) {
+    while let Some(last) =
+        keep.checked_sub(1).and_then(|at| segments.get(at)).filter(|s| s.staying < SMALL * new && !is_full(s))
+    {
         new += last.staying;
         keep -= 1;
     }
     keep
 }
 
-/// Publish what stays of some segments and, behind it, a new one.
+/// Publish what stays of some segments and, behind it, new ones.
 fn publish(
     writer: &mut writer::Writer,
     index: &Index,
     there: &[There],
-    new: Option<SegmentEntry>,
+    new: Vec<SegmentEntry>,
     stays: &dyn Fn(PassageId) -> bool,
 ) -> Result<Manifest> {
     // A segment of which nothing is left is left out, which moves the rows behind it.
@@ -247,7 +257,7 @@ fn publish(
             (segment.rows.len(), Allowed::of(segment.rows.len(), |row| stays(PassageId(first + row.0))))
         })
         .collect();
-    if let Some(new) = &new {
+    for new in &new {
         let rows = new.passages as usize;
         parts.push((rows, Allowed::but(rows, &[])));
     }

@@ -19,7 +19,7 @@ pub(crate) const STATES: &str = "states";
 /// The folder a build works in, locked against other writers.
 pub(super) struct Site {
     dir: PathBuf,
-    /// The generation that will be written.
+    /// The first generation that will be written.
     pub next: u64,
     /// Whether this build made the folder.
     made: bool,
@@ -74,7 +74,7 @@ impl Site {
     }
 
     /// Remove what is no longer of use: after a commit the generations that `committed` does not name, after a failure the
-    /// new one.
+    /// new ones.
     pub fn leave(&mut self, committed: Option<&Manifest>, keep_cache: bool) -> Result<()> {
         if let Some(manifest) = committed {
             for (number, path) in generations(&self.dir)? {
@@ -89,12 +89,15 @@ impl Site {
         }
         // What failed may have been the sync after the manifest's rename: then the new folder is the index. One that is of no
         // use is removed by the next who writes.
-        let is_used = match Manifest::read(&self.dir) {
-            Ok(manifest) => manifest.uses(self.next),
+        let current = Manifest::read(&self.dir);
+        let is_used = |number| match &current {
+            Ok(manifest) => manifest.uses(number),
             Err(_) => self.dir.join(MANIFEST).exists(),
         };
-        if !is_used {
-            disk::remove(&self.generation())?;
+        for (number, path) in generations(&self.dir)? {
+            if number >= self.next && !is_used(number) {
+                disk::remove(&path)?;
+            }
         }
         // Only if empty: it may hold vectors for the next build.
         let _ = fs::remove_dir(self.dir.join(CACHE));

@@ -265,13 +265,27 @@ impl Store {
             let mut names = pair.iter().map(|&(_, row)| self.key(PassageId(row))).collect::<Result<Vec<_>>>()?;
             names.sort_unstable();
             if let Some(twin) = names.windows(2).find(|w| w.first() == w.last()).and_then(|w| w.first()) {
-                return Err(Error::request(
-                    format!("the corpus has two passages with the id {twin:?}"),
-                    "give every record its own id",
-                ));
+                return Err(twins(twin));
             }
         }
         Ok(())
+    }
+
+    /// A key that is in both stores. Both tables are sorted, so each is gone through once.
+    fn common_key(&self, other: &Self) -> Result<Option<&str>> {
+        let (mut here, mut there) = (0, 0);
+        while here < self.len && there < other.len {
+            let (hash, theirs) = (self.hash_at(here)?, other.hash_at(there)?);
+            if hash == theirs {
+                let row = self.rows.numbers::<u32>(here, 1)?.first().copied().unwrap_or(u32::MAX);
+                let key = self.key(PassageId(row))?;
+                if other.row_of(key)?.is_some() {
+                    return Ok(Some(key));
+                }
+            }
+            if hash <= theirs { here += 1 } else { there += 1 }
+        }
+        Ok(None)
     }
 
     fn batch_of(&self, id: PassageId) -> Result<(&RecordBatch, usize)> {
@@ -321,6 +335,22 @@ impl Store {
             None => Err(damaged(self.file.path(), "has a column of another type".into())),
         }
     }
+}
+
+/// Fail if a key is in two of the stores.
+pub(super) fn refuse_twins(stores: &[Store]) -> Result<()> {
+    for (at, store) in stores.iter().enumerate() {
+        for earlier in stores.iter().take(at) {
+            if let Some(key) = store.common_key(earlier)? {
+                return Err(twins(key));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn twins(key: &str) -> Error {
+    Error::request(format!("the corpus has two passages with the id {key:?}"), "give every record its own id")
 }
 
 /// Hash of passages' content, for the encode cache.

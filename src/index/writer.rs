@@ -1,12 +1,13 @@
 //! Writing an index: passages in, one atomic commit out.
 //!
-//! What is written is a segment. First all its passages go into the store and the inverted index; that takes seconds, finds
-//! every fault of the corpus, and makes the length of the rest known. Then the store is read back in chunks and encoded,
-//! each chunk being kept on disk so that a stopped build goes on where it was; then the graph is built; then every file is
-//! hashed and synced. A build publishes that segment alone, a change ([`super::change`]) with others that are there, by
-//! renaming the manifest into place. Until that instant the old index, if there is one, is what everybody sees.
+//! What is written is a segment, or several where one would take more memory than it may. First all passages go into their
+//! stores and inverted indexes; that takes seconds, finds every fault of the corpus, and makes the length of the rest known.
+//! Then each store is read back in chunks and encoded, each chunk being kept on disk so that a stopped build goes on where it
+//! was; then the segment's graph is built; then every file is hashed and synced. A build publishes these segments alone, a
+//! change ([`super::change`]) with others that are there, by renaming the manifest into place. Until that instant the old
+//! index, if there is one, is what everybody sees.
 //!
-//! Memory is bounded by what [`super::estimate`] states, whatever the texts are.
+//! Memory is bounded by what [`super::estimate`] states for the passages of a segment, whatever the texts are.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -29,7 +30,7 @@ use super::manifest::{
 use super::previous::Previous;
 use super::site::Site;
 pub use super::site::refuse_existing;
-use super::store::{Store, StoreWriter};
+use super::store::{Store, StoreWriter, refuse_twins};
 use super::vectors::{CODES, HALVES, LINKS, SCALES, UPPER, UPPER_AT};
 use super::{deleted, disk, kernel};
 use crate::durable;
@@ -57,6 +58,8 @@ pub struct BuildOptions {
     pub seed: u64,
     /// Threads that build the graph; 0 = all cores. The index does not depend on it.
     pub threads: usize,
+    /// Most passages of a segment that is written, as memory allows ([`super::estimate::most_passages`]); 0 = all in one.
+    pub segment_passages: u64,
     /// Replace an index that is there.
     pub overwrite: bool,
     /// Leave the encoded vectors in the index folder's cache after the commit.
@@ -75,6 +78,7 @@ impl Default for BuildOptions {
             ef_construction: 200,
             seed: 1,
             threads: 0,
+            segment_passages: 0,
             overwrite: false,
             keep_encode_cache: false,
             vectors_from: Vec::new(),
@@ -164,9 +168,9 @@ pub fn build(
         return Err(Error::request("a graph needs m of at least 2 and ef_construction of at least 1", "raise them"));
     }
     write(dir, options, progress, |writer| {
-        let segment = writer.segment(source, encode)?;
-        let rows = segment.passages as usize;
-        writer.publish(vec![segment], &Allowed::but(rows, &[]))
+        let segments = writer.segments(source, encode)?;
+        let rows = segments.iter().map(|segment| segment.passages as usize).sum();
+        writer.publish(segments, &Allowed::but(rows, &[]))
     })
 }
 
@@ -180,7 +184,7 @@ pub(super) fn write(
 ) -> Result<BuildReport> {
     let mut site = Site::prepare(dir, options.overwrite)?;
     let report = BuildReport::default();
-    let mut writer = Writer { dir, generation: site.next, options, progress, report };
+    let mut writer = Writer { dir, first: site.next, generation: site.next, options, progress, report };
     let result = work(&mut writer);
     let left = site.leave(result.as_ref().ok(), options.keep_encode_cache);
     let (manifest, report) = (result?, writer.report);
@@ -193,6 +197,8 @@ pub(super) fn write(
 /// A new state of an index under way: the folder is locked, and nothing is published yet.
 pub(super) struct Writer<'a> {
     dir: &'a Path,
+    /// The first generation that is written; each segment has one.
+    first: u64,
     /// The generation that is being written, whose folder is there.
     generation: u64,
     options: &'a BuildOptions,
@@ -205,21 +211,29 @@ impl Writer<'_> {
         self.dir.join(generation_name(self.generation))
     }
 
-    /// Write the passages of `source` as a segment, with vectors if there is an `encode`. At most one a writer.
-    pub fn segment(&mut self, source: &mut Source, encode: Option<&mut Encode>) -> Result<SegmentEntry> {
+    /// Write the passages of `source` as segments, with vectors if there is an `encode`. Once a writer.
+    pub fn segments(&mut self, source: &mut Source, mut encode: Option<&mut Encode>) -> Result<Vec<SegmentEntry>> {
         let start = Instant::now();
-        let store = self.store(source)?;
+        let stores = self.stores(source)?;
         self.report.seconds.store = start.elapsed().as_secs_f64();
-        let graph = match (encode, &self.options.encoder) {
-            (Some(encode), Some(encoder)) => Some(self.vectors(&store, encode, encoder)?),
-            _ => None,
-        };
-        let start = Instant::now();
-        let passages = store.len() as u64;
-        drop(store);
-        let files = self.seal()?;
-        self.report.seconds.commit = start.elapsed().as_secs_f64();
-        Ok(SegmentEntry { generation: self.generation, passages, graph, files })
+        let (mut segments, count) = (Vec::new(), stores.len());
+        for (at, store) in stores.into_iter().enumerate() {
+            self.generation = self.first + at as u64;
+            if count > 1 {
+                self.progress.note(&format!("segment {} of {count}: {} passages", at + 1, store.len()));
+            }
+            let graph = match (&mut encode, &self.options.encoder) {
+                (Some(encode), Some(encoder)) => Some(self.vectors(&store, *encode, encoder)?),
+                _ => None,
+            };
+            let start = Instant::now();
+            let passages = store.len() as u64;
+            drop(store);
+            let files = self.seal()?;
+            self.report.seconds.commit += start.elapsed().as_secs_f64();
+            segments.push(SegmentEntry { generation: self.generation, passages, graph, files });
+        }
+        Ok(segments)
     }
 
     /// Make these segments the index, of whose rows only `alive` count.
@@ -233,7 +247,9 @@ impl Writer<'_> {
             ));
         }
         let deleted = deleted::write(self.dir, self.generation, rows as usize, alive)?;
-        durable::sync(&self.folder())?;
+        for generation in self.first..=self.generation {
+            durable::sync(&self.dir.join(generation_name(generation)))?;
+        }
         durable::sync(self.dir)?;
         if let Some(parent) = self.dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             durable::sync(parent)?;
@@ -261,36 +277,52 @@ impl Writer<'_> {
         Ok(manifest)
     }
 
-    /// Everything from the source into the store and the inverted index.
-    fn store(&self, source: &mut Source) -> Result<Store> {
-        let mut store = StoreWriter::create(&self.folder())?;
-        let mut lexical = LexicalWriter::create(&self.folder(), &self.options.analyser)?;
+    /// Everything from the source into stores and inverted indexes, those of each segment in a folder of its own.
+    fn stores(&mut self, source: &mut Source) -> Result<Vec<Store>> {
+        let most = match self.options.segment_passages {
+            0 => u64::MAX,
+            most => most,
+        };
+        let (mut stores, mut under_way) = (Vec::new(), Some(self.texts()?));
         self.progress.start("indexing words", None, "passages");
-        let mut count = 0_u64;
+        let (mut count, mut here) = (0_u64, 0);
         source(&mut |passage| {
             if count.is_multiple_of(256) {
                 check_interrupt(|| "nothing was changed; the build starts from the beginning next time".into())?;
             }
-            lexical.add(&passage)?;
-            store.add(passage)?;
-            count += 1;
+            if here == most {
+                stores.extend(under_way.take().map(finish).transpose()?);
+                self.generation += 1;
+                fs::create_dir(self.folder()).map_err(Error::file("create", &self.folder()))?;
+                (under_way, here) = (Some(self.texts()?), 0);
+            }
+            if let Some((store, lexical)) = &mut under_way {
+                lexical.add(&passage)?;
+                store.add(passage)?;
+            }
+            (count, here) = (count + 1, here + 1);
             self.progress.advance(1);
             Ok(())
         })?;
         if count == 0 {
             return Err(Error::request("the corpus holds no passages", "check the paths and formats given"));
         }
-        let store = store.finish()?;
-        lexical.finish()?;
+        stores.extend(under_way.map(finish).transpose()?);
+        refuse_twins(&stores)?;
         self.progress.finish();
-        Ok(store)
+        Ok(stores)
+    }
+
+    /// What takes the texts of a segment.
+    fn texts(&self) -> Result<(StoreWriter, LexicalWriter)> {
+        Ok((StoreWriter::create(&self.folder())?, LexicalWriter::create(&self.folder(), &self.options.analyser)?))
     }
 
     /// The vectors of all passages, and the graph over them.
     fn vectors(&mut self, store: &Store, encode: &mut Encode, encoder: &EncoderIdentity) -> Result<GraphSettings> {
         let start = Instant::now();
         let codes = self.encode(store, encode, encoder)?;
-        self.report.seconds.encode = start.elapsed().as_secs_f64();
+        self.report.seconds.encode += start.elapsed().as_secs_f64();
         let start = Instant::now();
         let mut settings = GraphSettings {
             m: self.options.m,
@@ -307,7 +339,7 @@ impl Writer<'_> {
         self.write(LINKS, bytemuck::cast_slice(&graph.links))?;
         self.write(UPPER_AT, bytemuck::cast_slice(&graph.upper_at))?;
         self.write(UPPER, bytemuck::cast_slice(&graph.upper))?;
-        self.report.seconds.graph = start.elapsed().as_secs_f64();
+        self.report.seconds.graph += start.elapsed().as_secs_f64();
         Ok(settings)
     }
 
@@ -388,6 +420,13 @@ impl Writer<'_> {
         self.progress.finish();
         Ok(files)
     }
+}
+
+/// The texts of a segment, when all are there.
+fn finish((store, lexical): (StoreWriter, LexicalWriter)) -> Result<Store> {
+    let store = store.finish()?;
+    lexical.finish()?;
+    Ok(store)
 }
 
 /// What an interrupted build keeps.

@@ -252,7 +252,10 @@ fn an_index_is_updated_compacted_and_exported() {
         let output = nunatak(folder.path()).args(words).args(["-q"]).assert().success().get_output().stdout.clone();
         String::from_utf8(output).unwrap()
     };
-    assert!(does(&["index", "compact", "--index", "ix"]).contains("is one segment without deleted passages already"));
+    assert!(
+        does(&["index", "compact", "--index", "ix"])
+            .contains("has no segments to put together and no deleted passages")
+    );
     let compacted = |words: &[&str]| -> serde_json::Value { serde_json::from_str(&does(words)).unwrap() };
     let nothing = compacted(&["index", "compact", "--index", "ix", "--json"]);
     assert_eq!((&nothing["added"], &nothing["build"]["passages"]), (&0.into(), &2.into()));

@@ -226,13 +226,15 @@ fn any_run_of_changes_ends_as_the_plain_model_says() {
         let draw = |what: u64, below: usize| (mix(seed, operation * 8 + what) % below.max(1) as u64) as usize;
         let document = format!("d{}", draw(0, 60));
         let known = model.0.iter().any(|(name, _)| *name == document);
+        let most = [0, 7, 40][draw(5, 3)];
+        let options = BuildOptions { segment_passages: most, ..options() };
         match draw(1, 42) {
             // A document comes, or comes again.
             0 => {
                 let (name, made) = fresh(document, 1 + draw(2, 3) as u64);
                 let how = if draw(3, 2) == 0 { Known::Refuse } else { Known::Replace };
                 let mut new = source(made.clone());
-                let done = add(&dir, &mut new, how, Some(&mut encode), &options(), &Quiet);
+                let done = add(&dir, &mut new, how, Some(&mut encode), &options, &Quiet);
                 assert_eq!(done.is_err(), known && how == Known::Refuse, "operation {operation}");
                 if done.is_ok() {
                     model.take(&name);
@@ -240,14 +242,17 @@ fn any_run_of_changes_ends_as_the_plain_model_says() {
                 }
             }
             1 if model.0.len() > 1 => {
-                let done = delete(&dir, std::slice::from_ref(&document), &options(), &Quiet);
+                let done = delete(&dir, std::slice::from_ref(&document), &options, &Quiet);
                 assert_eq!(done.is_ok(), model.take(&document), "operation {operation}");
             }
             // A restart, which every change is followed by, too.
             2 => {}
             3 if draw(2, 4) == 0 => {
-                let whole = sizes(&dir).len() == 1 && index.rows() == index.len();
-                assert_eq!(compact(&dir, &options(), &Quiet).unwrap().is_none(), whole, "operation {operation}");
+                let sizes = sizes(&dir);
+                let (last, others) = sizes.split_last().unwrap();
+                let cut = others.iter().all(|size| *size == most) && (most == 0 || *last <= most);
+                let whole = cut && index.rows() == index.len();
+                assert_eq!(compact(&dir, &options, &Quiet).unwrap().is_none(), whole, "operation {operation}");
             }
             // A question about one passage, by its own word and by its vector, and a look at one that may be gone.
             _ => {
@@ -273,6 +278,53 @@ fn any_run_of_changes_ends_as_the_plain_model_says() {
     assert!(operations < 1000 || most_segments > 1 && deleted, "{most_segments} segments");
     compact(&dir, &options(), &Quiet).unwrap();
     assert_eq!(files(&dir), files_of(model.passages()));
+}
+
+#[test]
+fn a_build_that_may_not_take_more_memory_makes_segments() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
+    let bounded = BuildOptions { segment_passages: 200, ..options() };
+    let mut asked = 0;
+    let mut stops = |texts: &[String]| {
+        asked += texts.len();
+        if asked > 400 { Err(Error::Internal { doing: "testing", message: "no more".into() }) } else { encode(texts) }
+    };
+    let all = || (0..700).map(passage).collect::<Vec<Passage>>();
+    assert!(build(&dir, &mut source(all()), Some(&mut stops), &bounded, &Quiet).is_err());
+    let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("gen-")), "{left:?}");
+    let report = build(&dir, &mut source(all()), Some(&mut encode), &bounded, &Quiet).unwrap();
+    assert_eq!((report.passages, report.resumed, report.segments), (700, 400, 4));
+    assert_eq!(sizes(&dir), [200, 200, 200, 100]);
+    let index = Index::open(&dir).unwrap();
+    for n in (0..700).step_by(33) {
+        let row = index.row_of(&format!("p{n}")).unwrap().unwrap();
+        assert_eq!((row, index.passage(row).unwrap()), (PassageId(n as u32), passage(n)));
+        assert_eq!(ids(&index.lexical().search(&format!("unique{n}"), 3, None).unwrap()), [n as u32]);
+        assert_eq!(index.dense().unwrap().search(&vector_of(n), 1, 0, None).unwrap()[0].passage, row);
+    }
+    assert!(verify::verify(&dir, &Quiet).unwrap().damage.is_empty());
+    assert_eq!(compact(&dir, &bounded, &Quiet).unwrap(), None);
+
+    // Full segments stay as they are when more comes; the small one goes into the new.
+    let mut more = source((700..760).map(passage).collect());
+    add(&dir, &mut more, Known::Refuse, Some(&mut encode), &bounded, &Quiet).unwrap();
+    assert_eq!(sizes(&dir), [200, 200, 200, 160]);
+    assert_eq!(compact(&dir, &bounded, &Quiet).unwrap(), None);
+    compact(&dir, &options(), &Quiet).unwrap().unwrap();
+    assert_eq!(files(&dir), files_of((0..760).map(passage).collect()));
+}
+
+#[test]
+fn an_id_that_is_in_two_segments_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("index");
+    let bounded = BuildOptions { segment_passages: 100, ..options() };
+    let twice: Vec<Passage> = (0..250).chain([3]).map(passage).collect();
+    let error = build(&dir, &mut source(twice), Some(&mut encode), &bounded, &Quiet).unwrap_err();
+    assert!(error.to_string().contains("two passages with the id \"p3\""), "{error}");
+    assert!(!dir.exists(), "what was written is gone");
 }
 
 /// Segments and deleted passages in all combinations give what one index of the same passages gives.

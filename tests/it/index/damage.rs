@@ -102,7 +102,10 @@ fn change_until_killed() {
     // Each child begins with another of the changes, or the short-lived would all try the same one.
     for round in u64::from(std::process::id()).. {
         match (Index::open(dir).unwrap().len(), round % 5) {
-            (300, 0) => drop(build_with(dir, 360, &overwrite).unwrap()),
+            (300, 0) => {
+                let in_segments = BuildOptions { segment_passages: 150, ..overwrite.clone() };
+                drop(build_with(dir, 360, &in_segments).unwrap());
+            }
             (300, 1) => drop(merge(dir, &parts, &overwrite, &Quiet).unwrap()),
             (300, _) => drop(add(dir, &mut more, Known::Refuse, Some(&mut encode), &options(), &Quiet).unwrap()),
             (_, 0) => drop(build_with(dir, 300, &overwrite).unwrap()),

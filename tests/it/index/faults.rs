@@ -30,7 +30,7 @@ fn change(what: &str, dir: &Path) -> Result<u64> {
     let passages = |report: ChangeReport| report.build.passages;
     match what {
         "build" => {
-            let overwrite = BuildOptions { overwrite: true, ..options() };
+            let overwrite = BuildOptions { overwrite: true, segment_passages: 60, ..options() };
             build_with(dir, 150, &overwrite).map(|report| report.passages)
         }
         "add" => {
