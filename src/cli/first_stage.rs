@@ -32,6 +32,8 @@ pub(crate) fn open_retriever(
 ) -> Result<(Box<dyn Retriever>, Option<SharedEncoder>)> {
     let index = Arc::clone(index);
     let ranking = &retrieval.ranking;
+    ranking.check(mode)?;
+    let candidates = ranking.candidates(CANDIDATES);
     let usual = if mode == Mode::Hybrid { Bm25::BESIDE_VECTORS } else { Bm25::default() };
     let bm25 = Bm25::new(ranking.bm25_k1.unwrap_or(usual.k1), ranking.bm25_b.unwrap_or(usual.b))?;
     let Some(identity) = encoder_for(mode, index.manifest().encoder.as_ref(), index.path())? else {
@@ -41,7 +43,7 @@ pub(crate) fn open_retriever(
     let dense =
         DenseRetriever::new(Arc::clone(&index), of_questions(&encoder), &fingerprint, 0, retrieval.ranking.exact)?;
     let retriever: Box<dyn Retriever> = match mode {
-        Mode::Hybrid => Box::new(HybridRetriever::new(index, dense, ranking.fusion()?, CANDIDATES).with_bm25(bm25)),
+        Mode::Hybrid => Box::new(HybridRetriever::new(index, dense, ranking.fusion()?, candidates).with_bm25(bm25)),
         _ => Box::new(dense),
     };
     Ok((retriever, Some(encoder)))
@@ -141,15 +143,17 @@ fn open_milvus(
     if ranking.bm25_k1.is_some() || ranking.bm25_b.is_some() {
         return Err(Error::request("a collection has BM25's k1 and b from when it was built", "leave both out"));
     }
+    ranking.check(mode)?;
     if ranking.exact {
         return Err(Error::request("a cluster walks its graph: it cannot compare every vector", "leave --exact out"));
     }
     let (collection, fusion) = (Arc::clone(collection), ranking.fusion()?);
+    let candidates = ranking.candidates(CANDIDATES);
     let Some(identity) = encoder_for(mode, collection.encoder(), place.to_string().as_ref())? else {
         let none = |_: &str| Ok(Vec::new());
-        return Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, CANDIDATES, none)), None));
+        return Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, candidates, none)), None));
     };
     let (encoder, fingerprint) = open_encoder(&identity, options, progress, models)?;
     check_encoder(place.to_string().as_ref(), &identity, &fingerprint)?;
-    Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, CANDIDATES, of_questions(&encoder))), Some(encoder)))
+    Ok((Box::new(MilvusRetriever::new(collection, mode, fusion, candidates, of_questions(&encoder))), Some(encoder)))
 }

@@ -15,7 +15,7 @@ use crate::read::reader::ReaderSettings;
 use crate::read::recursion::{Recursion, Sampling};
 use crate::read::remote::RemoteLm;
 use crate::read::template::TemplateKind;
-use crate::retrieve::{DENSE_WEIGHT, Fusion, Mode, PAIR_WEIGHT};
+use crate::retrieve::{Candidates, DENSE_WEIGHT, Fusion, Mode, PAIR_WEIGHT};
 use crate::runtime::device::Device;
 use crate::runtime::model_dir::ModelDir;
 use crate::runtime::session::RuntimeOptions;
@@ -83,6 +83,14 @@ pub struct RankingArgs {
     #[arg(long, value_name = "B")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bm25_b: Option<f32>,
+    /// Candidates by words that hybrid fuses; 0 is as many as --depth, at least 100
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bm25_depth: Option<usize>,
+    /// Candidates by meaning that hybrid fuses; 0 is as many as --depth, at least 100
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dense_depth: Option<usize>,
     /// Compare the question with every vector instead of walking the graph
     #[arg(long)]
     pub exact: bool,
@@ -248,6 +256,8 @@ impl Default for RankingArgs {
             fusion: FusionKind::Convex,
             dense_weight: DENSE_WEIGHT,
             pair_weight: PAIR_WEIGHT,
+            bm25_depth: None,
+            dense_depth: None,
             exact: false,
             rerank: DEFAULT_RERANKER.to_owned(),
             rerank_depth: RERANK_DEPTH,
@@ -273,6 +283,26 @@ impl RankingArgs {
             }
             FusionKind::Convex => Ok(Fusion::Convex { dense, pairs }),
         }
+    }
+
+    /// How many candidates each side of hybrid search gives, at least `least` where nothing is said.
+    pub(crate) fn candidates(&self, least: usize) -> Candidates {
+        let said = |depth: Option<usize>| depth.filter(|&depth| depth > 0);
+        Candidates { least, words: said(self.bm25_depth), meaning: said(self.dense_depth) }
+    }
+
+    /// Fail on options that say nothing to this first stage.
+    pub(super) fn check(&self, mode: Mode) -> Result<()> {
+        let Candidates { words, meaning, .. } = self.candidates(0);
+        if mode != Mode::Hybrid && (words.is_some() || meaning.is_some()) {
+            return Err(Error::request(
+                format!(
+                    "--bm25-depth and --dense-depth are of the two sides of hybrid search, and this is --mode {mode}"
+                ),
+                "leave them out: --depth says how many candidates one side gives",
+            ));
+        }
+        Ok(())
     }
 
     /// Whether a cross-encoder ranks last.

@@ -11,6 +11,7 @@ use crate::cli::output::{self, BOLD, DIM};
 use crate::cli::pipeline_args::RetrievalArgs;
 use crate::error::Result;
 use crate::explain::Explanation;
+use crate::retrieve::Parts;
 use crate::types::Passage;
 
 /// Options of `nunatak search`.
@@ -55,6 +56,9 @@ pub fn run(args: &SearchArgs, globals: &Globals) -> Result<()> {
         tracing::warn!("{words}");
     }
     let hits = found.ranking();
+    if args.explain && !globals.json && !hits.is_empty() {
+        output::line(format_args!("{DIM}{}{DIM:#}\n", candidates(&found.parts)))?;
+    }
     for (i, hit) in hits.iter().take(args.k).enumerate() {
         let passage = engine.pipeline.passages().passage(hit.passage)?;
         let (rank, score) = (i + 1, hit.score);
@@ -85,4 +89,11 @@ pub fn run(args: &SearchArgs, globals: &Globals) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// How many candidates each part of the first stage gave.
+fn candidates(parts: &Parts) -> String {
+    let words = Some(format!("words {}", parts.words.len())).filter(|_| !parts.words.is_empty());
+    let meaning = Some(format!("meaning {}", parts.meaning.len())).filter(|_| !parts.meaning.is_empty());
+    format!("candidates: {}", words.into_iter().chain(meaning).collect::<Vec<_>>().join(" · "))
 }

@@ -58,21 +58,47 @@ impl Fusion {
     }
 }
 
+/// How many candidates each side of hybrid search gives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Candidates {
+    /// At least so many, so that the first few do not depend on how many are wanted; where more are wanted, those.
+    pub least: usize,
+    /// Exactly so many by words.
+    pub words: Option<usize>,
+    /// Exactly so many by meaning.
+    pub meaning: Option<usize>,
+}
+
+impl Candidates {
+    /// How many by words, and how many by meaning, where `depth` passages are wanted.
+    pub fn at(self, depth: usize) -> (usize, usize) {
+        let both = self.least.max(depth);
+        (self.words.unwrap_or(both), self.meaning.unwrap_or(both))
+    }
+}
+
+impl From<usize> for Candidates {
+    fn from(least: usize) -> Self {
+        Self { least, ..Self::default() }
+    }
+}
+
 /// BM25 and dense search, fused.
 #[derive(Debug)]
 pub struct HybridRetriever<E> {
     index: Arc<Index>,
     dense: DenseRetriever<E>,
     fusion: Fusion,
-    candidates: usize,
+    candidates: Candidates,
     bm25: Bm25,
     stems: Stems,
     parts: Parts,
 }
 
 impl<E: FnMut(&str) -> Result<Vec<f32>>> HybridRetriever<E> {
-    /// Fuse the best `candidates` (at least the depth asked for) of each side.
-    pub fn new(index: Arc<Index>, dense: DenseRetriever<E>, fusion: Fusion, candidates: usize) -> Self {
+    /// Fuse the best `candidates` of each side: a number is that many, or the depth asked for where that is more.
+    pub fn new(index: Arc<Index>, dense: DenseRetriever<E>, fusion: Fusion, candidates: impl Into<Candidates>) -> Self {
+        let candidates = candidates.into();
         let stems = Stems::new(&index.manifest().analyser);
         Self { index, dense, fusion, candidates, bm25: Bm25::BESIDE_VECTORS, stems, parts: Parts::default() }
     }
@@ -100,9 +126,9 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> HybridRetriever<E> {
 
 impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for HybridRetriever<E> {
     fn retrieve(&mut self, question: &str, depth: usize, only: Option<&Arc<Allowed>>) -> Result<Vec<Hit>> {
-        let candidates = self.candidates.max(depth);
-        let words = self.index.lexical().search_by(question, candidates, only, self.bm25)?;
-        let (vector, meaning) = self.dense.search(question, candidates, only.map(Arc::as_ref))?;
+        let (of_words, of_meaning) = self.candidates.at(depth);
+        let words = self.index.lexical().search_by(question, of_words, only, self.bm25)?;
+        let (vector, meaning) = self.dense.search(question, of_meaning, only.map(Arc::as_ref))?;
         // What one side did not find is not unknown to it: vectors and lists of words are at hand.
         let of = |hits: &[Hit], others: &[Hit]| {
             fuse::beyond(hits.iter().map(|hit| hit.passage), others.iter().map(|hit| hit.passage))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::hybrid::Fusion;
+use super::hybrid::{Candidates, Fusion};
 use super::{Mode, Pairs, Parts, Retriever, fuse};
 use crate::error::Result;
 use crate::filter::Filter;
@@ -16,7 +16,7 @@ pub struct MilvusRetriever<E> {
     collection: Arc<Collection>,
     mode: Mode,
     fusion: Fusion,
-    candidates: usize,
+    candidates: Candidates,
     encode: E,
     terms: Terms,
     stems: Stems,
@@ -26,8 +26,15 @@ pub struct MilvusRetriever<E> {
 
 impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
     /// Search a collection with questions that `encode` turns into unit vectors of its encoder; it is not asked in
-    /// [`Mode::Bm25`]. Hybrid fuses the best `candidates` (at least the depth asked for) of each side.
-    pub fn new(collection: Arc<Collection>, mode: Mode, fusion: Fusion, candidates: usize, encode: E) -> Self {
+    /// [`Mode::Bm25`]. Hybrid fuses the best `candidates` of each side, as at home.
+    pub fn new(
+        collection: Arc<Collection>,
+        mode: Mode,
+        fusion: Fusion,
+        candidates: impl Into<Candidates>,
+        encode: E,
+    ) -> Self {
+        let candidates = candidates.into();
         let (terms, stems) = (Terms::new(collection.analyser()), Stems::new(collection.analyser()));
         Self {
             collection,
@@ -50,10 +57,10 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
     }
 
     fn hybrid(&mut self, question: &str, depth: usize) -> Result<Vec<Hit>> {
-        let candidates = self.candidates.max(depth);
+        let (of_words, of_meaning) = self.candidates.at(depth);
         let (terms, vector) = (self.terms.of_question(question), (self.encode)(question)?);
-        let words = self.collection.by_words(&terms, candidates, &self.only)?;
-        let meaning = self.collection.by_vector(&vector, candidates, &self.only)?;
+        let words = self.collection.by_words(&terms, of_words, &self.only)?;
+        let meaning = self.collection.by_vector(&vector, of_meaning, &self.only)?;
         let (cosines, bm25) = match self.fusion {
             Fusion::Rrf => (Found::default(), Found::default()),
             // What one side did not find is not unknown to it: the cluster has vectors and words.

@@ -20,7 +20,7 @@ mod pairs;
 
 pub use bm25::Bm25Retriever;
 pub use dense::DenseRetriever;
-pub use hybrid::{DENSE_WEIGHT, Fusion, HybridRetriever, PAIR_WEIGHT};
+pub use hybrid::{Candidates, DENSE_WEIGHT, Fusion, HybridRetriever, PAIR_WEIGHT};
 pub use milvus::MilvusRetriever;
 pub use pairs::Pairs;
 

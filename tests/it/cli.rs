@@ -87,6 +87,8 @@ fn options_that_mean_nothing_are_refused() {
         ("ask ice --index ix --depth 0", "2", "it must be 1 or more"),
         ("serve --index ix --depth 0", "2", "it must be 1 or more"),
         ("index warm --all --index ix --depth 0", "2", "it must be 1 or more"),
+        ("search ice --index ix --dense-depth 9", "1", "hybrid search, and this is --mode bm25"),
+        ("search ice --index ix --bm25-depth 9", "1", "hybrid search, and this is --mode bm25"),
         ("index build --no-dense --encoder x --index i --corpus c", "2", "cannot be used with"),
         ("index build --no-dense --keep-encoded --index i --corpus c", "2", "cannot be used with"),
         ("ask ice --index ix --json --stream", "1", "leave one of them out"),

@@ -11,7 +11,7 @@ use nunatak::index::manifest::EncoderIdentity;
 use nunatak::index::writer::{BuildOptions, BuildReport, build};
 use nunatak::index::{Index, verify};
 use nunatak::progress::Quiet;
-use nunatak::retrieve::{Bm25Retriever, DenseRetriever, Fusion, HybridRetriever, Pairs, Retriever};
+use nunatak::retrieve::{Bm25Retriever, Candidates, DenseRetriever, Fusion, HybridRetriever, Pairs, Parts, Retriever};
 use nunatak::types::{Hit, Passage, PassageId, SourceSpan};
 
 mod change;
@@ -260,6 +260,33 @@ fn retrievers_find_by_words_by_meaning_and_by_both() {
     }
     let error = dense("another").err().unwrap();
     assert!(error.to_string().contains("another encoder") && error.hint().unwrap().contains("random"), "{error}");
+}
+
+#[test]
+fn each_side_of_hybrid_search_gives_as_many_candidates_as_it_is_told() {
+    let (_parent, dir) = built(500);
+    let index = std::sync::Arc::new(Index::open(&dir).unwrap());
+    let encode = |question: &str| Ok(vector_of(number_of(question) + 500));
+    let question = passage(123).text;
+    let found = |candidates: Candidates, depth| {
+        let dense = DenseRetriever::new(index.clone(), encode, "f", 0, false).unwrap();
+        let mut hybrid = HybridRetriever::new(index.clone(), dense, Fusion::default(), candidates);
+        let hits = hybrid.retrieve(&question, depth, None).unwrap();
+        (hits, hybrid.take_parts())
+    };
+    let sizes = |(hits, parts): (Vec<Hit>, Parts)| (hits.len(), parts.words.len(), parts.meaning.len());
+    let both = Candidates { least: 100, words: None, meaning: None };
+    assert_eq!(sizes(found(both, 10)), (10, 100, 100));
+    assert_eq!(sizes(found(both, 200)), (200, 200, 200));
+    assert_eq!(sizes(found(Candidates { words: Some(7), ..both }, 10)), (10, 7, 100));
+    assert_eq!(sizes(found(Candidates { meaning: Some(150), ..both }, 10)), (10, 100, 150));
+    // Fewer than are wanted: there are no more.
+    let (hits, parts) = found(Candidates { words: Some(2), meaning: Some(3), ..both }, 100);
+    assert_eq!((parts.words.len(), parts.meaning.len()), (2, 3));
+    assert!((3..=5).contains(&hits.len()), "{hits:?}");
+    // As many as there would be are what is found without saying so.
+    let said = Candidates { words: Some(100), meaning: Some(100), ..both };
+    assert_eq!(found(said, 10), found(both, 10));
 }
 
 #[test]
