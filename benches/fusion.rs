@@ -91,7 +91,7 @@ fn find(index: &Index, asked: &Asked, vector: &[f32], bm25: Bm25, depth: usize) 
     };
     let pairs = words.iter().chain(&beside).map(&mut share).collect();
     let positives = asked.positive_ids.iter().flat_map(|id| index.pieces_of(id).unwrap()).collect();
-    Found { positives, parts: Parts { words, meaning, cosines, bm25: beside, pairs } }
+    Found { positives, parts: Parts { words, meaning, cosines, bm25: beside, pairs, beam: None } }
 }
 
 /// A line for each rule and weight.

@@ -4,6 +4,7 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use crate::confidence::{Calibration, Features};
+use crate::index::recall::Beam;
 use crate::pack::{LeftOut, Packing};
 use crate::pipeline::Found;
 use crate::read::choose::WindowAnswer;
@@ -85,6 +86,9 @@ pub struct Trace {
     /// What it found by meaning.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub meaning: Vec<Hit>,
+    /// The beam that walked the graph for that; none if every vector was compared, or a cluster did it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beam: Option<Beam>,
     /// What the first stage found, best first.
     pub retrieved: Vec<Hit>,
     /// The same after the cross-encoder; empty without one.
@@ -154,6 +158,7 @@ pub(crate) fn assemble(
     let trace = Trace {
         words: found.parts.words,
         meaning: found.parts.meaning,
+        beam: found.parts.beam,
         retrieved: found.retrieved,
         reranked: found.reranked,
         windows,

@@ -87,6 +87,7 @@ mod tests {
                 cosines: vec![hit(2, 0.5)],
                 bm25: vec![hit(4, 1.0)],
                 pairs: vec![hit(2, 0.25)],
+                beam: None,
             },
             retrieved: vec![hit(3, 0.7), hit(2, 0.6), hit(1, 0.4), hit(4, 0.3)],
             reranked: vec![hit(2, 3.0)],

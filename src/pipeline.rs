@@ -15,6 +15,7 @@ use crate::filter::Filter;
 use crate::index::Index;
 use crate::index::allowed::Allowed;
 use crate::index::passages::Passages;
+use crate::index::recall::Beam;
 use crate::near_duplicate::Runs;
 use crate::pack::{self, Budget, Dealing, LeftOut, Packing};
 use crate::read::choose::Extent;
@@ -266,6 +267,11 @@ impl Pipeline {
         let offered = [(Hit { passage: PassageId(0), score: 0.0 }, passage)];
         let packing = pack::pack(&offered, Dealing::Together, budget, &mut |title, text| reader.block(title, text))?;
         reader.read(QUESTION, &packing.windows, Extent::All, &mut |_, _| {}).map(drop)
+    }
+
+    /// The beam that a wanted recall of dense search came to; none if none was wanted.
+    pub fn wanted_beam(&self) -> Option<Beam> {
+        self.retriever.wanted_beam()
     }
 
     /// The models at work: role, name and device.

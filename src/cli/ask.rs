@@ -175,6 +175,9 @@ fn quote(evidence: &[Evidence], passages: &dyn Passages) -> Result<()> {
 
 fn explain_trace(trace: &Trace, passages: &dyn Passages) -> Result<()> {
     const SHOWN: usize = 10;
+    if let Some(beam) = trace.beam {
+        output::line(format_args!("{BOLD}graph{BOLD:#} walked with {beam}"))?;
+    }
     for (stage, hits) in [("retrieved", &trace.retrieved), ("re-ranked", &trace.reranked)] {
         if hits.is_empty() {
             continue;

@@ -19,7 +19,7 @@ const SERVE: &str = "serve";
 /// The option that names it.
 const CONFIG: &str = "config";
 /// Options that cannot stand beside each other: one that is typed takes the other's place.
-const EITHER: [&str; 2] = ["per-window", "together"];
+const EITHER: [&[&str]; 2] = [&["per-window", "together"], &["recall", "ef", "exact"]];
 
 /// Options of `nunatak config`.
 #[derive(Debug, Args)]
@@ -112,13 +112,16 @@ fn words_of(path: &Path, cli: &Command, is_typed: impl Fn(&Arg) -> bool) -> Resu
     let text = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
     let bad = |problem: String| Error::bad_file(path, problem, "`nunatak config` prints all keys and what they take");
     let table: Table = text.parse().map_err(|e: toml::de::Error| bad(no_toml(&text, &e)))?;
-    let either_is_typed = options(cli).any(|(name, option)| EITHER.contains(&name) && is_typed(option));
+    let typed: Vec<&str> = options(cli).filter(|(_, option)| is_typed(option)).map(|(name, _)| name).collect();
+    let gives_way = |key: &str| {
+        EITHER.iter().any(|either| either.contains(&key) && either.iter().any(|other| typed.contains(other)))
+    };
     let mut words = Vec::new();
     for (key, value) in &table {
         let Some((_, option)) = options(cli).find(|(name, _)| name == key) else {
             return Err(bad(format!("there is no key {key:?}")));
         };
-        if is_typed(option) || (either_is_typed && EITHER.contains(&key.as_str())) {
+        if is_typed(option) || gives_way(key) {
             continue;
         }
         let scalar = |value: &Value| match value {
@@ -187,6 +190,18 @@ mod tests {
         assert_eq!(words[2..6], ["--dense-weight=0.5", "--index=a", "--index=b=c", "--writable"]);
         assert_eq!(words.last().unwrap(), "--queue=3");
         Cli::try_parse_from(words).unwrap();
+    }
+
+    #[test]
+    fn one_way_to_walk_the_graph_takes_the_place_of_another() {
+        let file = "recall = 0.99\nbm25-depth = 50\ndense-depth = 200\n";
+        let words = expanded(file, &["--exact", "--index", "x"]).unwrap();
+        assert_eq!(words[2..4], ["--bm25-depth=50", "--dense-depth=200"]);
+        Cli::try_parse_from(words).unwrap();
+        let words = expanded(file, &["--index", "x"]).unwrap();
+        assert!(words.contains(&"--recall=0.99".to_owned()), "{words:?}");
+        Cli::try_parse_from(words).unwrap();
+        assert!(expanded("recall = 0.9\nef = 100\n", &["--index", "x"]).map(Cli::try_parse_from).unwrap().is_err());
     }
 
     #[test]

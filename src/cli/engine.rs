@@ -140,7 +140,7 @@ pub fn build(
         let options = &options;
         let reader = reader_model.map(|model| scope.spawn(move || open_reader(model, options, progress)));
         let others = place
-            .retriever(mode, retrieval, &encoder, progress, &mut models)
+            .retriever(mode, retrieval, depth, &encoder, progress, &mut models)
             .and_then(|retriever| Ok((retriever, open_reranker(retrieval, &reranker, progress, &mut models)?)));
         let reader = reader.map(|thread| {
             thread.join().map_err(|_| Error::Internal { doing: "loading the reader", message: "it panicked".into() })

@@ -12,6 +12,7 @@ use crate::index::Index;
 use crate::index::lexical::Bm25;
 use crate::index::manifest::EncoderIdentity;
 use crate::index::passages::Passages;
+use crate::index::recall::Beam;
 use crate::milvus::{Address, Collection};
 use crate::pipeline::SharedEncoder;
 use crate::progress::Progress;
@@ -21,11 +22,13 @@ use crate::runtime::session::RuntimeOptions;
 /// Candidates of each side that hybrid search fuses at least, so that the first few do not depend on how many are wanted.
 const CANDIDATES: usize = 100;
 
-/// The first stage that `retrieval` asks for, with the encoder of the index where it needs one, which is lent as well.
+/// The first stage that `retrieval` asks for, with the encoder of the index where it needs one, which is lent as well. It will be
+/// asked for `depth` passages.
 pub(crate) fn open_retriever(
     index: &Arc<Index>,
     mode: Mode,
     retrieval: &RetrievalArgs,
+    depth: usize,
     options: &RuntimeOptions,
     progress: &dyn Progress,
     models: &mut Models,
@@ -40,8 +43,17 @@ pub(crate) fn open_retriever(
         return Ok((Box::new(Bm25Retriever::new(index).with_bm25(bm25)), None));
     };
     let (encoder, fingerprint) = open_encoder(&identity, options, progress, models)?;
-    let dense =
-        DenseRetriever::new(Arc::clone(&index), of_questions(&encoder), &fingerprint, 0, retrieval.ranking.exact)?;
+    let ef = ranking.ef.unwrap_or_default();
+    let mut dense = DenseRetriever::new(Arc::clone(&index), of_questions(&encoder), &fingerprint, ef, ranking.exact)?;
+    if let Some(recall) = ranking.recall {
+        let depth = if mode == Mode::Hybrid { candidates.at(depth).1 } else { depth };
+        dense = dense.with_recall(recall, depth, progress)?;
+        if let Some(Beam { ef, recall: Some(recall) }) = dense.wanted_beam() {
+            progress.note(&format!(
+                "a beam of {ef} finds {recall:.4} of the {depth} nearest passages, measured on texts like questions"
+            ));
+        }
+    }
     let retriever: Box<dyn Retriever> = match mode {
         Mode::Hybrid => Box::new(HybridRetriever::new(index, dense, ranking.fusion()?, candidates).with_bm25(bm25)),
         _ => Box::new(dense),
@@ -119,12 +131,13 @@ impl Place {
         &self,
         mode: Mode,
         retrieval: &RetrievalArgs,
+        depth: usize,
         options: &RuntimeOptions,
         progress: &dyn Progress,
         models: &mut Models,
     ) -> Result<(Box<dyn Retriever>, Option<SharedEncoder>)> {
         match self {
-            Self::Folder(index) => open_retriever(index, mode, retrieval, options, progress, models),
+            Self::Folder(index) => open_retriever(index, mode, retrieval, depth, options, progress, models),
             Self::Cluster(collection) => open_milvus(collection, mode, &retrieval.ranking, options, progress, models),
         }
     }
@@ -144,6 +157,12 @@ fn open_milvus(
         return Err(Error::request("a collection has BM25's k1 and b from when it was built", "leave both out"));
     }
     ranking.check(mode)?;
+    if ranking.recall.is_some() || ranking.ef.is_some() {
+        return Err(Error::request(
+            "a cluster walks its graph with a beam of its own width",
+            "leave --recall and --ef out",
+        ));
+    }
     if ranking.exact {
         return Err(Error::request("a cluster walks its graph: it cannot compare every vector", "leave --exact out"));
     }

@@ -22,6 +22,7 @@ use crate::index::encode_cache::CACHE;
 use crate::index::estimate::{Workload, estimate};
 use crate::index::lexical::{Analyser, HEAVIEST_TITLE, StopWordList, StopWords};
 use crate::index::manifest::{EncoderIdentity, Manifest};
+use crate::index::recall::{self, Ladder};
 use crate::index::writer::{self, BuildOptions, BuildReport};
 use crate::milvus::fill::{self, CorpusHash, FillOptions};
 use crate::milvus::{Address, VectorIndex};
@@ -486,6 +487,9 @@ struct Info<'a> {
     bytes: u64,
     /// What a filter can name.
     fields: Vec<String>,
+    /// What beams find, where it was measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    recall: Vec<Ladder>,
     manifest: &'a Manifest,
 }
 
@@ -497,9 +501,10 @@ fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
     let manifest = index.manifest();
     let bytes = manifest.bytes();
     let fields = index.fields()?;
+    let recall = recall::known(&index);
     if globals.json {
         let path = args.index.display().to_string();
-        return output::json(&Info { path, checksum: &manifest.checksum, bytes, fields, manifest });
+        return output::json(&Info { path, checksum: &manifest.checksum, bytes, fields, recall, manifest });
     }
     let row = |word: &str, value: String| output::line(format_args!("{DIM}{word:<12}{DIM:#} {value}"));
     output::line(format_args!("{BOLD}{}{BOLD:#}", args.index.display()))?;
@@ -514,6 +519,14 @@ fn info(args: &AtArgs, globals: &Globals) -> Result<()> {
     match &manifest.encoder {
         Some(encoder) => row("vectors", format!("{} x {}, by {}", manifest.vectors, encoder.dim, encoder.name))?,
         None => row("vectors", "none (BM25 only)".to_owned())?,
+    }
+    for ladder in &recall {
+        let beams: Vec<String> = ladder
+            .beams
+            .iter()
+            .map(|beam| format!("{:.4} (ef {})", beam.recall.unwrap_or_default(), beam.ef))
+            .collect();
+        row("recall", format!("at {}: {}", ladder.depth, beams.join(", ")))?;
     }
     row("words", manifest.analyser.to_string())?;
     if !fields.is_empty() {

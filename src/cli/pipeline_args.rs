@@ -6,7 +6,9 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::cli::eval::at_least_one;
 use crate::error::{Error, Result};
+use crate::index::recall;
 use crate::progress::Progress;
 use crate::read::choose::{Choice, Extent};
 use crate::read::decode::Decoding;
@@ -91,6 +93,15 @@ pub struct RankingArgs {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dense_depth: Option<usize>,
+    /// Part of the exact nearest vectors that walking the graph is to find, for example 0.99: the beam is as wide as that takes,
+    /// measured once on texts of this index that are like questions, and kept in its recall.json
+    #[arg(long, value_name = "R", conflicts_with_all = ["exact", "ef"])]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recall: Option<f32>,
+    /// Width of the beam that walks the graph, never less than the candidates [default: four times these, at least 128]
+    #[arg(long, value_name = "N", conflicts_with = "exact", value_parser = at_least_one)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ef: Option<usize>,
     /// Compare the question with every vector instead of walking the graph
     #[arg(long)]
     pub exact: bool,
@@ -258,6 +269,8 @@ impl Default for RankingArgs {
             pair_weight: PAIR_WEIGHT,
             bm25_depth: None,
             dense_depth: None,
+            recall: None,
+            ef: None,
             exact: false,
             rerank: DEFAULT_RERANKER.to_owned(),
             rerank_depth: RERANK_DEPTH,
@@ -302,7 +315,13 @@ impl RankingArgs {
                 "leave them out: --depth says how many candidates one side gives",
             ));
         }
-        Ok(())
+        if mode == Mode::Bm25 && (self.recall.is_some() || self.ef.is_some()) {
+            return Err(Error::request(
+                "--recall and --ef are of the graph of vectors, which --mode bm25 does not walk",
+                "leave them out, or say --mode dense or hybrid over an index with vectors",
+            ));
+        }
+        self.recall.map_or(Ok(()), recall::check_wanted)
     }
 
     /// Whether a cross-encoder ranks last.

@@ -11,6 +11,7 @@ use crate::cli::output::{self, BOLD, DIM};
 use crate::cli::pipeline_args::RetrievalArgs;
 use crate::error::Result;
 use crate::explain::Explanation;
+use crate::index::recall::Beam;
 use crate::retrieve::Parts;
 use crate::types::Passage;
 
@@ -44,6 +45,8 @@ struct Line<'a> {
     metadata: &'a Map<String, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parts: Option<Explanation>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beam: Option<Beam>,
 }
 
 /// Run `nunatak search`.
@@ -59,13 +62,14 @@ pub fn run(args: &SearchArgs, globals: &Globals) -> Result<()> {
     if args.explain && !globals.json && !hits.is_empty() {
         output::line(format_args!("{DIM}{}{DIM:#}\n", candidates(&found.parts)))?;
     }
+    let beam = found.parts.beam.filter(|_| args.explain);
     for (i, hit) in hits.iter().take(args.k).enumerate() {
         let passage = engine.pipeline.passages().passage(hit.passage)?;
         let (rank, score) = (i + 1, hit.score);
         let parts = args.explain.then(|| Explanation::of(hit.passage, &found));
         if globals.json {
             let Passage { key, title, text, metadata, .. } = &passage;
-            output::json(&Line { rank, passage_id: key, title, text, score, metadata, parts })?;
+            output::json(&Line { rank, passage_id: key, title, text, score, metadata, parts, beam })?;
         } else {
             output::line(format_args!(
                 "{BOLD}{rank:>3}. {}{BOLD:#}  {DIM}{} · {score:.4}{DIM:#}",
@@ -91,9 +95,10 @@ pub fn run(args: &SearchArgs, globals: &Globals) -> Result<()> {
     Ok(())
 }
 
-/// How many candidates each part of the first stage gave.
+/// How many candidates each part of the first stage gave, and by which beam.
 fn candidates(parts: &Parts) -> String {
     let words = Some(format!("words {}", parts.words.len())).filter(|_| !parts.words.is_empty());
-    let meaning = Some(format!("meaning {}", parts.meaning.len())).filter(|_| !parts.meaning.is_empty());
+    let beam = parts.beam.map_or_else(String::new, |beam| format!(" ({beam})"));
+    let meaning = Some(format!("meaning {}{beam}", parts.meaning.len())).filter(|_| !parts.meaning.is_empty());
     format!("candidates: {}", words.into_iter().chain(meaning).collect::<Vec<_>>().join(" · "))
 }

@@ -160,7 +160,7 @@ pub fn run(args: &RerankerArgs, globals: &Globals) -> Result<()> {
     let ranking = RankingArgs { mode: Some(mode), ..RankingArgs::default() };
     let retrieval = RetrievalArgs { ranking, ..RetrievalArgs::at(&args.index) };
     let open = |retrieval: &RetrievalArgs, mode| {
-        Ok(open_retriever(&index, mode, retrieval, &options, progress, &mut Vec::new())?.0)
+        Ok(open_retriever(&index, mode, retrieval, args.depth, &options, progress, &mut Vec::new())?.0)
     };
     let mut retriever = open(&retrieval, mode)?;
     let possible: &[Mode] =

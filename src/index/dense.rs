@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::allowed::Allowed;
@@ -154,6 +155,34 @@ impl Dense {
         Ok(best(found.concat(), depth))
     }
 
+    /// The rows of a segment; none if there is none of this number.
+    pub(super) fn rows_of(&self, segment: usize) -> Range<usize> {
+        self.segments.get(segment).map_or(0..0, Part::rows)
+    }
+
+    /// How many of the exact `depth` nearest vectors of a segment to each of some unit vectors, deleted passages included, beams of these
+    /// widths find, of all together.
+    pub(super) fn found_by(
+        &self,
+        segment: usize,
+        vectors: &[Vec<f32>],
+        depth: usize,
+        widths: &[usize],
+    ) -> Result<Vec<u64>> {
+        vectors.iter().try_for_each(|vector| self.check(vector))?;
+        let Some(part) = self.segments.get(segment) else { return Ok(vec![0; widths.len()]) };
+        // By score, not by row: of equal vectors one is as good as another.
+        let least = least_of_best(part, vectors, depth)?;
+        let found = |ef: usize| {
+            let of_one = |(vector, least): (&Vec<f32>, &f32)| {
+                let hits = best(self.search_part(part, vector, ef.max(depth), None)?, depth);
+                Ok(hits.iter().filter(|hit| hit.score >= *least).count() as u64)
+            };
+            vectors.par_iter().zip(&least).map(of_one).sum::<Result<u64>>()
+        };
+        widths.iter().map(|&ef| found(ef)).collect()
+    }
+
     /// The cosine of a question's unit vector with the stored vectors of some passages, in their order.
     pub fn cosines(&self, vector: &[f32], passages: &[PassageId]) -> Result<Vec<Hit>> {
         self.check(vector)?;
@@ -205,6 +234,42 @@ fn compare(part: &Part, vector: &[f32], depth: usize, only: Option<&Allowed>) ->
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(best(blocks.concat(), depth))
+}
+
+/// The cosine of the last of the exact `depth` nearest vectors of a segment, for each of many unit vectors: every stored vector is read
+/// and made wide once for all of them.
+fn least_of_best(part: &Part, vectors: &[Vec<f32>], depth: usize) -> Result<Vec<f32>> {
+    let rows = part.vectors.len();
+    let keep = |scores: &mut Vec<f32>| {
+        if scores.len() > depth && depth > 0 {
+            scores.select_nth_unstable_by(depth - 1, |a, b| b.total_cmp(a));
+            scores.truncate(depth);
+        }
+    };
+    let join = |mut all: Vec<Vec<f32>>, more: Vec<Vec<f32>>| {
+        for (scores, more) in all.iter_mut().zip(more) {
+            scores.extend(more);
+            keep(scores);
+        }
+        all
+    };
+    let none = || vec![Vec::new(); vectors.len()];
+    let of_block = |block: usize| {
+        let (mut scores, mut wide) = (none(), vec![0.0; vectors.first().map_or(0, Vec::len)]);
+        for node in block * EXACT_ROWS..rows.min((block + 1) * EXACT_ROWS) {
+            part.vectors.vector(node)?.convert_to_f32_slice(&mut wide);
+            for (scores, vector) in scores.iter_mut().zip(vectors) {
+                scores.push(kernel::dot(vector, &wide));
+            }
+        }
+        Ok(scores)
+    };
+    let blocks = (0..rows.div_ceil(EXACT_ROWS)).into_par_iter();
+    let all = blocks
+        .map(of_block)
+        .try_fold(none, |all, more| Ok(join(all, more?)))
+        .try_reduce(none, |all, more| Ok(join(all, more)))?;
+    Ok(all.into_iter().map(|scores| scores.into_iter().fold(f32::INFINITY, f32::min)).collect())
 }
 
 /// The best `depth`, best first.

@@ -36,6 +36,7 @@ pub mod lexical;
 pub mod manifest;
 pub mod passages;
 pub(crate) mod previous;
+pub mod recall;
 pub(crate) mod site;
 mod store;
 mod vectors;

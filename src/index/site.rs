@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::disk;
 use super::encode_cache::CACHE;
 use super::manifest::{MANIFEST, Manifest, generation_name};
+use super::recall::RECALLS;
 use crate::error::{Error, Result};
 use crate::milvus::Address;
 
@@ -141,7 +142,7 @@ fn generations(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 fn refuse_strangers(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::file("list", dir))? {
         let name = entry.map_err(Error::file("list", dir))?.file_name().to_string_lossy().into_owned();
-        let ours = [MANIFEST, "manifest.new", LOCK, CACHE, STATES].contains(&name.as_str())
+        let ours = [MANIFEST, "manifest.new", LOCK, CACHE, STATES, RECALLS, "recall.new"].contains(&name.as_str())
             || name.strip_prefix("gen-").is_some_and(|n| n.parse::<u64>().is_ok());
         if !ours {
             return Err(Error::request(

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::index::Index;
 use crate::index::allowed::Allowed;
 use crate::index::lexical::{Bm25, Stems};
+use crate::index::recall::Beam;
 use crate::types::{Hit, PassageId};
 
 /// How two rankings become one.
@@ -138,12 +139,16 @@ impl<E: FnMut(&str) -> Result<Vec<f32>> + Send> Retriever for HybridRetriever<E>
         // A passage without a word has no pair.
         let with_words: Vec<PassageId> = words.iter().chain(&bm25).map(|hit| hit.passage).collect();
         let pairs = if self.fusion.wants_pairs() { self.pairs(question, &with_words)? } else { Vec::new() };
-        self.parts = Parts { words, meaning, cosines, bm25, pairs };
+        self.parts = Parts { words, meaning, cosines, bm25, pairs, beam: self.dense.beam() };
         Ok(self.fusion.fuse(&self.parts, depth))
     }
 
     fn take_parts(&mut self) -> Parts {
         std::mem::take(&mut self.parts)
+    }
+
+    fn wanted_beam(&self) -> Option<Beam> {
+        self.dense.wanted_beam()
     }
 
     fn take_up(&mut self, index: &Arc<Index>) -> Result<bool> {

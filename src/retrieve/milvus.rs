@@ -73,7 +73,7 @@ impl<E: FnMut(&str) -> Result<Vec<f32>>> MilvusRetriever<E> {
         let [meaning, words, cosines, bm25] = [meaning, words, cosines, bm25].map(|found| self.collection.hits(found));
         let pairs = words.iter().chain(&bm25).zip(shares).map(|(hit, score)| Hit { score, ..*hit });
         let pairs = pairs.filter(|hit| hit.score > 0.0).collect();
-        self.parts = Parts { words, meaning, cosines, bm25, pairs };
+        self.parts = Parts { words, meaning, cosines, bm25, pairs, beam: None };
         Ok(self.fusion.fuse(&self.parts, depth))
     }
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::filter::Filter;
 use crate::index::Index;
 use crate::index::allowed::Allowed;
+use crate::index::recall::Beam;
 use crate::types::Hit;
 
 mod bm25;
@@ -37,6 +38,8 @@ pub struct Parts {
     pub bm25: Vec<Hit>,
     /// [`Pairs::share`] of those that have a pair of the question's words, in no order.
     pub pairs: Vec<Hit>,
+    /// The beam that walked the graph for `meaning`; none if every vector was compared, or a cluster did it.
+    pub beam: Option<Beam>,
 }
 
 /// A first stage: question in, scored passages out.
@@ -48,6 +51,11 @@ pub trait Retriever: Send {
     /// What its parts found for the last question, for those who want to know, once; nothing if it does not say.
     fn take_parts(&mut self) -> Parts {
         Parts::default()
+    }
+
+    /// The beam that a wanted recall came to; none if none was wanted.
+    fn wanted_beam(&self) -> Option<Beam> {
+        None
     }
 
     /// Find only passages that meet this filter from now on, where passages are not in an index here, which could say as

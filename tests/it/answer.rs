@@ -126,6 +126,7 @@ fn explain_shows_every_stage() {
     let answer = json_lines(&["ask", QUESTION, "--explain", "--passages", "2"]).remove(0);
     let trace = &answer["trace"];
     assert_eq!(trace["retrieved"].as_array().unwrap().len(), 100);
+    assert_eq!(trace["beam"], serde_json::json!({"ef": 400}), "nothing was wanted, and nothing measured");
     assert_eq!(trace["windows"].as_array().unwrap().len(), 2);
     let reranked = trace["reranked"].as_array().unwrap();
     assert!((2..=50).contains(&reranked.len()) && trace["windows"][0][0]["passage"] == reranked[0]["passage"]);

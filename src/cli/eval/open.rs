@@ -23,6 +23,9 @@ pub(super) fn open(args: &RunArgs, globals: &Globals, progress: &dyn Progress) -
         engine::build(&args.retrieval, reading, args.depth, args.seed, globals, progress)?;
     let mut settings = args.settings()?;
     settings.insert("mode".into(), mode.name().into());
+    if let Some(beam) = pipeline.wanted_beam() {
+        settings.insert("ef".into(), beam.ef.into());
+    }
     let identity = pipeline.passages().identity()?;
     let setup = Setup {
         settings,

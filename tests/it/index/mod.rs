@@ -18,6 +18,7 @@ mod change;
 mod damage;
 mod faults;
 pub(crate) mod filter;
+mod recall;
 mod words;
 
 pub(crate) const DIM: usize = 32;

@@ -68,6 +68,7 @@ fn a_cluster_answers_as_a_folder_does() {
     assert!(!refused.status.success() && said.contains("this works on an index in a folder"), "{said}");
     for (words, part) in [
         (["search", "ice", "--exact", "--index"], "leave --exact out"),
+        (["search", "ice", "--recall=0.9", "--index"], "leave --recall and --ef out"),
         (["search", "ice", "--bm25-k1=1", "--index"], "leave both out"),
     ] {
         let refused = nunatak().args(words).arg(&cluster).output().unwrap();
