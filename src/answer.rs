@@ -9,6 +9,7 @@ use crate::pack::{LeftOut, Packing};
 use crate::pipeline::Found;
 use crate::read::choose::WindowAnswer;
 use crate::read::reader::Reading;
+use crate::read::reading_prompt::PromptName;
 use crate::read::recursion::SecondPass;
 use crate::rerank::PairCuts;
 use crate::types::{Evidence, Hit, PackedPassage};
@@ -22,6 +23,10 @@ pub struct Answer {
     pub answer: String,
     /// Probability, in [0, 1], that the answer (or the one that was withheld) is right, as calibrated.
     pub confidence: f32,
+    /// Why that probability is a guess: the first thing that is not as it was where its calibration was fitted; absent when it is
+    /// none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncalibrated: Option<String>,
     /// Whether there is no answer: the corpus does not seem to hold it.
     pub abstained: bool,
     /// Mean log-probability per answer token; higher is surer. The least number there is when nothing was read.
@@ -31,6 +36,9 @@ pub struct Answer {
     pub supported: bool,
     /// Where it stands.
     pub evidence: Vec<Evidence>,
+    /// The prompt that it was read behind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<PromptName>,
     /// What it cost.
     pub usage: Usage,
     /// Every stage, for `--explain` and for evaluation.
@@ -173,9 +181,11 @@ pub(crate) fn assemble(
         abstained: reading.answer.is_empty(),
         answer: reading.answer,
         confidence: 0.0,
+        uncalibrated: None,
         score: reading.score,
         supported,
         evidence: reading.evidence,
+        prompt: None,
         usage,
         trace: Some(trace),
     }

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use crate::digest::hex;
 use crate::error::{Error, Result};
+use crate::read::recursion::Recursion;
 use crate::types::Hit;
 
 /// What is known of an answer when it is given. What there is none of, or is no finite number, is absent.
@@ -149,7 +150,7 @@ const SETTINGS: [&str; 26] = [
     "rerank_depth",
     "rerank_prior",
     "rerank_patience",
-    "recursion",
+    RECURSION,
     "samples",
     "bm25_k1",
     "bm25_b",
@@ -252,7 +253,17 @@ impl Calibration {
         let role = roles.into_iter().find(|role| fitted.models.get(*role) != now.get(*role))?;
         Some(format!("was fitted with another {role}"))
     }
+
+    /// The same for reading a question as often as `recursion` says, which a request may choose, and for that alone.
+    pub fn mismatch_of_recursion(&self, recursion: Recursion) -> Option<String> {
+        let fitted = self.fitted.as_ref()?.settings.get(RECURSION).and_then(Value::as_str);
+        let as_fitted = fitted.unwrap_or("none") == recursion.to_string();
+        (!as_fitted).then(|| "was fitted with another --recursion".to_owned())
+    }
 }
+
+/// The setting that says whether questions are read twice.
+pub(crate) const RECURSION: &str = "recursion";
 
 /// Equal, numbers as they are typed: reading a file may move the last bit of one.
 pub(crate) fn same_value(a: Option<&Value>, b: Option<&Value>) -> bool {
@@ -347,6 +358,9 @@ mod tests {
         );
         assert_eq!(mismatch(r#"{"mode": "hybrid"}"#, "beef"), "was fitted with another lm");
         assert!(Calibration::uninformed().mismatch(&with, &models("f00d")).is_some());
+        assert_eq!(calibration.mismatch_of_recursion(Recursion::None), None);
+        let of_recursion = calibration.mismatch_of_recursion(Recursion::Textual);
+        assert_eq!(of_recursion.as_deref(), Some("was fitted with another --recursion"));
     }
 
     proptest! {

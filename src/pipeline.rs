@@ -1,5 +1,6 @@
 //! The whole pipeline on one screen: retrieve, re-rank, pack, read.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -21,6 +22,7 @@ use crate::pack::{self, Budget, Dealing, LeftOut, Packing};
 use crate::read::choose::Extent;
 use crate::read::lm::OnText;
 use crate::read::reader::{Reader, Reading};
+use crate::read::reading_prompt::PromptName;
 use crate::read::recursion::Recursion;
 use crate::rerank::{CrossEncoder, PairCuts, Patience};
 use crate::retrieve::{Parts, Retriever};
@@ -63,6 +65,7 @@ pub struct Pipeline {
     reader: Option<Reader>,
     depths: Depths,
     calibration: Calibration,
+    mismatches: HashMap<String, String>,
     min_confidence: f32,
     recursion: Recursion,
     sure: f32,
@@ -120,6 +123,7 @@ impl Pipeline {
             reader,
             depths,
             calibration,
+            mismatches: HashMap::new(),
             min_confidence: 0.0,
             recursion: Recursion::None,
             sure: SURE,
@@ -138,6 +142,12 @@ impl Pipeline {
         Self { calibration, min_confidence: least, ..self }
     }
 
+    /// Say in answers why their confidence is a guess: by the name of the prompt that was read behind, what is not as it was where
+    /// the calibration was fitted. How often a question is read is for each question to say, and no part of it.
+    pub fn with_mismatches(self, mismatches: HashMap<String, String>) -> Self {
+        Self { mismatches, ..self }
+    }
+
     /// Leave answers of this confidence as they are when recursion is [`Recursion::Auto`].
     pub fn with_sure(self, sure: f32) -> Self {
         Self { sure, ..self }
@@ -153,6 +163,18 @@ impl Pipeline {
         }
         self.recursion = how;
         Ok(())
+    }
+
+    /// Read behind the reader's prompt of this name from now on; behind its usual one without a name.
+    ///
+    /// # Errors
+    /// As [`Reader::read_behind`]; [`Error::Request`] for a name without a reader.
+    pub fn read_behind(&mut self, prompt: Option<&str>) -> Result<()> {
+        match (&mut self.reader, prompt) {
+            (Some(reader), prompt) => reader.read_behind(prompt),
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(no_reader()),
+        }
     }
 
     /// Lend the first stage's encoder.
@@ -250,7 +272,7 @@ impl Pipeline {
         self.reader.as_mut()
     }
 
-    /// Run every model once, whatever there is in the index.
+    /// Run every model once, the reader behind each of its prompts, whatever there is in the index.
     ///
     /// # Errors
     /// What the models say.
@@ -263,10 +285,15 @@ impl Pipeline {
             reranker.score(QUESTION, &[passage.titled_text()])?;
         }
         let Some(reader) = &mut self.reader else { return Ok(()) };
-        let budget = Budget { window: reader.budget(QUESTION)?, total: None };
         let offered = [(Hit { passage: PassageId(0), score: 0.0 }, passage)];
-        let packing = pack::pack(&offered, Dealing::Together, budget, &mut |title, text| reader.block(title, text))?;
-        reader.read(QUESTION, &packing.windows, Extent::All, &mut |_, _| {}).map(drop)
+        for PromptName { name, .. } in reader.prompts() {
+            reader.read_behind(Some(&name))?;
+            let budget = Budget { window: reader.budget(QUESTION)?, total: None };
+            let packing =
+                pack::pack(&offered, Dealing::Together, budget, &mut |title, text| reader.block(title, text))?;
+            reader.read(QUESTION, &packing.windows, Extent::All, &mut |_, _| {})?;
+        }
+        reader.read_behind(None)
     }
 
     /// The beam that a wanted recall of dense search came to; none if none was wanted.
@@ -302,7 +329,16 @@ impl Pipeline {
         if let Some(trace) = &mut answer.trace {
             trace.left_out.extend(repeated);
         }
+        answer.prompt = self.reader.as_ref().map(|reader| reader.prompt().clone());
+        answer.uncalibrated = self.mismatch();
         Ok(judge(answer, &self.calibration, self.min_confidence))
+    }
+
+    /// Why the confidence of an answer is a guess now, if it is one.
+    fn mismatch(&self) -> Option<String> {
+        let of_prompt = self.reader.as_ref().and_then(|reader| self.mismatches.get(&reader.prompt().name));
+        let reason = of_prompt.cloned().or_else(|| self.calibration.mismatch_of_recursion(self.recursion));
+        reason.map(|reason| format!("the calibration {reason}"))
     }
 
     /// Retrieve and re-rank.

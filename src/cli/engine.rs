@@ -1,19 +1,22 @@
 //! From options to a pipeline: what `search`, `ask`, `eval` and `demo` share.
 
+use std::collections::{BTreeMap, HashMap};
+
 use serde_json::{Map, Value, json};
 
 use crate::cli::Globals;
 use crate::cli::first_stage::Place;
 use crate::cli::pipeline_args::{PASSAGES, RankingArgs, ReadingArgs, RetrievalArgs, merge, merge_reading};
-use crate::confidence::{Calibration, same_value};
+use crate::confidence::{Calibration, RECURSION, same_value};
 use crate::error::{Error, Result};
 use crate::eval::provenance::CalibrationIdentity;
 use crate::filter::Filter;
 use crate::pipeline::{Depths, Pipeline, SURE};
 use crate::progress::Progress;
-use crate::read::prompt_generator::{GeneratorFile, PromptGenerator};
+use crate::read::prompt_generator::PromptGenerator;
 use crate::read::prompts;
 use crate::read::reader::{Learned, Reader, ReaderSettings};
+use crate::read::reading_prompt::PromptName;
 use crate::read::remote::RemoteLm;
 use crate::rerank::{CrossEncoder, Patience};
 use crate::retrieve::Mode;
@@ -24,6 +27,8 @@ use crate::runtime::setup;
 
 /// Megabytes for states of passages: some eighty passages of the starter model.
 pub const PASSAGE_CACHE: u64 = 256;
+/// The role of a learned prompt among the models.
+const PROMPT: &str = "prompt";
 /// Passages that count as the best of a re-ranked list that nobody reads.
 const BEST_WITHOUT_READER: usize = 10;
 
@@ -116,11 +121,15 @@ pub fn build(
             None => {
                 let model = setup::model(&args.lm, &options, progress)?;
                 let prompt = args.learned_prompt(&model)?;
-                models.extend(prompt.iter().map(|(name, p)| ("prompt", name.clone(), p.hash().to_owned())));
+                models.extend(prompt.iter().map(|(name, p)| (PROMPT, name.clone(), p.hash().to_owned())));
+                let also = args.also_prompts.iter().map(|also| Ok::<_, Error>((also.name.clone(), also.find()?)));
+                let also = also.collect::<Result<_>>()?;
                 let second = args.second.as_deref().map(|name| Ok::<_, Error>((name, prompts::find_any(name)?)));
                 let second = second.transpose()?;
                 models.extend(second.iter().map(|(name, p)| ("second", (*name).to_owned(), p.hash().to_owned())));
-                let prompts = FrozenPrompts { first: prompt.map(|(_, p)| p), second: second.map(|(_, p)| p) };
+                let (name, first) = prompt.map_or((prompts::NONE.to_owned(), None), |(name, p)| (name, Some(p)));
+                let first = (prompts::called(&name), first);
+                let prompts = FrozenPrompts { first, also, second: second.map(|(_, p)| p) };
                 ReaderModel::Frozen(Box::new(model), args.settings(retrieval, seed)?, prompts)
             }
         }),
@@ -180,11 +189,13 @@ pub fn build(
     }
     let mut calibration = None;
     if let Some(reading) = reading {
-        let (found, identity) = open_calibration(retrieval, reading, mode, &models)?;
+        let (found, identity, settings) = open_calibration(retrieval, reading, mode, &models)?;
         if let (true, Some(reason)) = (reading.min_confidence > 0.0, &identity.mismatch) {
             progress.note(&format!("--min-confidence is a guess here, because {} {reason}", identity.name));
         }
-        pipeline = pipeline.with_confidence(found, reading.min_confidence).with_sure(reading.sure.unwrap_or(SURE));
+        let mismatches = mismatches(&found, settings, &models, pipeline.reader());
+        pipeline = pipeline.with_confidence(found, reading.min_confidence).with_mismatches(mismatches);
+        pipeline = pipeline.with_sure(reading.sure.unwrap_or(SURE));
         pipeline.recur(reading.recursion)?;
         calibration = Some(identity);
     }
@@ -210,8 +221,10 @@ impl Stages {
 
 /// What was learned for a frozen language model.
 struct FrozenPrompts {
-    /// What stands before the windows, or writes it.
-    first: Option<prompts::Found>,
+    /// What stands before the windows, or writes it, by name; words where nothing was learned.
+    first: (String, Option<prompts::Found>),
+    /// Others to choose instead.
+    also: Vec<(String, Option<prompts::Found>)>,
     /// The same in a second pass.
     second: Option<prompts::Found>,
 }
@@ -222,7 +235,7 @@ enum ReaderModel {
     Remote(Box<RemoteLm>, ReaderSettings),
 }
 
-/// A reader behind a learned prompt, or with a generator of prompts and what that was learned behind, or by an endpoint.
+/// A reader behind a prompt in words or learned, or with a generator of prompts, with the others to choose, or by an endpoint.
 fn open_reader(model: ReaderModel, options: &RuntimeOptions, progress: &dyn Progress) -> Result<Reader> {
     let (model, settings, prompts) = match model {
         ReaderModel::Remote(lm, settings) => return Reader::remote(*lm, settings),
@@ -230,31 +243,31 @@ fn open_reader(model: ReaderModel, options: &RuntimeOptions, progress: &dyn Prog
     };
     let model = model.as_ref();
     let precision = setup::default_precision(options, progress)?;
-    let generator = |file: &GeneratorFile| PromptGenerator::open(file, precision, options, progress);
-    let reader = match prompts.first {
-        None => Reader::open(model, settings, None, options),
-        Some(prompts::Found::Soft(prompt)) => Reader::open(model, settings, Some(prompt), options),
-        Some(prompts::Found::Generator(file)) => {
-            let behind = file.description.behind.as_ref();
-            let behind = behind.map(|behind| prompts::find(&behind.name)).transpose()?;
-            Reader::open(model, settings, behind, options)?.write_prompts(generator(&file)?, model)
+    let learned = |found: prompts::Found| match found {
+        prompts::Found::Soft(prompt) => Ok(Learned::Soft(prompt)),
+        prompts::Found::Generator(file) => {
+            let generator = PromptGenerator::open(&file, precision, options, progress)?;
+            Ok::<_, Error>(Learned::Generator(Box::new(generator)))
         }
-    }?;
-    let second = match prompts.second {
-        None => return Ok(reader),
-        Some(prompts::Found::Soft(prompt)) => Learned::Soft(prompt),
-        Some(prompts::Found::Generator(file)) => Learned::Generator(Box::new(generator(&file)?)),
     };
-    reader.read_again_with(second, model)
+    let (name, first) = prompts.first;
+    let mut reader = Reader::behind(&name, first.map(learned).transpose()?, model, settings, options)?;
+    for (name, also) in prompts.also {
+        reader = reader.also_behind(&name, also.map(learned).transpose()?, model)?;
+    }
+    match prompts.second {
+        Some(second) => reader.read_again_with(learned(second)?, model),
+        None => Ok(reader),
+    }
 }
 
-/// The calibration that is asked for, and whether it is made for what is in use.
+/// The calibration that is asked for, whether it is made for what is in use, and the settings that are.
 fn open_calibration(
     retrieval: &RetrievalArgs,
     reading: &ReadingArgs,
     mode: Mode,
     models: &Models,
-) -> Result<(Calibration, CalibrationIdentity)> {
+) -> Result<(Calibration, CalibrationIdentity, Map<String, Value>)> {
     let (calibration, sha256) = match &reading.calibration {
         Some(path) => Calibration::open(path)?,
         None => Calibration::built_in()?,
@@ -263,11 +276,37 @@ fn open_calibration(
     merge(&mut settings, retrieval)?;
     merge_reading(&mut settings, reading, retrieval)?;
     settings.insert("mode".into(), mode.name().into());
-    let models = models.iter().map(|(role, _, fingerprint)| ((*role).to_owned(), fingerprint.clone())).collect();
+    let models = fingerprints(models);
     let name = reading.calibration.as_ref().map_or("the built-in calibration".into(), |p| p.display().to_string());
     let mismatch = calibration.mismatch(&settings, &models);
     let fitted_on = calibration.fitted.as_ref().map(|f| f.questions_sha256.clone());
-    Ok((calibration, CalibrationIdentity { name, sha256, fitted_on, mismatch }))
+    Ok((calibration, CalibrationIdentity { name, sha256, fitted_on, mismatch }, settings))
+}
+
+/// Why the calibration is off behind each of the reader's prompts, but for how often a question is read, which a request says.
+fn mismatches(
+    calibration: &Calibration,
+    mut settings: Map<String, Value>,
+    models: &Models,
+    reader: Option<&Reader>,
+) -> HashMap<String, String> {
+    let fitted = calibration.fitted.as_ref().and_then(|fitted| fitted.settings.get(RECURSION));
+    settings.insert(RECURSION.to_owned(), fitted.cloned().unwrap_or_default());
+    let mut models = fingerprints(models);
+    let prompts = reader.map(Reader::prompts).unwrap_or_default();
+    let mismatch = |prompt: PromptName| {
+        match prompt.sha256 {
+            Some(sha256) => models.insert(PROMPT.to_owned(), sha256),
+            None => models.remove(PROMPT),
+        };
+        Some((prompt.name, calibration.mismatch(&settings, &models)?))
+    };
+    prompts.into_iter().filter_map(mismatch).collect()
+}
+
+/// Fingerprints of models by their roles.
+fn fingerprints(models: &Models) -> BTreeMap<String, String> {
+    models.iter().map(|(role, _, fingerprint)| ((*role).to_owned(), fingerprint.clone())).collect()
 }
 
 #[cfg(test)]

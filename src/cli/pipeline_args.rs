@@ -1,6 +1,8 @@
 //! The words of the command line that say how a pipeline finds, ranks and reads, with their defaults, and what is refused of them.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -14,6 +16,7 @@ use crate::read::choose::{Choice, Extent};
 use crate::read::decode::Decoding;
 use crate::read::prompts;
 use crate::read::reader::ReaderSettings;
+use crate::read::reading_prompt::two_of_a_name;
 use crate::read::recursion::{Recursion, Sampling};
 use crate::read::remote::RemoteLm;
 use crate::read::template::TemplateKind;
@@ -209,6 +212,10 @@ pub struct ReadingArgs {
     /// the default language model]
     #[arg(long, value_name = "NAME|FILE")]
     pub prompt: Option<String>,
+    /// Further prompts over the same language model, by name: those of `nunatak serve`, where a request chooses.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub also_prompts: Vec<NamedPrompt>,
     /// Prompt in words, without a learned one: few-shot, chat or plain
     #[arg(long)]
     pub template: Option<TemplateKind>,
@@ -243,6 +250,34 @@ pub struct ReadingArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub calibration: Option<PathBuf>,
+}
+
+/// A further prompt, as it was typed: `NAME=PROMPT`, or `PROMPT`, which then is its own name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPrompt {
+    /// What it is called here.
+    pub name: String,
+    /// A prompt's name or file, or `none`.
+    pub prompt: String,
+}
+
+impl FromStr for NamedPrompt {
+    type Err = Infallible;
+
+    fn from_str(typed: &str) -> std::result::Result<Self, Infallible> {
+        let (name, prompt) = match typed.split_once('=') {
+            Some((name, prompt)) if !name.is_empty() && !name.contains(['/', '\\']) => (name.to_owned(), prompt),
+            _ => (prompts::called(typed), typed),
+        };
+        Ok(Self { name, prompt: prompt.to_owned() })
+    }
+}
+
+impl NamedPrompt {
+    /// What it stands for; nothing where it is a prompt in words.
+    pub(super) fn find(&self) -> Result<Option<prompts::Found>> {
+        (self.prompt != prompts::NONE).then(|| prompts::find_any(&self.prompt)).transpose()
+    }
 }
 
 /// Whether questions are read once: what is not asked for is not recorded, and older records stay comparable.
@@ -352,6 +387,7 @@ impl ReadingArgs {
             samples: None,
             sure: None,
             prompt: None,
+            also_prompts: Vec::new(),
             template: None,
             passage_cache: None,
             window: settings.window,
@@ -365,10 +401,11 @@ impl ReadingArgs {
         }
     }
 
-    /// The learned prompt, or the generator of prompts, that is asked for, or that stands ready for this model, with its name.
+    /// The learned prompt, or the generator of prompts, that is asked for, or that stands ready for this model, with what it is
+    /// called; nothing where words are to be read behind.
     pub(super) fn learned_prompt(&self, model: &ModelDir) -> Result<Option<(String, prompts::Found)>> {
         match (self.prompt.as_deref(), self.template) {
-            (Some("none"), _) => Ok(None),
+            (Some(prompts::NONE), _) => Ok(None),
             (Some(_), Some(_)) => Err(Error::request(
                 "a learned prompt has a template of its own",
                 "leave --template out, or say --prompt none",
@@ -379,15 +416,41 @@ impl ReadingArgs {
         }
     }
 
+    /// Fail where an endpoint is named beside a learned prompt, or beside a choice of prompts.
+    fn check_endpoint(&self) -> Result<()> {
+        let learned = self.prompt.as_deref().is_some_and(|prompt| prompt != prompts::NONE);
+        if self.lm_url.is_some() && (learned || !self.also_prompts.is_empty()) {
+            return Err(Error::request(
+                "a learned prompt goes into a model as embeddings, and an endpoint takes text only",
+                "leave --prompt and --also-prompt out: --template few-shot stands in for them",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Fail where a prompt is named that there is not, or whose file is broken, or where two of them have one name, or which an
+    /// endpoint does not take.
+    pub(super) fn check_prompts(&self) -> Result<()> {
+        self.check_endpoint()?;
+        let usual = self.prompt.as_deref();
+        for named in usual.into_iter().chain(self.second.as_deref()).filter(|name| *name != prompts::NONE) {
+            prompts::find_any(named)?;
+        }
+        let mut names: Vec<String> = usual.map(prompts::called).into_iter().collect();
+        for also in &self.also_prompts {
+            also.find()?;
+            if names.contains(&also.name) {
+                return Err(two_of_a_name(&also.name));
+            }
+            names.push(also.name.clone());
+        }
+        Ok(())
+    }
+
     /// The language model that is asked for behind an endpoint.
     pub(super) fn remote(&self, options: &RuntimeOptions, progress: &dyn Progress) -> Result<Option<RemoteLm>> {
         let Some(url) = &self.lm_url else { return Ok(None) };
-        if self.prompt.as_deref().is_some_and(|prompt| prompt != "none") {
-            return Err(Error::request(
-                "a learned prompt goes into a model as embeddings, and an endpoint takes text only",
-                "leave --prompt out: --template few-shot stands in for it",
-            ));
-        }
+        self.check_endpoint()?;
         let named = self.lm_tokenizer.as_deref().unwrap_or(DEFAULT_LM);
         let path = Path::new(named);
         let tokenizer = if path.join(TOKENIZER).is_file() {
@@ -497,4 +560,42 @@ pub fn merge(settings: &mut Map<String, Value>, options: &impl Serialize) -> Res
         settings.extend(fields);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(name: &str, prompt: &str) -> NamedPrompt {
+        NamedPrompt { name: name.to_owned(), prompt: prompt.to_owned() }
+    }
+
+    #[test]
+    fn a_further_prompt_has_the_name_that_it_is_given_or_its_own() {
+        for (typed, name, prompt) in [
+            ("tasks", "tasks", "tasks"),
+            ("law=runs/a=b.safetensors", "law", "runs/a=b.safetensors"),
+            ("./a=b.safetensors", "a=b", "./a=b.safetensors"),
+            ("none", "none", "none"),
+        ] {
+            assert_eq!(typed.parse(), Ok(named(name, prompt)));
+        }
+    }
+
+    #[test]
+    fn prompts_are_found_and_told_apart_before_anything_is_loaded() {
+        let with = |prompt: Option<&str>, also: &[(&str, &str)]| {
+            let also_prompts = also.iter().map(|(name, prompt)| named(name, prompt)).collect();
+            let prompt = prompt.map(str::to_owned);
+            ReadingArgs { prompt, also_prompts, ..ReadingArgs::with_lm(DEFAULT_LM) }.check_prompts()
+        };
+        let problem = |result: Result<()>| result.unwrap_err().to_string();
+        assert!(with(None, &[("tasks", "tasks"), ("words", "none")]).is_ok());
+        assert!(problem(with(None, &[("law", "nowhere")])).contains("there is no prompt nowhere"));
+        assert!(problem(with(Some("reader"), &[("reader", "tasks")])).contains("two prompts are called reader"));
+        assert!(problem(with(None, &[("a", "none"), ("a", "tasks")])).contains("two prompts are called a"));
+        let lm_url = Some("http://127.0.0.1:8000/v1".to_owned());
+        let remote = ReadingArgs { lm_url, also_prompts: vec![named("a", "none")], ..ReadingArgs::with_lm(DEFAULT_LM) };
+        assert!(problem(remote.check_prompts()).contains("an endpoint takes text only"));
+    }
 }

@@ -14,7 +14,7 @@ use crate::cli::first_stage::Place;
 use crate::cli::index_change::{self, KeptEncoder};
 use crate::cli::index_cluster;
 use crate::cli::output::{self, BOLD, DIM};
-use crate::cli::pipeline_args::{RankingArgs, ReadingArgs, RetrievalArgs};
+use crate::cli::pipeline_args::{NamedPrompt, RankingArgs, ReadingArgs, RetrievalArgs};
 use crate::cli::traces::Traces;
 use crate::error::{Error, Result};
 use crate::milvus::Address;
@@ -79,6 +79,10 @@ pub struct ServeArgs {
     /// OpenTelemetry collector that gets a trace of every request, by OTLP over HTTP: http://localhost:4318
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
+    /// Prompt that a request may name instead of the one of --prompt: NAME, FILE, none, or NAME=FILE to give it another name; may be
+    /// given several times. All are read behind by one language model
+    #[arg(long = "also-prompt", value_name = "[NAME=]PROMPT", help_heading = "Reading")]
+    also_prompts: Vec<NamedPrompt>,
     /// Candidates that the first stage finds
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = at_least_one)]
     depth: usize,
@@ -117,6 +121,8 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
     // Options that cannot be are an error before anything listens.
     args.ranking.fusion()?;
     args.reading.settings(&RetrievalArgs { ranking: args.ranking.clone(), ..RetrievalArgs::at(Path::new("")) }, 0)?;
+    let reading = ReadingArgs { passage_cache: cache, also_prompts: args.also_prompts.clone(), ..args.reading.clone() };
+    reading.check_prompts()?;
     let mut indexes = Vec::new();
     for named in &args.indexes {
         let (name, dir) = name_of(named);
@@ -129,8 +135,7 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         // A place that is no index is an error before anything listens.
         Place::open(&dir)?;
         let retrieval = RetrievalArgs { ranking: args.ranking.clone(), ..RetrievalArgs::at(&dir) };
-        let reading = ReadingArgs { passage_cache: cache, ..args.reading.clone() };
-        let (depth, with) = (args.depth, globals.clone());
+        let (reading, depth, with) = (reading.clone(), args.depth, globals.clone());
         let open = move || Ok(engine::build(&retrieval, Some(&reading), depth, 0, &with, &Quiet)?.pipeline);
         let open: Open = Arc::new(open);
         let served = Workers::start(&open, args.queue.into(), workers)?;

@@ -337,6 +337,8 @@ mod tests {
             score: -0.5,
             supported: true,
             evidence: Vec::new(),
+            prompt: None,
+            uncalibrated: None,
             usage: Usage { prompt_tokens: 40, answer_tokens: 3, ..Usage::default() },
             trace: None,
         });

@@ -9,19 +9,17 @@ use crate::read::choose::{Choice, Extent, deciding};
 use crate::read::decode::{Decoding, Generation};
 use crate::read::lm::{FrozenLm, OnText, Prompt};
 use crate::read::prefix::Prefix;
-use crate::read::prompt_generator::{PromptGenerator, reading_input};
+use crate::read::prompt_generator::reading_input;
 use crate::read::reader::{ReaderSettings, rank_score, window_answer};
+use crate::read::reading_prompt::ReadingPrompt;
 use crate::read::second_pass::Second;
 use crate::read::spans::{Span, SpanConstraint, Vocabulary};
-use crate::read::template::Template;
 use crate::runtime::device::Device;
 
-/// A frozen language model with what stands before every window, and perhaps a generator of that.
+/// A frozen language model with what stands before every window in a second pass.
 #[derive(Debug)]
 pub(super) struct Frozen {
     pub(super) lm: FrozenLm,
-    pub(super) prefix: Prefix,
-    pub(super) generator: Option<PromptGenerator>,
     pub(super) second: Second,
 }
 
@@ -36,36 +34,24 @@ pub(super) struct Said {
 }
 
 impl Frozen {
-    /// What stands before the windows of a question.
-    pub(super) fn prefix_for(&mut self, tail: &[u32], windows: &[Window]) -> Result<Prefix> {
-        let Some(generator) = &mut self.generator else { return Ok(self.prefix.clone()) };
-        let input = generator_input(&self.lm, tail, windows)?;
-        let prompt = generator.prompt(&input, &mut self.lm)?;
-        let behind = match &self.prefix {
-            Prefix::Learned(behind) => Some(behind.clone()),
-            Prefix::Words(_) | Prefix::Written { .. } => None,
-        };
-        Ok(Prefix::Written { behind, prompt })
-    }
-
     /// Read windows of a question: all, or the best first, and then those that could give a better answer.
     pub(super) fn read(
         &mut self,
         question: &str,
         windows: &[Window],
         extent: Extent,
-        template: &Template,
+        prompt: &mut ReadingPrompt,
         settings: &ReaderSettings,
         on_text: OnText,
     ) -> Result<Said> {
-        let tail = template.tail(question, self.lm.tokenizer())?;
+        let tail = prompt.template.tail(question, self.lm.tokenizer())?;
         let asked = Asked {
-            prefix: self.prefix_for(&tail, windows)?,
+            prefix: prompt.prefix_for(&mut self.lm, &tail, windows)?,
             tail: &tail,
             windows,
-            decoding: Decoding { stop: template.stop.clone(), ..settings.decoding.clone() },
+            decoding: prompt.decoding(&settings.decoding),
             vocabulary: settings.grounded.then(|| self.lm.vocabulary()),
-            lead: template.lead,
+            lead: prompt.template.lead,
         };
         // Samples are drawn by row of a batch; and a GPU reads five windows in little more than the time of one.
         let in_steps = extent == Extent::Deciding
@@ -94,7 +80,7 @@ impl Frozen {
         if windows.is_empty() {
             return Ok(());
         }
-        let prompts: Vec<Prompt> = windows.iter().map(|window| prompt(&asked.prefix, window, asked.tail)).collect();
+        let prompts: Vec<Prompt> = windows.iter().map(|window| of_window(&asked.prefix, window, asked.tail)).collect();
         let constraints = asked.vocabulary.as_ref().map(|vocabulary| {
             windows.iter().map(|window| SpanConstraint::new(vocabulary, texts(window), asked.lead)).collect()
         });
@@ -120,7 +106,7 @@ struct Asked<'a> {
 }
 
 /// The prompt of a window.
-pub(super) fn prompt(prefix: &Prefix, window: &Window, tail: &[u32]) -> Prompt {
+pub(super) fn of_window(prefix: &Prefix, window: &Window, tail: &[u32]) -> Prompt {
     Prompt { prefix: prefix.clone(), passages: tokens(window).collect(), tail: tail.to_vec() }
 }
 

@@ -9,6 +9,7 @@ pub mod prefix;
 pub mod prompt_generator;
 pub mod prompts;
 pub mod reader;
+pub mod reading_prompt;
 pub mod recursion;
 pub mod remote;
 mod remote_reading;

@@ -15,6 +15,18 @@ const SHIPPED: [(&str, &[u8]); 1] = [("reader", include_bytes!("../../models/pro
 /// Generators that come with the program.
 const GENERATORS: [(&str, &[u8]); 1] = [("tasks", include_bytes!("../../models/prompts/tasks.safetensors"))];
 
+/// The name of a prompt in words, without a learned one.
+pub const NONE: &str = "none";
+
+/// What a prompt that was named, or is in a file, is called: of a file what its name is without the folders before it, which are of
+/// no use to who asks over a network.
+pub fn called(name: &str) -> String {
+    let path = Path::new(name);
+    let is_file = path.extension().is_some_and(|extension| extension == "safetensors");
+    let last = if is_file { path.file_stem() } else { path.file_name() };
+    last.map_or_else(|| name.to_owned(), |last| last.to_string_lossy().into_owned())
+}
+
 /// Names of all that comes with the program.
 fn shipped() -> impl Iterator<Item = &'static str> {
     SHIPPED.iter().chain(&GENERATORS).map(|(name, _)| *name)
@@ -117,7 +129,7 @@ pub fn find(name: &str) -> Result<Arc<SoftPrompt>> {
     if let Some(path) = own_file(name)? {
         return SoftPrompt::load(&path);
     }
-    let names: Vec<String> = shipped().map(str::to_owned).chain(own_names()?).chain(["none".to_owned()]).collect();
+    let names: Vec<String> = shipped().map(str::to_owned).chain(own_names()?).chain([NONE.to_owned()]).collect();
     Err(Error::request(
         format!("there is no prompt {name}"),
         format!("prompts are: {}; or give a file that `nunatak train prompt` wrote", names.join(", ")),
@@ -163,6 +175,12 @@ mod tests {
         let Found::Generator(tasks) = find_any("tasks").unwrap() else { panic!("tasks is a generator") };
         assert!(tasks.description.behind.is_none() && tasks.description.target.name == "SmolLM2-135M-Instruct");
         assert!(find("tasks").is_err() && find_any("nobody").unwrap_err().hint().unwrap().contains("tasks"));
+    }
+
+    #[test]
+    fn a_file_is_called_without_its_folders() {
+        let names = ["reader", "v1.2", "runs/law.safetensors", "./reader", "/somewhere/v1.2.safetensors", ".."];
+        assert_eq!(names.map(called), ["reader", "v1.2", "law", "reader", "v1.2", ".."]);
     }
 
     #[test]

@@ -16,9 +16,10 @@ use crate::read::decode::{Decoding, Generation};
 use crate::read::frozen::{Frozen, Said, texts};
 use crate::read::ground;
 use crate::read::lm::{FrozenLm, OnText};
-use crate::read::prefix::{Prefix, check_target};
+use crate::read::prefix::check_target;
 use crate::read::prompt_generator::PromptGenerator;
 use crate::read::prompts;
+use crate::read::reading_prompt::{PromptName, Prompts, ReadingPrompt};
 use crate::read::recursion::{Recursion, Sampling, SecondPass};
 use crate::read::remote::RemoteLm;
 use crate::read::remote_reading;
@@ -26,7 +27,7 @@ use crate::read::second_pass::Second;
 use crate::read::soft_prompt::SoftPrompt;
 use crate::read::spans::Span;
 use crate::read::state_folder::StateFolder;
-use crate::read::template::{Template, TemplateKind, tokens_behind};
+use crate::read::template::{Template, TemplateKind};
 use crate::runtime::device::Device;
 use crate::runtime::kv_states::States;
 use crate::runtime::model_dir::ModelDir;
@@ -37,7 +38,7 @@ use crate::types::Evidence;
 /// How the reader works.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReaderSettings {
-    /// Shape of the prompt.
+    /// Shape of a prompt in words; a learned one brings its own.
     pub template: TemplateKind,
     /// Hold the answer to a span of a passage.
     pub grounded: bool,
@@ -99,11 +100,11 @@ pub struct Reading {
     pub answer_tokens: usize,
 }
 
-/// A language model with a template.
+/// A language model with the prompts that it reads behind, one of them at a time.
 #[derive(Debug)]
 pub struct Reader {
     model: Model,
-    template: Template,
+    prompts: Prompts,
     settings: ReaderSettings,
 }
 
@@ -135,28 +136,54 @@ impl Reader {
         prompt: Option<Arc<SoftPrompt>>,
         options: &RuntimeOptions,
     ) -> Result<Self> {
+        let name = if prompt.is_some() { "prompt" } else { prompts::NONE };
+        Self::behind(name, prompt.map(Learned::Soft), model, settings, options)
+    }
+
+    /// The same behind a prompt with a name, or a generator, which writes a prompt for every question and its best passage; in words
+    /// where there is neither.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn behind(
+        name: &str,
+        prompt: Option<Learned>,
+        model: &ModelDir,
+        settings: ReaderSettings,
+        options: &RuntimeOptions,
+    ) -> Result<Self> {
         let mut lm = FrozenLm::open(model, options)?;
-        if let Some(prompt) = &prompt {
-            check_target("the prompt", &prompt.description.target, model, lm.shape())?;
-        }
-        let mut settings = settings;
-        settings.template = prompt.as_ref().map_or(settings.template, |p| p.description.template);
-        let template = Template::new(settings.template, lm.shape(), lm.tokenizer(), lm.name())?;
-        if prompt.as_ref().is_some_and(|p| p.description.abstains) {
-            settings.decoding.nothing = tokens_behind("\n", lm.tokenizer())?.first().copied();
-        }
-        let prefix = match prompt {
-            Some(prompt) => Prefix::Learned(prompt),
-            None => Prefix::Words(template.prefix().to_vec()),
-        };
-        if prefix.positions() < lm.window() {
-            lm.prepare_prefix(&prefix)?;
-        }
-        Ok(Self {
-            model: Model::Frozen(Box::new(Frozen { lm, prefix, generator: None, second: Second::Same })),
-            template,
-            settings,
-        })
+        let prompt = ReadingPrompt::new(name, prompt, settings.template, model, &mut lm)?;
+        let model = Model::Frozen(Box::new(Frozen { lm, second: Second::Same }));
+        Ok(Self { model, prompts: Prompts::of(prompt), settings })
+    }
+
+    /// Have one more prompt over the same language model, for [`Self::read_behind`].
+    ///
+    /// # Errors
+    /// [`Error::Request`] when it was learned for another model, or has the name of another.
+    pub fn also_behind(mut self, name: &str, prompt: Option<Learned>, model: &ModelDir) -> Result<Self> {
+        let frozen = frozen_mut(&mut self.model)?;
+        self.prompts.add(ReadingPrompt::new(name, prompt, self.settings.template, model, &mut frozen.lm)?)?;
+        Ok(self)
+    }
+
+    /// Read behind the prompt of this name from now on; behind the one it was opened with without a name.
+    ///
+    /// # Errors
+    /// [`Error::Request`] listing the names that there are.
+    pub fn read_behind(&mut self, name: Option<&str>) -> Result<()> {
+        self.prompts.choose(name)
+    }
+
+    /// The prompt that it reads behind now.
+    pub fn prompt(&self) -> &PromptName {
+        &self.prompts.chosen().named
+    }
+
+    /// All its prompts, the one it was opened with first.
+    pub fn prompts(&self) -> Vec<PromptName> {
+        self.prompts.names()
     }
 
     /// Read by a model behind an endpoint.
@@ -171,39 +198,11 @@ impl Reader {
             ));
         }
         let template = Template::of_text(settings.template, lm.tokenizer())?;
-        Ok(Self { model: Model::Remote(Box::new(lm)), template, settings })
-    }
-
-    /// Let a generator write a prompt for every question and its best passage, which goes on from the learned prompt that
-    /// the reader was opened with, or stands alone.
-    ///
-    /// # Errors
-    /// [`Error::Request`] when the generator was learned for another language model, or behind another prompt.
-    pub fn write_prompts(mut self, generator: PromptGenerator, model: &ModelDir) -> Result<Self> {
-        let frozen = frozen_mut(&mut self.model)?;
-        let description = generator.description();
-        check_target("the prompt generator", &description.target, model, frozen.lm.shape())?;
-        let behind = match &frozen.prefix {
-            Prefix::Learned(prompt) => Some(prompt.hash()),
-            Prefix::Words(_) | Prefix::Written { .. } => None,
-        };
-        if description.behind.as_ref().map(|behind| behind.hash.as_str()) != behind {
-            return Err(Error::request(
-                "the prompt generator was learned behind another prompt",
-                "train it again with `nunatak train id-prompt --behind PROMPT`",
-            ));
-        }
-        self.settings.template = TemplateKind::Plain;
-        let (lm, plain) = (&frozen.lm, TemplateKind::Plain);
-        self.template = Template::new(plain, lm.shape(), lm.tokenizer(), lm.name())?;
-        if description.abstains {
-            self.settings.decoding.nothing = tokens_behind("\n", lm.tokenizer())?.first().copied();
-        }
-        if behind.is_none() {
-            frozen.prefix = Prefix::Words(Vec::new());
-        }
-        frozen.generator = Some(generator);
-        Ok(self)
+        Ok(Self {
+            model: Model::Remote(Box::new(lm)),
+            prompts: Prompts::of(ReadingPrompt::of_text(template)),
+            settings,
+        })
     }
 
     /// Let this stand before the windows in a second pass. Without it textual recursion reads as the first pass did, and
@@ -260,7 +259,7 @@ impl Reader {
 
     /// Whether every question gets a prompt of its own, so that nothing read for one is of use to another.
     pub fn writes_prompts(&self) -> bool {
-        matches!(&self.model, Model::Frozen(frozen) if frozen.generator.is_some())
+        self.prompts.chosen().generator.is_some()
     }
 
     /// Keep states of passages in up to so many bytes of memory ([`FrozenLm::keep_passages`]); a model behind an endpoint
@@ -297,7 +296,7 @@ impl Reader {
     /// [`Error::Request`] for a model behind an endpoint.
     pub fn state_folder(&self, index: &Path) -> Result<StateFolder> {
         match &self.model {
-            Model::Frozen(frozen) => Ok(frozen.lm.state_folder(index, &frozen.prefix)),
+            Model::Frozen(frozen) => Ok(frozen.lm.state_folder(index, &self.prompts.chosen().prefix)),
             Model::Remote(_) => Err(not_here()),
         }
     }
@@ -308,7 +307,7 @@ impl Reader {
     /// [`Error::Request`] for a model behind an endpoint.
     pub fn passage_states(&mut self, passages: &[u32]) -> Result<Arc<States>> {
         let frozen = frozen_mut(&mut self.model)?;
-        frozen.lm.passage_states(&frozen.prefix, passages)
+        frozen.lm.passage_states(&self.prompts.chosen().prefix, passages)
     }
 
     fn tokenizer(&self) -> &TextTokenizer {
@@ -328,18 +327,15 @@ impl Reader {
     /// # Errors
     /// [`Error::Request`] when not even the question fits: a question is never cut.
     pub fn budget(&self, question: &str) -> Result<usize> {
+        let prompt = self.prompts.chosen();
         let (before, most) = match &self.model {
-            Model::Frozen(frozen) => {
-                let Frozen { lm, prefix, generator, second } = frozen.as_ref();
-                let written = generator.as_ref().map_or(0, |g| g.description().shape.positions);
-                ((prefix.positions() + written).max(second.positions()), lm.window())
-            }
+            Model::Frozen(frozen) => (prompt.positions().max(frozen.second.positions()), frozen.lm.window()),
             // How much the model there takes is for its server to say. Before the prompt stands what opens a text.
-            Model::Remote(lm) => (self.template.prefix().len() + lm.tokenizer().special_count(false), usize::MAX),
+            Model::Remote(lm) => (prompt.positions() + lm.tokenizer().special_count(false), usize::MAX),
         };
         let window = self.settings.window.min(most);
         let fixed = before + self.settings.decoding.max_new_tokens;
-        let tail = self.template.tail(question, self.tokenizer())?.len();
+        let tail = prompt.template.tail(question, self.tokenizer())?.len();
         window.checked_sub(fixed + tail).ok_or_else(|| {
             Error::request(
                 format!(
@@ -352,7 +348,7 @@ impl Reader {
 
     /// Tokens of a passage as they go into a window.
     pub fn block(&self, title: &str, text: &str) -> Result<Vec<u32>> {
-        self.template.block(title, text, self.tokenizer())
+        self.prompts.chosen().template.block(title, text, self.tokenizer())
     }
 
     /// Read windows, as many as `extent` has it, and choose an answer. Nothing to read gives an empty answer.
@@ -360,9 +356,10 @@ impl Reader {
         if windows.is_empty() {
             return Ok(Reading { score: f32::NEG_INFINITY, log_likelihood: f32::NEG_INFINITY, ..Reading::default() });
         }
+        let (prompt, settings) = (self.prompts.chosen_mut(), &self.settings);
         let Said { generations: answers, spans, prompt_tokens, cached_tokens, answer_tokens } = match &mut self.model {
-            Model::Frozen(frozen) => frozen.read(question, windows, extent, &self.template, &self.settings, on_text)?,
-            Model::Remote(lm) => remote_reading::read(lm, question, windows, &self.template, &self.settings, on_text)?,
+            Model::Frozen(frozen) => frozen.read(question, windows, extent, prompt, settings, on_text)?,
+            Model::Remote(lm) => remote_reading::read(lm, question, windows, &prompt.template, settings, on_text)?,
         };
         let said: Vec<WindowAnswer> =
             answers.iter().zip(windows).map(|(answer, window)| window_answer(answer, window)).collect();
@@ -418,7 +415,8 @@ impl Reader {
         }
         let begin = Instant::now();
         let frozen = frozen_mut(&mut self.model)?;
-        let (candidates, asked) = frozen.second_pass(question, windows, &first, how, &self.template, &self.settings)?;
+        let prompt = self.prompts.chosen_mut();
+        let (candidates, asked) = frozen.second_pass(question, windows, &first, how, prompt, &self.settings)?;
         let Some(best) = candidates.first() else { return Ok(first) };
         // A window may find likely what stands in another.
         let order = std::iter::once(best.window).chain(0..windows.len());

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::pack::Window;
-use crate::read::decode::Decoding;
-use crate::read::frozen::{Frozen, generator_input, prompt, texts};
+use crate::read::frozen::{Frozen, generator_input, of_window, texts};
 use crate::read::ground;
 use crate::read::prefix::Prefix;
 use crate::read::prompt_generator::PromptGenerator;
 use crate::read::reader::{ReaderSettings, Reading};
+use crate::read::reading_prompt::ReadingPrompt;
 use crate::read::recursion::{self, Candidate, Candidates, Recursion};
 use crate::read::soft_prompt::SoftPrompt;
 use crate::read::template::Template;
@@ -87,7 +87,7 @@ impl Frozen {
         windows: &[Window],
         first: &Reading,
         how: Recursion,
-        template: &Template,
+        prompt: &mut ReadingPrompt,
         settings: &ReaderSettings,
     ) -> Result<(Vec<Candidate>, Asked)> {
         let (said, mut asked, mut candidates) = (&first.windows, Asked::default(), Candidates::default());
@@ -108,12 +108,12 @@ impl Frozen {
         };
         let answers = order.iter().filter_map(|&at| kept(at, &said.get(at)?.answer));
         answers.for_each(|answer| candidates.add(&answer, false));
-        let tail = template.tail(question, self.lm.tokenizer())?;
-        let prefix = self.prefix_for(&tail, windows)?;
+        let tail = prompt.template.tail(question, self.lm.tokenizer())?;
+        let prefix = prompt.prefix_for(&mut self.lm, &tail, windows)?;
         let sampled = if settings.sampling.answers == 0 { 0 } else { settings.sampling.windows };
-        let decoding = Decoding { stop: template.stop.clone(), ..settings.decoding.clone() };
+        let (decoding, template) = (prompt.decoding(&settings.decoding), &prompt.template);
         for &at in order.iter().take(sampled) {
-            let prompt = prompt(&prefix, &windows[at], &tail);
+            let prompt = of_window(&prefix, &windows[at], &tail);
             let kept = |answer: &str| kept(at, answer);
             asked.prompt_tokens += settings.sampling.answers * prompt.positions();
             asked.answer_tokens +=
@@ -132,7 +132,7 @@ impl Frozen {
         }
         let mut scores = Vec::with_capacity(windows.len());
         for (window, said) in windows.iter().zip(said) {
-            let prompt = prompt(&prefix, window, &tail);
+            let prompt = of_window(&prefix, window, &tail);
             asked.prompt_tokens += prompt.positions();
             scores.push((self.lm.score(&prompt, &continuations)?, settings.score_weight * said.rank_score));
         }

@@ -23,6 +23,7 @@ use crate::answer::{Answer, Latency};
 use crate::error::Error;
 use crate::explain::Explanation;
 use crate::filter::Filter;
+use crate::read::reading_prompt::unknown;
 use crate::read::recursion::Recursion;
 use crate::rerank::PairCuts;
 use crate::serve::problem::{Problem, Refused};
@@ -47,6 +48,8 @@ pub struct AnswerRequest {
     /// Only from passages whose metadata meets these conditions: `source=wiki year>=1990`.
     #[schema(min_length = 1)]
     pub filter: Option<String>,
+    /// The name of the prompt that it is read behind, one of those that `/v1/indexes` lists; the first without it.
+    pub prompt: Option<String>,
     /// Withhold an answer whose probability of being right is below this, 0 to 1; without it what the server was
     /// started with.
     #[schema(minimum = 0, maximum = 1)]
@@ -173,6 +176,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 ))]
 pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequest>) -> Result<Response, Problem> {
     let worker = prepare(&server, &request.question, request.index.as_deref())?;
+    prompt_exists(worker, request.prompt.as_deref())?;
     // Judged before it is rounded to fewer digits: what is just outside stays outside.
     if request.min_confidence.is_some_and(|least| !(0.0..=1.0).contains(&least)) {
         return Err(unprocessable("min_confidence is a probability, between 0 and 1"));
@@ -181,9 +185,9 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
     let recursion = request.recursion.unwrap_or(server.limits.recursion);
     let deadline = Instant::now() + server.limits.deadline;
     let filter = parse_filter(request.filter.as_deref())?;
-    let AnswerRequest { question, explain, stream, .. } = request;
+    let AnswerRequest { question, prompt, explain, stream, .. } = request;
     if !stream {
-        let work = Work::Answer { question, filter, min_confidence, recursion, events: None };
+        let work = Work::Answer { question, filter, prompt, min_confidence, recursion, events: None };
         let answer = finish(worker.ask(work, deadline).await?, explain, &server)?;
         return Ok(Json(answer).into_response());
     }
@@ -200,7 +204,7 @@ pub async fn answer(State(server): State<Server>, Body(request): Body<AnswerRequ
     }
     let worker = worker.clone();
     let work = async move {
-        let work = Work::Answer { question, filter, min_confidence, recursion, events: Some(events) };
+        let work = Work::Answer { question, filter, prompt, min_confidence, recursion, events: Some(events) };
         let done = tokio::select! {
             done = worker.ask(work, deadline) => done,
             // The client is gone, and its job goes with it.
@@ -320,6 +324,15 @@ pub(super) fn index_named<'a>(server: &'a Shared, index: Option<&str>) -> Result
         )),
         WorkersState::Failed(problem) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, problem, None)),
     }
+}
+
+/// Fail if an answer cannot be read behind the prompt of this name.
+pub(super) fn prompt_exists(worker: &Workers, prompt: Option<&str>) -> Result<(), Problem> {
+    let (Some(name), WorkersState::Ready(facts)) = (prompt, worker.state()) else { return Ok(()) };
+    if facts.prompts.iter().any(|prompt| prompt.name == name) {
+        return Ok(());
+    }
+    Err(Refusal::Failed(unknown(name, &facts.prompts)).into())
 }
 
 /// The index that is named, or the first, however it is.

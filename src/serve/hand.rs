@@ -20,6 +20,7 @@ use crate::explain::Explanation;
 use crate::index::Index;
 use crate::pipeline::{Found, Pipeline};
 use crate::progress;
+use crate::read::reader::Reader;
 use crate::serve::line::Line;
 use crate::serve::workers::{
     Done, Facts, FoundFirst, FoundTitle, Heard, Job, ModelAtWork, Open, Refusal, SearchHit, Shared, State, Work,
@@ -176,7 +177,7 @@ fn work(pipeline: &mut Pipeline, job: Job) {
     let wanted = move || Instant::now() < deadline && asked.borrow().as_ref().is_some_and(|reply| !reply.is_closed());
     let only_while = progress::only_while(wanted);
     let done = match job.work {
-        Work::Answer { question, filter, min_confidence, recursion, events } => {
+        Work::Answer { question, filter, prompt, min_confidence, recursion, events } => {
             pipeline.withhold_below(min_confidence);
             let mut tell = |row: usize, text: &str| {
                 if let (0, Some(events)) = (row, &events) {
@@ -185,6 +186,7 @@ fn work(pipeline: &mut Pipeline, job: Job) {
                 }
             };
             let mut answer = || {
+                pipeline.read_behind(prompt.as_deref())?;
                 pipeline.recur(recursion)?;
                 pipeline.restrict(filter.as_ref())?;
                 let found = pipeline.find(&question)?;
@@ -270,5 +272,7 @@ fn facts(pipeline: &Pipeline) -> Result<Facts> {
     let identity = pipeline.passages().identity()?;
     let encoder = identity.encoder.map(|encoder| encoder.name);
     let models = pipeline.models().into_iter().map(|(role, name, device)| ModelAtWork { role, name, device });
-    Ok(Facts { passages: identity.passages, checksum: identity.checksum, encoder, models: models.collect() })
+    let prompts = pipeline.reader().map(Reader::prompts).unwrap_or_default();
+    let (passages, checksum) = (identity.passages, identity.checksum);
+    Ok(Facts { passages, checksum, encoder, models: models.collect(), prompts })
 }

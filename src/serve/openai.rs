@@ -23,7 +23,9 @@ use tracing::Instrument;
 use utoipa::ToSchema;
 
 use crate::answer::Answer;
-use crate::serve::api::{Body, find_index, finish, index_named, parse_filter, question_fits, unprocessable};
+use crate::serve::api::{
+    Body, find_index, finish, index_named, parse_filter, prompt_exists, question_fits, unprocessable,
+};
 use crate::serve::openai_reply::{
     Completion, CompletionChoice, CompletionMessage, CompletionUsage, DocumentText, Embedding, Embeddings,
     EmbeddingsUsage, Grounds, Model, Models, PromptTokens, Reranked, RerankedText, Vector,
@@ -80,6 +82,8 @@ pub struct ChatRequest {
     /// Not supported.
     #[schema(value_type = Option<Vec<Object>>, max_items = 0)]
     pub tools: Option<Vec<Value>>,
+    /// The name of the prompt that the answer is read behind (an addition to OpenAI's fields, as `filter` is).
+    pub prompt: Option<String>,
     /// Only from passages whose metadata meets these conditions (an addition to OpenAI's fields).
     #[schema(min_length = 1)]
     pub filter: Option<String>,
@@ -146,10 +150,12 @@ pub async fn chat(State(server): State<Server>, Body(request): Body<ChatRequest>
     let question = request.question()?;
     question_fits(&server, &question)?;
     let worker = index_named(&server, Some(&request.model))?.clone();
+    prompt_exists(&worker, request.prompt.as_deref())?;
     let filter = parse_filter(request.filter.as_deref())?;
     let deadline = Instant::now() + server.limits.deadline;
     let (min_confidence, recursion) = (server.limits.min_confidence, server.limits.recursion);
-    let work = Work::Answer { question, filter, min_confidence, recursion, events: None };
+    let prompt = request.prompt;
+    let work = Work::Answer { question, filter, prompt, min_confidence, recursion, events: None };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let head = Head { id: format!("chatcmpl-{:x}", now.as_nanos()), created: now.as_secs(), model: request.model };
     if !request.stream {
@@ -215,6 +221,8 @@ impl Head {
             usage: tokens,
             nunatak: Grounds {
                 confidence: digits(answer.confidence),
+                uncalibrated: answer.uncalibrated,
+                prompt: answer.prompt,
                 abstained: answer.abstained,
                 supported: answer.supported,
                 evidence: answer.evidence,

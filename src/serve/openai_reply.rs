@@ -5,6 +5,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::answer::Latency;
+use crate::read::reading_prompt::PromptName;
 use crate::rerank::PairCuts;
 use crate::types::Evidence;
 
@@ -86,6 +87,12 @@ pub struct PromptTokens {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Grounds {
     pub(super) confidence: f64,
+    /// Why the confidence is a guess; absent when it is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) uncalibrated: Option<String>,
+    /// The prompt that the answer was read behind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prompt: Option<PromptName>,
     pub(super) abstained: bool,
     pub(super) supported: bool,
     pub(super) evidence: Vec<Evidence>,

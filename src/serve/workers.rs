@@ -20,6 +20,7 @@ use crate::explain::Explanation;
 use crate::filter::Filter;
 use crate::index::change::Known;
 use crate::pipeline::Pipeline;
+use crate::read::reading_prompt::PromptName;
 use crate::read::recursion::Recursion;
 use crate::rerank::PairCuts;
 use crate::serve::hand::Hand;
@@ -74,6 +75,8 @@ pub enum Work {
         question: String,
         /// Of which passages; all without it.
         filter: Option<Filter>,
+        /// The prompt that it is read behind; the usual one without it.
+        prompt: Option<String>,
         /// Withhold an answer that is less sure.
         min_confidence: f32,
         /// Whether it is read twice.
@@ -247,6 +250,8 @@ pub struct Facts {
     pub encoder: Option<String>,
     /// The models at work, each of which has run.
     pub models: Vec<ModelAtWork>,
+    /// The prompts that an answer may be read behind, each of which has been; the first is taken when a request names none.
+    pub prompts: Vec<PromptName>,
 }
 
 /// A model at work.

@@ -142,6 +142,8 @@ fn bench(args: &RunArgs, answers: &'static [&'static str], stop_at: Option<&'sta
                 score: -0.25,
                 supported: true,
                 evidence: Vec::new(),
+                prompt: None,
+                uncalibrated: None,
                 usage: Usage {
                     prompt_tokens: 100 + number,
                     answer_tokens: 2,
@@ -498,6 +500,8 @@ fn run_with_features(folder: &Path, out: &str) -> Result<String, String> {
                 score,
                 supported: true,
                 evidence: Vec::new(),
+                prompt: None,
+                uncalibrated: None,
                 usage: Usage::default(),
                 trace: Some(Trace { features, ..Trace::default() }),
             };

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Once, mpsc};
 use std::time::{Duration, Instant};
 
+use nunatak::read::soft_prompt::{FORMAT, PromptDescription, PromptKind, PromptTarget, SoftPrompt};
+use nunatak::read::template::TemplateKind;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -297,6 +299,123 @@ fn a_request_that_names_no_confidence_has_that_of_the_command_line() {
     assert_eq!(ask(json!({"min_confidence": 0})).json()["abstained"], false);
     assert_eq!(ask(json!({"stream": true})).status, 422);
     assert_eq!(ask(json!({"stream": true, "min_confidence": 0})).status, 200);
+}
+
+/// The prompt that comes with the program, as a file of somebody's own.
+const READER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/prompts/reader.safetensors");
+
+#[test]
+fn a_request_chooses_among_named_prompts() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let same = format!("same={READER}");
+    let also = ["--also-prompt", "tasks", "--also-prompt", &same, "--also-prompt", "none"];
+    let server = Server::ready(&[&index], &also);
+    let prompts = server.get("/v1/indexes").json()["indexes"][0]["facts"]["prompts"].clone();
+    let names: Vec<&str> = prompts.as_array().unwrap().iter().map(|prompt| prompt["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["reader", "tasks", "same", "none"]);
+    assert_eq!(server.get("/health").json()["indexes"][0]["facts"]["prompts"], prompts);
+    assert!(prompts[0]["sha256"] == prompts[2]["sha256"] && prompts[0]["sha256"] != prompts[1]["sha256"]);
+    assert!(prompts[1]["sha256"].is_string() && prompts[3].get("sha256").is_none(), "{prompts}");
+
+    let ask = |prompt: Value| server.post("/v1/answer", json!({"question": QUESTION, "prompt": prompt})).json();
+    // The question is asked behind one prompt after another, and again: nothing of the one before is left.
+    for (name, prompt) in ["reader", "tasks", "none", "same", "reader", "tasks"].into_iter().zip([0, 1, 3, 2, 0, 1]) {
+        let typed = if name == "same" { "reader" } else { name };
+        let alone = nunatak().args(["ask", QUESTION, "--json", "--prompt", typed, "--index"]).arg(&index).output();
+        let alone: Value = serde_json::from_slice(&alone.unwrap().stdout).unwrap();
+        let answer = ask(name.into());
+        for field in ["answer", "confidence", "uncalibrated", "abstained", "score", "supported", "evidence"] {
+            assert_eq!(answer[field], alone[field], "{name}: {field}");
+        }
+        assert_eq!(answer["usage"]["prompt_tokens"], alone["usage"]["prompt_tokens"], "{name}");
+        assert_eq!(answer["prompt"], prompts[prompt], "{name}");
+    }
+    assert_eq!(ask(Value::Null)["prompt"]["name"], "reader");
+    // States of passages are kept behind what stands before them, whatever that is called; behind a prompt that is written for the
+    // question there is nothing to keep.
+    assert!(ask("same".into())["usage"]["cached_tokens"].as_u64().unwrap() > 0);
+    assert_eq!(ask("tasks".into())["usage"]["cached_tokens"], 0);
+
+    let chat = |prompt: &str| {
+        let messages = json!([{"role": "user", "content": QUESTION}]);
+        server.post("/v1/chat/completions", json!({"model": "ice", "messages": messages, "prompt": prompt}))
+    };
+    let said = chat("tasks").json();
+    assert_eq!(
+        (&said["nunatak"]["prompt"], &said["nunatak"]["uncalibrated"]),
+        (&prompts[1], &ask("tasks".into())["uncalibrated"])
+    );
+    let twice = server.post("/v1/answer", json!({"question": QUESTION, "prompt": "none", "recursion": "textual"}));
+    assert_eq!((twice.status, &twice.json()["prompt"]["name"]), (200, &"none".into()));
+    let unknown = [chat("law"), server.post("/v1/answer", json!({"question": QUESTION, "prompt": "law"}))];
+    for reply in unknown {
+        let message = "no prompt here is called \"law\": there are reader, tasks, same, none";
+        assert_eq!((reply.status, &reply.json()["error"]["message"]), (422, &message.into()), "{}", reply.body);
+    }
+    let schemas = server.get("/openapi.json").json()["components"]["schemas"].clone();
+    for schema in ["AnswerRequest", "ChatRequest", "Answer", "Grounds"] {
+        assert!(schemas[schema]["properties"]["prompt"].is_object(), "{schema}");
+    }
+}
+
+#[test]
+fn a_confidence_behind_a_prompt_it_was_not_fitted_with_is_said_to_be_a_guess() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = dense_index(folder.path());
+    let server = Server::ready(&[&index], &["--also-prompt", "tasks"]);
+    let ask = |more: Value| {
+        let mut body = json!({"question": "Who built the Fram?"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.post("/v1/answer", body).json()["uncalibrated"].clone()
+    };
+    // With the models that the calibration was fitted with; another machine may have others.
+    if ask(json!({})).is_null() {
+        assert_eq!(ask(json!({"prompt": "tasks"})), "the calibration was fitted with another prompt");
+        assert_eq!(ask(json!({"recursion": "textual"})), "the calibration was fitted with another --recursion");
+    }
+}
+
+#[test]
+fn prompts_that_cannot_be_served_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    let refused = |words: &[&str]| {
+        let words = [&["serve", "--listen", "127.0.0.1:0"], words].concat();
+        let output = nunatak().args(words).arg("--index").arg(&index).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(refused(&["--also-prompt", "law"]).contains("there is no prompt law"));
+    let broken = folder.path().join("broken.safetensors");
+    let mut bytes = fs::read(READER).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&broken, bytes).unwrap();
+    let said = refused(&["--also-prompt", &format!("law={}", broken.display())]);
+    assert!(said.contains("broken.safetensors: it is damaged"), "{said}");
+    let said = refused(&["--also-prompt", "a=tasks", "--also-prompt", "a=none"]);
+    assert!(said.contains("two prompts are called a"), "{said}");
+
+    // Whether a prompt is another model's is known when the model is.
+    let target = PromptTarget { name: "tiny".into(), layers: 1, kv_width: 2, hidden: 2 };
+    let (format, kind, positions) = (FORMAT, PromptKind::Embeddings, 1);
+    let (template, abstains, training) = (TemplateKind::Plain, false, Value::Null);
+    let description = PromptDescription { format, kind, positions, target, template, abstains, sha256: None, training };
+    let foreign = folder.path().join("foreign.safetensors");
+    SoftPrompt::new(description, &[0.0, 0.0]).unwrap().save(&foreign).unwrap();
+    let problem = |prompt: &str| {
+        let server = Server::start(&[&index], &["--also-prompt", prompt]);
+        server.wait("/v1/indexes", |reply| reply.json()["indexes"][0]["problem"].is_string());
+        assert_eq!(server.get("/ready").status, 503);
+        server.get("/v1/indexes").json()["indexes"][0]["problem"].as_str().unwrap().to_owned()
+    };
+    let said = problem(&format!("law={}", foreign.display()));
+    assert!(
+        said.contains("the prompt law was learned for tiny, and the language model is SmolLM2-135M-Instruct"),
+        "{said}"
+    );
+    // The default is known then, too.
+    assert!(problem("reader=tasks").contains("two prompts are called reader"));
 }
 
 #[test]

@@ -154,18 +154,33 @@ fn a_served_prompt_does_what_its_words_do() {
 
 #[test]
 fn different_prompts_share_a_batch() {
-    let both = Both::new(Family::Llama, Precision::Fp32);
-    let mut lm = both.served();
-    let prompts = [
-        behind(both.prompt_of(&prompt(9, 1), PromptKind::States)),
-        behind(Prefix::Words(prompt(4, 7))),
-        behind(both.prompt_of(&prompt(5, 8), PromptKind::Embeddings)),
-    ];
-    let together = generate(&mut lm, &prompts);
-    for (prompt, joint) in prompts.iter().zip(&together) {
-        let alone = generate(&mut lm, std::slice::from_ref(prompt)).remove(0);
-        assert_eq!(alone.tokens, joint.tokens);
-        assert_close(&joint.logprobs, &alone.logprobs, 1e-3, "a batch against one");
+    for precision in [Precision::Fp32, Precision::W8A8] {
+        let both = Both::new(Family::Llama, precision);
+        let mut lm = both.served();
+        let learned = |words: &[u32], kind| match both.prompt_of(words, kind) {
+            Prefix::Learned(prompt) => prompt,
+            Prefix::Words(_) | Prefix::Written { .. } => unreachable!(),
+        };
+        let states = learned(&prompt(9, 1), PromptKind::States);
+        // As a generator writes them: one for each of two inputs, alone and behind a learned one.
+        let written =
+            |behind, seed| Prefix::Written { behind, prompt: learned(&prompt(3, seed), PromptKind::Embeddings) };
+        let prompts = [
+            behind(Prefix::Learned(states.clone())),
+            behind(Prefix::Words(prompt(4, 7))),
+            behind(Prefix::Learned(learned(&prompt(5, 8), PromptKind::Embeddings))),
+            behind(written(None, 11)),
+            behind(written(Some(states), 12)),
+        ];
+        let together = generate(&mut lm, &prompts);
+        let alone: Vec<Generation> =
+            prompts.iter().map(|prompt| generate(&mut lm, std::slice::from_ref(prompt)).remove(0)).collect();
+        for (alone, joint) in alone.iter().zip(&together) {
+            assert_eq!(alone.tokens, joint.tokens, "{precision}");
+            assert_close(&joint.logprobs, &alone.logprobs, 1e-3, "a batch against one");
+        }
+        // What stands before a window is not of no account here: else all rows would be one.
+        assert!(alone.iter().any(|other| other.logprobs != alone[0].logprobs), "{precision}");
     }
 }
 
