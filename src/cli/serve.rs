@@ -152,7 +152,7 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
             output::json(&serde_json::json!({"listening": address.to_string()}))
         } else {
             output::line(format_args!(
-                "{BOLD}{scheme}://{address}{BOLD:#}  {DIM}the page; /openapi.json describes the API; Ctrl-C stops{DIM:#}"
+                "{BOLD}{scheme}://{address}{BOLD:#}  {DIM}the page; /docs describes the API; Ctrl-C stops{DIM:#}"
             ))
         };
         // Nobody reads it: no reason not to serve.

@@ -26,7 +26,7 @@ use crate::filter::Filter;
 use crate::read::reading_prompt::unknown;
 use crate::read::recursion::Recursion;
 use crate::rerank::PairCuts;
-use crate::serve::problem::{Problem, Refused};
+use crate::serve::problem::{Looked, Problem, Refused};
 use crate::serve::whole;
 use crate::serve::workers::{Done, Facts, Heard, Refusal, SearchHit, State as WorkersState, Work, Workers};
 use crate::serve::{Server, Shared};
@@ -39,6 +39,7 @@ const MOST_HITS: usize = 1000;
 /// A question to answer.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"question": "who crossed Greenland first", "explain": true}))]
 pub struct AnswerRequest {
     /// In plain words.
     #[schema(min_length = 1, max_length = 4096)]
@@ -58,16 +59,19 @@ pub struct AnswerRequest {
     pub recursion: Option<Recursion>,
     /// Add what every stage did.
     #[serde(default)]
+    #[schema(default = false)]
     pub explain: bool,
     /// Send server-sent events: `found` (what was found, before it is read), `text` (the answer of the first window as it is
     /// written), then `answer`, or `error`.
     #[serde(default)]
+    #[schema(default = false)]
     pub stream: bool,
 }
 
 /// A question to find passages for.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"question": "who crossed Greenland first", "k": 3}))]
 pub struct SearchRequest {
     /// In plain words.
     #[schema(min_length = 1, max_length = 4096)]
@@ -79,10 +83,11 @@ pub struct SearchRequest {
     pub filter: Option<String>,
     /// How many passages.
     #[serde(default = "ten", deserialize_with = "whole::number")]
-    #[schema(minimum = 1, maximum = 1000)]
+    #[schema(minimum = 1, maximum = 1000, default = ten)]
     pub k: usize,
     /// Add what each part of the ranking gave them.
     #[serde(default)]
+    #[schema(default = false)]
     pub explain: bool,
 }
 
@@ -162,13 +167,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             Problem::new(refused.status(), refused.body_text(), Some("send a smaller body".to_owned()))
         })?;
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
-            let hint = "/openapi.json says what a body holds".to_owned();
+            let hint = "/docs says what a body holds".to_owned();
             Problem::new(StatusCode::BAD_REQUEST, format!("the body is not what is asked for: {error}"), Some(hint))
         })
     }
 }
 
-/// `POST /v1/answer`.
+/// Answer a question, with the passages that the answer rests on.
 #[utoipa::path(post, path = "/v1/answer", request_body = AnswerRequest, responses(
     (status = 200, description = "An answer with its evidence, or server-sent events",
         content((Answer = "application/json"), ("text/event-stream"))),
@@ -241,7 +246,7 @@ pub(super) fn finish(done: Done, explain: bool, server: &Shared) -> Result<Answe
     Ok(*answer)
 }
 
-/// `POST /v1/search`.
+/// Find passages for a question, best first; nothing is read.
 #[utoipa::path(post, path = "/v1/search", request_body = SearchRequest, responses(
     (status = 200, description = "Passages, best first", body = SearchResponse),
     Refused,
@@ -272,9 +277,9 @@ pub async fn search(
     Ok(Json(SearchResponse { hits: hits.collect(), cuts, latency_ms }))
 }
 
-/// `GET /v1/indexes`.
-#[utoipa::path(get, path = "/v1/indexes", responses((status = 200, body = Indexes), (status = 401, body = Problem),
-    (status = 403, body = Problem)))]
+/// The indexes that are served, and how they are.
+#[utoipa::path(get, path = "/v1/indexes", responses((status = 200, description = "All of them", body = Indexes),
+    Looked))]
 pub async fn indexes(State(server): State<Server>) -> Json<Indexes> {
     Json(Indexes { indexes: entries(&server) })
 }

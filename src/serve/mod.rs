@@ -4,6 +4,8 @@
 //! this file binds them to a port: limits, keys, metrics, and a stop that lets what is under way end.
 
 mod api;
+mod docs;
+mod docs_schema;
 mod hand;
 mod keys;
 mod line;
@@ -126,6 +128,8 @@ struct Shared {
     keys: Keys,
     /// Origins whose pages may ask.
     origins: Vec<Origin>,
+    /// Whether it speaks TLS.
+    secure: bool,
     metrics: Metrics,
 }
 
@@ -137,6 +141,8 @@ type Server = Arc<Shared>;
     // With keys or without: a server on this machine alone need not ask for one.
     security((), ("key" = [])),
     modifiers(&Key),
+    // Refusals only name them.
+    components(schemas(problem::Problem, problem::ProblemBody)),
     paths(
         api::answer,
         api::search,
@@ -153,12 +159,17 @@ type Server = Arc<Shared>;
 )]
 struct Description;
 
+/// Who needs a key, and how it is sent, for the description.
+const KEY_RULE: &str = "A server that was started with keys (`--keys`, or the variable `NUNATAK_API_KEY`) answers only who sends one of them, as \
+     `Authorization: Bearer KEY`; without one the reply is 401. A key that is read-only changes nothing: the reply is 403. A server that was started \
+     without keys asks for none, and refuses pages of other origins.";
+
 /// How a key is sent, for the description.
 struct Key;
 
 impl Modify for Key {
     fn modify(&self, api: &mut utoipa::openapi::OpenApi) {
-        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(KEY_RULE)).build();
         api.components.get_or_insert_default().add_security_scheme("key", SecurityScheme::Http(bearer));
     }
 }
@@ -195,7 +206,7 @@ pub async fn serve(
     for (_, worker) in &indexes {
         worker.count_waits(metrics.waits());
     }
-    let server = Arc::new(Shared { indexes, limits, keys, origins, metrics });
+    let server = Arc::new(Shared { indexes, limits, keys, origins, secure: tls.is_some(), metrics });
     let connections = Arc::new(Semaphore::new(server.limits.connections));
     let graceful = GracefulShutdown::new();
     let app = router(server.clone());
@@ -263,6 +274,7 @@ fn router(server: Server) -> Router {
         .layer(middleware::from_fn_with_state(server.clone(), admit));
     let open = Router::new()
         .route("/", get(page::page))
+        .route("/docs", get(docs::docs))
         .route("/live", get(|| async { Json(json!({"live": true})) }))
         .route("/ready", get(ready))
         .route("/openapi.json", get(|| async { Json(openapi()) }));

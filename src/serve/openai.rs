@@ -30,7 +30,7 @@ use crate::serve::openai_reply::{
     Completion, CompletionChoice, CompletionMessage, CompletionUsage, DocumentText, Embedding, Embeddings,
     EmbeddingsUsage, Grounds, Model, Models, PromptTokens, Reranked, RerankedText, Vector,
 };
-use crate::serve::problem::{Problem, Refused};
+use crate::serve::problem::{Looked, NameRefused, Problem, Refused};
 use crate::serve::whole;
 use crate::serve::workers::{Done, Refusal, Work};
 use crate::serve::{Server, Shared};
@@ -41,18 +41,17 @@ const MOST_TEXTS: usize = 1000;
 /// What is said when there is no answer.
 const NO_ANSWER: &str = "The documents do not seem to hold an answer.";
 
-/// `GET /v1/models`.
+/// The indexes as models, for OpenAI's clients.
 #[utoipa::path(get, path = "/v1/models", responses(
-    (status = 200, description = "The indexes, as models", body = Models), (status = 401, body = Problem), (status = 403, body = Problem),
+    (status = 200, description = "All of them", body = Models), Looked,
 ))]
 pub async fn models(State(server): State<Server>) -> Json<Models> {
     Json(Models { object: "list", data: server.indexes.iter().map(|(name, _)| as_model(name)).collect() })
 }
 
-/// `GET /v1/models/{model}`.
-#[utoipa::path(get, path = "/v1/models/{model}", params(("model" = String, Path, description = "An index")), responses(
-    (status = 200, description = "The index, as a model", body = Model), (status = 401, body = Problem), (status = 403, body = Problem),
-    (status = 404, body = Problem),
+/// An index as a model, for OpenAI's clients.
+#[utoipa::path(get, path = "/v1/models/{model}", params(("model" = String, Path, description = "An index", example = "my-index")), responses(
+    (status = 200, description = "The index, as a model", body = Model), NameRefused,
 ))]
 pub async fn model(State(server): State<Server>, Path(name): Path<String>) -> Result<Json<Model>, Problem> {
     find_index(&server, Some(&name)).map(|(name, _)| Json(as_model(name)))
@@ -62,8 +61,9 @@ fn as_model(name: &str) -> Model {
     Model { id: name.to_owned(), object: "model", created: 0, owned_by: "nunatak" }
 }
 
-/// A chat to go on with.
+/// A chat to go on with. Fields of OpenAI's that are not here are left alone.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"model": "my-index", "messages": [{"role": "user", "content": "who crossed Greenland first"}]}))]
 pub struct ChatRequest {
     /// Which index.
     pub model: String,
@@ -72,6 +72,7 @@ pub struct ChatRequest {
     pub messages: Vec<Message>,
     /// Send chunks.
     #[serde(default)]
+    #[schema(default = false)]
     pub stream: bool,
     /// What they hold besides.
     pub stream_options: Option<StreamOptions>,
@@ -94,6 +95,7 @@ pub struct ChatRequest {
 pub struct StreamOptions {
     /// A last one without choices, with the tokens of it all.
     #[serde(default)]
+    #[schema(default = false)]
     pub include_usage: bool,
 }
 
@@ -137,7 +139,7 @@ impl ChatRequest {
     }
 }
 
-/// `POST /v1/chat/completions`.
+/// Answer the last message of the user, in the form of OpenAI's chat completions.
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
     (status = 200, description = "A chat completion, or server-sent chunks of one",
         content((Completion = "application/json"), ("text/event-stream"))),
@@ -276,6 +278,7 @@ fn annotations(answer: &Answer) -> Vec<Value> {
 
 /// Texts to turn into vectors.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"model": "my-index", "input": ["a moulin", "the Fram"]}))]
 pub struct EmbeddingsRequest {
     /// Which index: its encoder is used.
     pub model: String,
@@ -284,7 +287,7 @@ pub struct EmbeddingsRequest {
     /// Numbers a vector: as many as the encoder gives, or left out.
     #[serde(default, deserialize_with = "whole::optional")]
     pub dimensions: Option<usize>,
-    /// `float` (the default) or `base64` of little-endian 32-bit floats.
+    /// `float` or `base64`, which is of little-endian 32-bit floats.
     #[serde(default)]
     pub encoding_format: Encoding,
 }
@@ -302,6 +305,7 @@ pub enum Input {
 /// How vectors are written.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(default = "float")]
 pub enum Encoding {
     /// Numbers.
     #[default]
@@ -310,7 +314,7 @@ pub enum Encoding {
     Base64,
 }
 
-/// `POST /v1/embeddings`.
+/// Turn texts into vectors by the encoder of an index, in OpenAI's form.
 #[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingsRequest, responses(
     (status = 200, description = "Unit vectors, in the order of the texts; `truncated` counts texts that were too long",
         body = Embeddings),
@@ -355,6 +359,7 @@ fn digits(x: f32) -> f64 {
 
 /// Texts to order by how well they answer a question.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(example = json!({"query": "what is a moulin", "documents": ["A moulin is a shaft in a glacier.", "The Fram is a ship."]}))]
 pub struct RerankRequest {
     /// Which index: its re-ranker is used; the first without it.
     pub model: Option<String>,
@@ -369,6 +374,7 @@ pub struct RerankRequest {
     pub top_n: Option<usize>,
     /// Give the texts back, too.
     #[serde(default)]
+    #[schema(default = false)]
     pub return_documents: bool,
 }
 
@@ -385,7 +391,7 @@ pub enum Document {
     },
 }
 
-/// `POST /v1/rerank`, in the form that Cohere, Jina and others share.
+/// Order texts by how well they answer a question, in the form that Cohere, Jina and others share.
 #[utoipa::path(post, path = "/v1/rerank", request_body = RerankRequest, responses(
     (status = 200, description = "Places of the texts in the request, best first, with scores between 0 and 1",
         body = Reranked),

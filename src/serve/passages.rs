@@ -16,12 +16,13 @@ use utoipa::{IntoParams, ToSchema};
 use crate::index::change::Known;
 use crate::serve::Server;
 use crate::serve::api::{Body, index_named, unprocessable};
-use crate::serve::problem::{DeleteRefused, Problem, PutRefused};
+use crate::serve::problem::{DeleteRefused, LookRefused, Problem, PutRefused};
 use crate::serve::workers::{Changed, Done, Edit, Refusal, Work, Workers};
 
 /// Records to put into an index.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"passages": [{"id": "fram", "title": "Fram", "text": "The Fram was built by Colin Archer.", "year": 1892}]}))]
 pub struct PutRequest {
     /// Which index; the first without it.
     pub index: Option<String>,
@@ -31,6 +32,7 @@ pub struct PutRequest {
     pub passages: Vec<Map<String, Value>>,
     /// Whether documents that are there already are replaced; if not, one such is an error and nothing is changed.
     #[serde(default = "yes")]
+    #[schema(default = yes)]
     pub replace: bool,
 }
 
@@ -82,7 +84,9 @@ pub struct Which {
     pub index: Option<String>,
 }
 
-/// `POST /v1/passages`.
+/// Put passages into an index, of a server that was started with `--writable`.
+///
+/// The reply comes when they are found.
 #[utoipa::path(post, path = "/v1/passages", request_body = PutRequest, responses(
     (status = 200, description = "They can be found now", body = ChangeResponse),
     PutRefused,
@@ -102,9 +106,11 @@ pub async fn put(
     change(&server, worker, Edit::Put { lines, known }).await
 }
 
-/// `DELETE /v1/passages/{id}`.
+/// Delete a document or a passage, of a server that was started with `--writable`.
+///
+/// The reply comes when it is found no longer.
 #[utoipa::path(delete, path = "/v1/passages/{id}", params(("id" = String, Path, description = "Of a document, all of \
-    whose passages go, or of a passage"), Which), responses(
+    whose passages go, or of a passage", example = "fram"), Which), responses(
     (status = 200, description = "It is found no longer", body = ChangeResponse),
     DeleteRefused,
 ))]
@@ -120,13 +126,11 @@ pub async fn delete(
     change(&server, worker, Edit::Delete { id }).await
 }
 
-/// `GET /v1/passages/{id}`.
+/// The passages of a document, or one passage, as they are stored.
 #[utoipa::path(get, path = "/v1/passages/{id}", params(("id" = String, Path, description = "Of a document or of a \
-    passage"), Which), responses(
+    passage", example = "fram"), Which), responses(
     (status = 200, description = "As they are stored", body = Passages),
-    (status = 400, body = Problem), (status = 401, body = Problem), (status = 403, body = Problem), (status = 404, body = Problem),
-    (status = 429, body = Problem), (status = 500, body = Problem), (status = 503, body = Problem),
-    (status = 504, body = Problem),
+    LookRefused,
 ))]
 pub async fn get(
     State(server): State<Server>,
@@ -140,7 +144,7 @@ pub async fn get(
 /// A part of the address, or in our own form what is wrong with it.
 fn understood<T>(part: Result<T, impl std::fmt::Display>) -> Result<T, Problem> {
     part.map_err(|error| {
-        let hint = "/openapi.json says what an address holds".to_owned();
+        let hint = "/docs says what an address holds".to_owned();
         Problem::new(StatusCode::BAD_REQUEST, error.to_string(), Some(hint))
     })
 }

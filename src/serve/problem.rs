@@ -44,6 +44,19 @@ pub struct PutRefused;
 /// What a change without a body may get.
 pub struct DeleteRefused;
 
+/// What a list may get.
+pub struct Looked;
+
+/// What a look at what has a name may get.
+pub struct NameRefused;
+
+/// What a look at passages may get.
+pub struct LookRefused;
+
+/// Statuses of routes that anybody with a key gets a reply from.
+const OF_KEYS: [u16; 2] = [401, 403];
+/// Of those that look at passages, through a worker.
+const OF_LOOKS: [u16; 8] = [400, 401, 403, 404, 429, 500, 503, 504];
 /// Statuses of every route that does something.
 const ALWAYS: [u16; 9] = [400, 401, 403, 404, 422, 429, 500, 503, 504];
 /// Of those that read a body.
@@ -66,6 +79,24 @@ impl IntoResponses for PutRefused {
 impl IntoResponses for DeleteRefused {
     fn responses() -> BTreeMap<String, RefOr<Described>> {
         ALWAYS.into_iter().chain(OF_CHANGES).map(described).collect()
+    }
+}
+
+impl IntoResponses for Looked {
+    fn responses() -> BTreeMap<String, RefOr<Described>> {
+        OF_KEYS.into_iter().map(described).collect()
+    }
+}
+
+impl IntoResponses for NameRefused {
+    fn responses() -> BTreeMap<String, RefOr<Described>> {
+        OF_KEYS.into_iter().chain([404]).map(described).collect()
+    }
+}
+
+impl IntoResponses for LookRefused {
+    fn responses() -> BTreeMap<String, RefOr<Described>> {
+        OF_LOOKS.into_iter().map(described).collect()
     }
 }
 

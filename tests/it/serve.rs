@@ -39,16 +39,22 @@ fn set_up() {
 }
 
 fn index(folder: &Path, corpus: &Path) -> PathBuf {
+    build(folder, corpus, &["--no-dense", "--overwrite"])
+}
+
+/// An index of a corpus, by these options.
+pub(crate) fn build(folder: &Path, corpus: &Path, more: &[&str]) -> PathBuf {
     let path = folder.join("ice");
-    let build = ["index", "build", "-q", "--no-dense", "--overwrite", "--index"];
-    assert!(nunatak().args(build).arg(&path).arg("--corpus").arg(corpus).output().unwrap().status.success());
+    let mut build = nunatak();
+    build.args(["index", "build", "-q"]).args(more).arg("--index").arg(&path).arg("--corpus").arg(corpus);
+    assert!(build.output().unwrap().status.success());
     path
 }
 
 /// A server that is stopped when it is no longer of use.
 pub(crate) struct Server {
     child: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 /// What came back.
@@ -259,6 +265,14 @@ fn it_answers_as_the_command_line_does_and_says_what_is_wrong() {
     for outside in ["http://", "https://", "src=", "url(", "@import"] {
         assert!(!page.body.contains(outside), "{outside}");
     }
+    let docs = server.get("/docs");
+    assert_eq!(docs.status, 200);
+    assert!(
+        docs.headers.contains("content-security-policy: default-src 'none'") && !docs.headers.contains("script-src")
+    );
+    assert!(docs.headers.contains("content-type: text/html") && docs.body.contains("This server asks for no key."));
+    // Its commands go to where this server is.
+    assert!(docs.body.contains(&format!("http:&#x2f;&#x2f;{}&#x2f;v1&#x2f;answer", server.address)), "{}", docs.body);
 }
 
 #[test]
@@ -456,10 +470,7 @@ fn dense_index_of(folder: &Path, texts: &[&str]) -> PathBuf {
     let line = |(i, text): (usize, &&str)| json!({"id": format!("p{i}"), "text": text}).to_string();
     let lines: Vec<String> = texts.iter().enumerate().map(line).collect();
     fs::write(&corpus, lines.join("\n")).unwrap();
-    let path = folder.join("ice");
-    let build = ["index", "build", "-q", "--index"];
-    assert!(nunatak().args(build).arg(&path).arg("--corpus").arg(&corpus).output().unwrap().status.success());
-    path
+    build(folder, &corpus, &[])
 }
 
 #[test]
