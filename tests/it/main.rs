@@ -12,6 +12,7 @@ mod export_lm; // exported language models against candle's forward pass, and th
 mod export_t5; // the same of T5 encoders, and the gradient behind one
 mod index; // building, opening, searching, damaging and killing an index
 mod milvus; // a collection in a cluster in the place of the index: Milvus Lite, a real server
+mod page; // the pages of the server in a real browser, where there is one
 mod recursion; // questions that are read twice
 mod remote_lm; // a language model behind an endpoint as the reader
 mod serve; // the same over HTTP
