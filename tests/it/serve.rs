@@ -401,8 +401,15 @@ fn prompts_that_cannot_be_served_are_named() {
         String::from_utf8(output.stderr).unwrap()
     };
     assert!(refused(&["--also-prompt", "law"]).contains("there is no prompt law"));
+    // As it is written today, with a hash of its numbers.
+    let target = PromptTarget { name: "tiny".into(), layers: 1, kv_width: 2, hidden: 2 };
+    let (format, kind, positions) = (FORMAT, PromptKind::Embeddings, 1);
+    let (template, abstains, training) = (TemplateKind::Plain, false, Value::Null);
+    let description = PromptDescription { format, kind, positions, target, template, abstains, sha256: None, training };
+    let foreign = folder.path().join("foreign.safetensors");
+    SoftPrompt::new(description, &[0.0, 0.0]).unwrap().save(&foreign).unwrap();
     let broken = folder.path().join("broken.safetensors");
-    let mut bytes = fs::read(READER).unwrap();
+    let mut bytes = fs::read(&foreign).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&broken, bytes).unwrap();
     let said = refused(&["--also-prompt", &format!("law={}", broken.display())]);
@@ -411,12 +418,6 @@ fn prompts_that_cannot_be_served_are_named() {
     assert!(said.contains("two prompts are called a"), "{said}");
 
     // Whether a prompt is another model's is known when the model is.
-    let target = PromptTarget { name: "tiny".into(), layers: 1, kv_width: 2, hidden: 2 };
-    let (format, kind, positions) = (FORMAT, PromptKind::Embeddings, 1);
-    let (template, abstains, training) = (TemplateKind::Plain, false, Value::Null);
-    let description = PromptDescription { format, kind, positions, target, template, abstains, sha256: None, training };
-    let foreign = folder.path().join("foreign.safetensors");
-    SoftPrompt::new(description, &[0.0, 0.0]).unwrap().save(&foreign).unwrap();
     let problem = |prompt: &str| {
         let server = Server::start(&[&index], &["--also-prompt", prompt]);
         server.wait("/v1/indexes", |reply| reply.json()["indexes"][0]["problem"].is_string());
