@@ -324,12 +324,11 @@ pub fn merge(args: &MergeArgs, globals: &Globals) -> Result<()> {
         );
     }
     index_cluster::refuse_vector_index(args.vector_index)?;
-    if args.from.len() < 2 {
+    let [first, _, ..] = &args.from[..] else {
         return Err(Error::request("there is one index, and nothing to put it together with", "name two or more"));
-    }
+    };
     writer::refuse_existing(&args.index, args.overwrite)?;
     room(&args.index, args.from.iter().map(PathBuf::as_path))?;
-    let Some(first) = args.from.first() else { return Ok(()) };
     let options = BuildOptions { overwrite: args.overwrite, ..options(globals, args.memory, &Manifest::read(first)?) };
     let report = change::merge(&args.index, &args.from, &options, globals.progress().as_ref())?;
     print(&args.index, &report, globals)

@@ -53,36 +53,19 @@ impl Site {
         }
         let mut site = Self { dir: dir.to_path_buf(), next: 1, made, lock };
         refuse_existing(dir, overwrite)?;
-        let there = dir.join(MANIFEST).exists();
-        // A manifest that cannot be read is no reason to keep what it names, but its number is unknown:
-        // take one that no folder has.
+        // A number that no folder has, also where the manifest cannot be read.
         site.next = generations(dir)?.iter().map(|&(number, _)| number).max().unwrap_or(0) + 1;
-        let current = Manifest::read(dir).ok();
-        for (number, path) in generations(dir)? {
-            if there && current.as_ref().is_none_or(|current| current.uses(number)) {
-                continue;
-            }
-            disk::remove(&path)?;
-        }
-        let folder = site.generation();
+        remove_generations(dir, in_use(dir))?;
+        let folder = dir.join(generation_name(site.next));
         fs::create_dir(&folder).map_err(Error::file("create", &folder))?;
         Ok(site)
-    }
-
-    /// The generation folder that is being written.
-    pub fn generation(&self) -> PathBuf {
-        self.dir.join(generation_name(self.next))
     }
 
     /// Remove what is no longer of use: after a commit the generations that `committed` does not name, after a failure the
     /// new ones.
     pub fn leave(&mut self, committed: Option<&Manifest>, keep_cache: bool) -> Result<()> {
         if let Some(manifest) = committed {
-            for (number, path) in generations(&self.dir)? {
-                if !manifest.uses(number) {
-                    disk::remove(&path)?;
-                }
-            }
+            remove_generations(&self.dir, |number| manifest.uses(number))?;
             if !keep_cache {
                 disk::remove(&self.dir.join(CACHE))?;
             }
@@ -90,16 +73,7 @@ impl Site {
         }
         // What failed may have been the sync after the manifest's rename: then the new folder is the index. One that is of no
         // use is removed by the next who writes.
-        let current = Manifest::read(&self.dir);
-        let is_used = |number| match &current {
-            Ok(manifest) => manifest.uses(number),
-            Err(_) => self.dir.join(MANIFEST).exists(),
-        };
-        for (number, path) in generations(&self.dir)? {
-            if number >= self.next && !is_used(number) {
-                disk::remove(&path)?;
-            }
-        }
+        remove_generations(&self.dir, in_use(&self.dir))?;
         // Only if empty: it may hold vectors for the next build.
         let _ = fs::remove_dir(self.dir.join(CACHE));
         if self.made && fs::read_dir(&self.dir).is_ok_and(|entries| entries.count() == 1) {
@@ -136,6 +110,22 @@ fn generations(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
         }
     }
     Ok(found)
+}
+
+/// Which generations the index at `dir` is made of. A manifest that cannot be read is no reason to remove what it may name.
+fn in_use(dir: &Path) -> impl Fn(u64) -> bool {
+    let (there, current) = (dir.join(MANIFEST).exists(), Manifest::read(dir).ok());
+    move |number| there && current.as_ref().is_none_or(|current| current.uses(number))
+}
+
+/// Remove the generation folders that do not stay.
+fn remove_generations(dir: &Path, stays: impl Fn(u64) -> bool) -> Result<()> {
+    for (number, path) in generations(dir)? {
+        if !stays(number) {
+            disk::remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Fail for a folder that holds anything an index does not.

@@ -26,7 +26,7 @@ use crate::filter::Filter;
 use crate::read::reading_prompt::unknown;
 use crate::read::recursion::Recursion;
 use crate::rerank::PairCuts;
-use crate::serve::problem::{Looked, Problem, Refused};
+use crate::serve::problem::{ListRefused, Problem, Refused};
 use crate::serve::whole;
 use crate::serve::workers::{Done, Facts, Heard, Refusal, SearchHit, State as WorkersState, Work, Workers};
 use crate::serve::{Server, Shared};
@@ -279,7 +279,7 @@ pub async fn search(
 
 /// The indexes that are served, and how they are.
 #[utoipa::path(get, path = "/v1/indexes", responses((status = 200, description = "All of them", body = Indexes),
-    Looked))]
+    ListRefused))]
 pub async fn indexes(State(server): State<Server>) -> Json<Indexes> {
     Json(Indexes { indexes: entries(&server) })
 }

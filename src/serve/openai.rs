@@ -30,7 +30,7 @@ use crate::serve::openai_reply::{
     Completion, CompletionChoice, CompletionMessage, CompletionUsage, DocumentText, Embedding, Embeddings,
     EmbeddingsUsage, Grounds, Model, Models, PromptTokens, Reranked, RerankedText, Vector,
 };
-use crate::serve::problem::{Looked, NameRefused, Problem, Refused};
+use crate::serve::problem::{ListRefused, NameRefused, Problem, Refused};
 use crate::serve::whole;
 use crate::serve::workers::{Done, Refusal, Work};
 use crate::serve::{Server, Shared};
@@ -43,7 +43,7 @@ const NO_ANSWER: &str = "The documents do not seem to hold an answer.";
 
 /// The indexes as models, for OpenAI's clients.
 #[utoipa::path(get, path = "/v1/models", responses(
-    (status = 200, description = "All of them", body = Models), Looked,
+    (status = 200, description = "All of them", body = Models), ListRefused,
 ))]
 pub async fn models(State(server): State<Server>) -> Json<Models> {
     Json(Models { object: "list", data: server.indexes.iter().map(|(name, _)| as_model(name)).collect() })

@@ -45,7 +45,7 @@ pub struct PutRefused;
 pub struct DeleteRefused;
 
 /// What a list may get.
-pub struct Looked;
+pub struct ListRefused;
 
 /// What a look at what has a name may get.
 pub struct NameRefused;
@@ -82,7 +82,7 @@ impl IntoResponses for DeleteRefused {
     }
 }
 
-impl IntoResponses for Looked {
+impl IntoResponses for ListRefused {
     fn responses() -> BTreeMap<String, RefOr<Described>> {
         OF_KEYS.into_iter().map(described).collect()
     }
