@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufRead, Read, Seek};
 use std::path::Path;
 
-use arrow::array::{Array, LargeStringArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, LargeStringArray, RecordBatch};
 use arrow::datatypes::{DataType, Schema};
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
@@ -187,8 +187,15 @@ impl Rows<'_> {
         let titles = columns.title.map(column).transpose()?;
         let mut others = Vec::new();
         for (index, name) in &columns.others {
-            others.push((name, guarded(self.path, || columns::values(batch.column(*index)))??));
+            others.push((name, self.values(batch.column(*index))));
         }
+        let wrong = |row: usize| {
+            let of = |(name, values): &(&String, Vec<Result<Value, String>>)| {
+                let problem = values.get(row)?.as_ref().err()?;
+                Some(format!("the column `{name}` cannot be read here: {problem}"))
+            };
+            others.iter().find_map(of)
+        };
         for row in 0..batch.num_rows() {
             self.row += 1;
             let place = Place { path: self.path, file: self.file, line: self.row };
@@ -198,14 +205,32 @@ impl Rows<'_> {
                 intake.bad(place, "there is no text in this row".to_string())?;
             } else if texts.value(row).len() > LONGEST_LINE {
                 intake.bad(place, format!("the text: {}", too_long()))?;
+            } else if let Some(problem) = wrong(row) {
+                intake.bad(place, problem)?;
             } else {
                 let title = titles.as_ref().filter(|titles| titles.is_valid(row)).map_or("", |t| t.value(row));
-                let value = |(name, values): &(&String, Vec<Value>)| Some(((*name).clone(), values.get(row)?.clone()));
+                let value = |(name, values): &(&String, Vec<Result<Value, String>>)| {
+                    Some(((*name).clone(), values.get(row)?.clone().ok()?))
+                };
                 let metadata = others.iter().filter_map(value).collect();
                 intake.record(place, Record { id: ids.value(row), title, text: texts.value(row), metadata })?;
             }
         }
         Ok(())
+    }
+
+    /// The values of a column, and what is wrong with those that cannot be had: one bad value shall not cost all rows.
+    fn values(&self, column: &ArrayRef) -> Vec<Result<Value, String>> {
+        let read = |column: &ArrayRef| guarded(self.path, || columns::values(column)).map_err(|e| e.to_string());
+        if let Ok(Ok(values)) = read(column) {
+            return values.into_iter().map(Ok).collect();
+        }
+        let one = |row| match read(&column.slice(row, 1))? {
+            Ok(values) => Ok(values.into_iter().next().unwrap_or(Value::Null)),
+            Err(ArrowError::CastError(problem)) => Err(problem),
+            Err(problem) => Err(problem.to_string()),
+        };
+        (0..column.len()).map(one).collect()
     }
 }
 

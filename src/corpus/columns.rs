@@ -4,10 +4,10 @@ use arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float64Array, GenericListArray, Int64Array, LargeStringArray,
     OffsetSizeTrait, UInt64Array,
 };
+use arrow::compute::cast;
 use arrow::datatypes::DataType;
+use arrow::error::ArrowError;
 use serde_json::Value;
-
-use crate::error::{Error, Result};
 
 /// How deep lists may lie in lists.
 const DEEPEST: usize = 4;
@@ -44,7 +44,10 @@ fn target(kind: &DataType) -> Option<DataType> {
 }
 
 /// The values of a column that [`is_metadata`], one a row.
-pub(super) fn values(column: &ArrayRef) -> Result<Vec<Value>> {
+///
+/// # Errors
+/// What is wrong with one of them, such as a moment beyond all calendars.
+pub(super) fn values(column: &ArrayRef) -> Result<Vec<Value>, ArrowError> {
     let kind = match column.data_type() {
         DataType::List(_) => return lists(column.as_list::<i32>()),
         DataType::LargeList(_) => return lists(column.as_list::<i64>()),
@@ -52,9 +55,6 @@ pub(super) fn values(column: &ArrayRef) -> Result<Vec<Value>> {
         kind => target(kind),
     };
     let Some(kind) = kind else { return Ok(vec![Value::Null; column.len()]) };
-    let cast = |column: &ArrayRef, kind: &DataType| {
-        arrow::compute::cast(column, kind).map_err(Error::internal("reading a column of a table"))
-    };
     let column = match column.data_type() {
         // Arrow knows offsets here and no names of time zones (`UTC`); the moment is the same in any.
         DataType::Timestamp(unit, Some(_)) => &cast(column, &DataType::Timestamp(*unit, Some("+00:00".into())))?,
@@ -82,7 +82,7 @@ pub(super) fn values(column: &ArrayRef) -> Result<Vec<Value>> {
 }
 
 /// The values of a column of lists.
-fn lists<O: OffsetSizeTrait>(column: &GenericListArray<O>) -> Result<Vec<Value>> {
+fn lists<O: OffsetSizeTrait>(column: &GenericListArray<O>) -> Result<Vec<Value>, ArrowError> {
     column.iter().map(|list| list.map_or(Ok(Value::Null), |list| values(&list).map(Value::Array))).collect()
 }
 

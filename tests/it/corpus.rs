@@ -180,6 +180,29 @@ fn integer_ids_are_read_from_tables() {
 }
 
 #[test]
+fn a_moment_beyond_all_calendars_is_a_bad_row() {
+    use arrow::array::{Date32Array, TimestampSecondArray};
+    let c = Corpus::new();
+    let texts: ArrayRef = Arc::new(StringArray::from(vec!["One.", "Two.", "Three."]));
+    let seconds = || TimestampSecondArray::from(vec![0, i64::MAX, 60]);
+    let beyond: [(&str, ArrayRef); 3] = [
+        ("plain", Arc::new(seconds())),
+        ("zoned", Arc::new(seconds().with_timezone("UTC"))),
+        ("day", Arc::new(Date32Array::from(vec![0, i32::MAX, 1]))),
+    ];
+    for (name, column) in beyond {
+        let table = [("id", texts.clone()), ("text", texts.clone()), ("when", column)];
+        let table = RecordBatch::try_from_iter(table).unwrap();
+        let path = c.file(&format!("{name}.parquet"), parquet(&table));
+        let error = problem(&path);
+        assert!(error.contains(":2: the column `when` cannot be read here: "), "{error}");
+        let (read, report) = read_all(&[path], 100, 1).unwrap();
+        assert_eq!((read.len(), report.skipped), (2, 1), "{name}");
+        assert!(read[1].metadata["when"].as_str().unwrap().starts_with("1970-01-0"), "{name}");
+    }
+}
+
+#[test]
 fn a_folder_is_read_in_order_and_hidden_and_unknown_files_are_left_alone() {
     let c = Corpus::new();
     c.file("b/page.html", "<title>Page</title><p>Html text.");
