@@ -52,6 +52,14 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
+    /// The disk has too little room for what is to be written.
+    #[error("{}: {problem}", path.display())]
+    NoRoom {
+        /// What is to be written.
+        path: PathBuf,
+        /// How much there is, and how much there has to be.
+        problem: String,
+    },
     /// Another process is changing the index, and one at a time can.
     #[error("index {}: another process is writing it", path.display())]
     Locked {
@@ -126,6 +134,7 @@ impl Error {
             | Self::Setup { hint, .. }
             | Self::Device { hint, .. }
             | Self::Request { hint, .. } => hint.as_deref(),
+            Self::NoRoom { .. } => Some("free some space, or give a folder on another disk"),
             Self::Locked { .. } => Some("wait until it is done"),
             Self::Known { .. } => Some("say --update to replace it, or give the new one another id"),
             Self::BadLine { .. } => Some("mend the line, or allow N bad lines with --skip-bad N"),

@@ -12,7 +12,7 @@ use crate::cli::index_encoder;
 use crate::cli::index_memory::MemoryArgs;
 use crate::cli::output::{self, DIM, GOOD};
 use crate::corpus::{self, CorpusOptions, CorpusReport};
-use crate::disk;
+use crate::disk::{self, Floor};
 use crate::durable;
 use crate::encode::Encoder;
 use crate::error::{Error, Result};
@@ -117,9 +117,6 @@ pub struct MergeArgs {
     overwrite: bool,
 }
 
-/// Room that must be left on the disk for documents to be added: an index on a full disk answers, but cannot be changed.
-const LEAST_ROOM: u64 = 1_000_000_000;
-
 /// Run `nunatak index add`.
 pub fn add(args: &AddArgs, globals: &Globals) -> Result<()> {
     let known = if args.update { Known::Replace } else { Known::Refuse };
@@ -149,7 +146,7 @@ fn add_or_replace(
     let corpus_options = CorpusOptions { passage_words: manifest.corpus.passage_words, skip_bad };
     let identity = manifest.encoder.as_ref();
     let mut encoder = identity.map(|identity| encoder(dir, identity, globals, progress.as_ref())).transpose()?;
-    disk::require(dir, LEAST_ROOM)?;
+    disk::require(dir, disk::LEAST_ROOM)?;
     let mut encode = encoder.as_mut().map(|encoder| |texts: &[String]| encoder.encode(texts));
     // It is read more than once, and says the same each time.
     let mut read = CorpusReport::default();
@@ -204,17 +201,19 @@ impl KeptEncoder {
     }
 }
 
-/// A change that came over HTTP.
-pub fn edit(dir: &Path, edit: Edit, kept: &mut KeptEncoder, globals: &Globals) -> Result<Changed> {
+/// A change that came over HTTP; nothing is added below the `floor` of the disk.
+pub(crate) fn edit(
+    dir: &Path,
+    edit: Edit,
+    kept: &mut KeptEncoder,
+    floor: &mut Floor,
+    globals: &Globals,
+) -> Result<Changed> {
     let report = match edit {
         Edit::Put { lines, known } => {
             let manifest = Manifest::read(dir)?;
             let encoder = kept.of(dir, manifest.encoder.as_ref(), globals)?;
-            // The server's disk is no fault of the request.
-            disk::require(dir, LEAST_ROOM).map_err(|full| match full {
-                Error::Request { problem, .. } => Error::index(dir, problem, "free some space on the server's disk"),
-                other => other,
-            })?;
+            floor.check(dir)?;
             let corpus_options = CorpusOptions { passage_words: manifest.corpus.passage_words, skip_bad: 0 };
             let mut encode = encoder.map(|encoder| |texts: &[String]| encoder.encode(texts));
             let options = options(globals, MemoryArgs::default(), &manifest);

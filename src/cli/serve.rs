@@ -16,6 +16,7 @@ use crate::cli::index_cluster;
 use crate::cli::output::{self, BOLD, DIM};
 use crate::cli::pipeline_args::{NamedPrompt, RankingArgs, ReadingArgs, RetrievalArgs};
 use crate::cli::traces::Traces;
+use crate::disk::Floor;
 use crate::error::{Error, Result};
 use crate::milvus::Address;
 use crate::progress::{self, Quiet};
@@ -56,6 +57,9 @@ pub struct ServeArgs {
     /// Let POST and DELETE on /v1/passages change the indexes
     #[arg(long)]
     writable: bool,
+    /// Percent of the disk, and 1 GB at least, that stay free: below, nothing is added (507), and only deleted
+    #[arg(long, default_value_t = 5, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    min_free_disk: u8,
     /// Requests that may wait for an index, long ones (answers, and more than 32 texts) and short ones each; more are
     /// turned away with 429
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -139,7 +143,8 @@ pub fn run(args: &ServeArgs, globals: &Globals) -> Result<()> {
         let open = move || Ok(engine::build(&retrieval, Some(&reading), depth, 0, &with, &Quiet)?.pipeline);
         let open: Open = Arc::new(open);
         let served = Workers::start(&open, args.queue.into(), workers)?;
-        indexes.push((name, if args.writable { served.with_editor(editor(dir, globals.clone())) } else { served }));
+        let editor = args.writable.then(|| editor(dir, Floor::new(args.min_free_disk), globals.clone()));
+        indexes.push((name, editor.into_iter().fold(served, Workers::with_editor)));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -173,13 +178,14 @@ fn threads_for(cores: usize, workers: usize) -> usize {
 }
 
 /// What changes the index at `dir`.
-fn editor(dir: PathBuf, globals: Globals) -> Editor {
-    let kept = Mutex::<KeptEncoder>::default();
+fn editor(dir: PathBuf, floor: Floor, globals: Globals) -> Editor {
+    let kept = Mutex::new((KeptEncoder::default(), floor));
     Arc::new(move |edit| {
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kept, floor) = &mut *kept;
         match Address::of(&dir)? {
-            Some(address) => index_cluster::edit(&address, edit, &mut kept, &globals),
-            None => index_change::edit(&dir, edit, &mut kept, &globals),
+            Some(address) => index_cluster::edit(&address, edit, kept, &globals),
+            None => index_change::edit(&dir, edit, kept, floor, &globals),
         }
     })
 }

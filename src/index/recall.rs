@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::dense::Dense;
 use super::manifest::{FileEntry, SegmentEntry};
@@ -47,7 +48,7 @@ const QUARTERS: [usize; 12] = [4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128];
 static MEASURING: Mutex<()> = Mutex::new(());
 
 /// A beam, and the part of the exact neighbours that it finds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Beam {
     /// Its width, in candidates.
     pub ef: usize,

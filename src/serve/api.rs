@@ -23,12 +23,13 @@ use crate::answer::{Answer, Latency};
 use crate::error::Error;
 use crate::explain::Explanation;
 use crate::filter::Filter;
+use crate::index::recall::Beam;
 use crate::read::reading_prompt::unknown;
 use crate::read::recursion::Recursion;
 use crate::rerank::PairCuts;
 use crate::serve::problem::{ListRefused, Problem, Refused};
 use crate::serve::whole;
-use crate::serve::workers::{Done, Facts, Heard, Refusal, SearchHit, State as WorkersState, Work, Workers};
+use crate::serve::workers::{Done, Facts, Heard, Refusal, SearchHit, Searched, State as WorkersState, Work, Workers};
 use crate::serve::{Server, Shared};
 
 /// Time for a body.
@@ -100,6 +101,9 @@ fn ten() -> usize {
 pub struct SearchResponse {
     /// Best first.
     pub hits: Vec<FoundPassage>,
+    /// The beam of the search by meaning, if an explanation was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beam: Option<Beam>,
     /// What could not be read in finding them; absent when all was read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cuts: Option<PairCuts>,
@@ -261,10 +265,11 @@ pub async fn search(
     }
     let filter = parse_filter(request.filter.as_deref())?;
     let work = Work::Search { question: request.question, filter, k: request.k, explain: request.explain };
-    let Done::Search(found, cuts, latency_ms) = worker.ask(work, Instant::now() + server.limits.deadline).await? else {
+    let done = worker.ask(work, Instant::now() + server.limits.deadline).await?;
+    let Done::Search(Searched { hits, beam, cuts, latency_ms }) = done else {
         return Err(Problem::confused());
     };
-    let hits = found.into_iter().enumerate().map(|(i, SearchHit { passage, score, parts })| FoundPassage {
+    let hits = hits.into_iter().enumerate().map(|(i, SearchHit { passage, score, parts })| FoundPassage {
         rank: i + 1,
         passage_id: passage.key,
         title: passage.title,
@@ -274,7 +279,7 @@ pub async fn search(
         parts,
     });
     server.metrics.found(&latency_ms);
-    Ok(Json(SearchResponse { hits: hits.collect(), cuts, latency_ms }))
+    Ok(Json(SearchResponse { hits: hits.collect(), beam, cuts, latency_ms }))
 }
 
 /// The indexes that are served, and how they are.

@@ -23,7 +23,8 @@ use crate::progress;
 use crate::read::reader::Reader;
 use crate::serve::line::Line;
 use crate::serve::workers::{
-    Done, Facts, FoundFirst, FoundTitle, Heard, Job, ModelAtWork, Open, Refusal, SearchHit, Shared, State, Work,
+    Done, Facts, FoundFirst, FoundTitle, Heard, Job, ModelAtWork, Open, Refusal, SearchHit, Searched, Shared, State,
+    Work,
 };
 use crate::types::{Hit, Passage};
 
@@ -199,10 +200,7 @@ fn work(pipeline: &mut Pipeline, job: Job) {
         }
         Work::Search { question, filter, k, explain } => {
             let found = pipeline.restrict(filter.as_ref()).and_then(|_| pipeline.find_at_least(&question, k));
-            found.and_then(|found| {
-                let cuts = Some(found.cuts).filter(|cuts| !cuts.is_empty());
-                Ok(Done::Search(search(pipeline, &found, k, explain)?, cuts, found.latency_ms))
-            })
+            found.and_then(|found| search(pipeline, &found, k, explain)).map(Done::Search)
         }
         Work::Look { id } => look(pipeline, &id).map(Done::Looked),
         Work::Renew => facts(pipeline).map(Done::Renewed),
@@ -244,14 +242,18 @@ fn found_first(pipeline: &Pipeline, found: &Found) -> Result<FoundFirst> {
     })
 }
 
-fn search(pipeline: &Pipeline, found: &Found, k: usize, explain: bool) -> Result<Vec<SearchHit>> {
-    let hits = found.ranking().into_iter().take(k);
-    hits.map(|hit| {
+fn search(pipeline: &Pipeline, found: &Found, k: usize, explain: bool) -> Result<Searched> {
+    let hit = |hit: Hit| {
         let passage = pipeline.passages().passage(hit.passage)?;
         let parts = explain.then(|| Explanation::of(hit.passage, found));
         Ok(SearchHit { passage, score: hit.score, parts })
+    };
+    Ok(Searched {
+        hits: found.ranking().into_iter().take(k).map(hit).collect::<Result<_>>()?,
+        beam: found.parts.beam.filter(|_| explain),
+        cuts: Some(found.cuts).filter(|cuts| !cuts.is_empty()),
+        latency_ms: found.latency_ms,
     })
-    .collect()
 }
 
 fn look(pipeline: &Pipeline, id: &str) -> Result<Vec<Passage>> {

@@ -1,6 +1,7 @@
 //! What a request gets when it gets no answer: a status, one sentence, and what to do.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use axum::Json;
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
@@ -26,7 +27,8 @@ pub struct Problem {
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ProblemBody {
-    /// In a word: `bad_request`, `conflict`, `unauthorized`, `not_found`, `too_long`, `busy`, `late`, `not_ready`, `failed`.
+    /// In a word: `bad_request`, `conflict`, `unauthorized`, `not_found`, `too_long`, `busy`, `late`, `not_ready`, `no_room`,
+    /// `failed`.
     pub code: &'static str,
     /// In a sentence.
     pub message: String,
@@ -62,7 +64,7 @@ const ALWAYS: [u16; 9] = [400, 401, 403, 404, 422, 429, 500, 503, 504];
 /// Of those that read a body.
 const OF_BODIES: [u16; 2] = [408, 413];
 /// Of those that change an index.
-const OF_CHANGES: [u16; 1] = [409];
+const OF_CHANGES: [u16; 2] = [409, 507];
 
 impl IntoResponses for Refused {
     fn responses() -> BTreeMap<String, RefOr<Described>> {
@@ -118,6 +120,7 @@ impl Problem {
             StatusCode::CONFLICT => "conflict",
             StatusCode::GATEWAY_TIMEOUT => "late",
             StatusCode::SERVICE_UNAVAILABLE => "not_ready",
+            StatusCode::INSUFFICIENT_STORAGE => "no_room",
             status if status.is_client_error() => "bad_request",
             _ => "failed",
         };
@@ -153,6 +156,10 @@ impl From<Refusal> for Problem {
                     }
                     Error::Locked { .. } | Error::Known { .. } => StatusCode::CONFLICT,
                     Error::Interrupted { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                    Error::NoRoom { .. } => StatusCode::INSUFFICIENT_STORAGE,
+                    Error::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                        StatusCode::INSUFFICIENT_STORAGE
+                    }
                     _ => StatusCode::INTERNAL_SERVER_ERROR,
                 };
                 if status.is_server_error() {
@@ -168,6 +175,7 @@ impl From<Refusal> for Problem {
 fn hint_over_http(error: &Error) -> Option<&str> {
     match error {
         Error::Known { .. } => Some("leave out \"replace\": false to replace it, or give the new one another id"),
+        Error::NoRoom { .. } => Some("free some space on the server's disk; deleting works all the same"),
         Error::BadLine { .. } => Some("mend it and send all again; nothing was changed"),
         error => error.hint(),
     }

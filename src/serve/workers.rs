@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::explain::Explanation;
 use crate::filter::Filter;
 use crate::index::change::Known;
+use crate::index::recall::Beam;
 use crate::pipeline::Pipeline;
 use crate::read::reading_prompt::PromptName;
 use crate::read::recursion::Recursion;
@@ -163,8 +164,8 @@ pub struct FoundTitle {
 pub enum Done {
     /// An answer.
     Answer(Box<Answer>),
-    /// Passages, best first, what could not be read in finding them, and what it took.
-    Search(Vec<SearchHit>, Option<PairCuts>, Latency),
+    /// Passages.
+    Search(Searched),
     /// Passages in order; none if the id is unknown.
     Looked(Vec<Passage>),
     /// What is served now.
@@ -189,6 +190,19 @@ pub enum Done {
         /// Tokens left out of the question for the same reason.
         question_tokens: usize,
     },
+}
+
+/// Passages that were found.
+#[derive(Debug)]
+pub struct Searched {
+    /// Best first.
+    pub hits: Vec<SearchHit>,
+    /// The beam of the search by meaning, if that was asked for and there was one.
+    pub beam: Option<Beam>,
+    /// What could not be read in finding them.
+    pub cuts: Option<PairCuts>,
+    /// What it took.
+    pub latency_ms: Latency,
 }
 
 /// A passage that was found.

@@ -16,6 +16,8 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use serde_json::{Value, json};
 
+/// A disk may be nearly full where tests run.
+const WRITABLE: [&str; 3] = ["--writable", "--min-free-disk", "0"];
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/demo/passages.jsonl");
 const QUESTION: &str = "Which people's language gave us the word nunatak?";
 
@@ -707,9 +709,11 @@ fn an_index_that_is_replaced_is_taken_up_without_a_pause() {
 fn passages_come_and_go_while_it_answers() {
     let folder = tempfile::tempdir().unwrap();
     let index = dense_index(folder.path());
-    let server = Server::ready(&[&index], &["--writable"]);
+    let server = Server::ready(&[&index], &WRITABLE);
     let found =
         |question: &str| server.post("/v1/search", json!({"question": question, "k": 1})).json()["hits"][0].clone();
+    let explained = server.post("/v1/search", json!({"question": "snow", "k": 1, "explain": true})).json();
+    assert!(explained["beam"]["ef"].as_u64().unwrap() > 0 && explained["hits"][0]["parts"]["cosine"].is_number());
     let change = |reply: Reply| {
         let body = reply.json();
         assert_eq!(reply.status, 200, "{body}");
@@ -767,7 +771,7 @@ fn several_workers_answer_at_once_and_all_see_what_was_changed() {
     };
     let expected = answer(&alone);
     drop(alone);
-    let server = Server::ready(&[&index], &["--workers", "2", "--writable"]);
+    let server = Server::ready(&[&index], &[&WRITABLE[..], &["--workers", "2"]].concat());
     std::thread::scope(|scope| {
         let all: Vec<_> = (0..6).map(|_| scope.spawn(|| answer(&server))).collect();
         for one in all {
@@ -800,7 +804,7 @@ fn only_a_writable_server_and_a_key_for_it_change_an_index() {
         let reply = server.send("POST", "/v1/passages", &format!("authorization: Bearer {key}\r\n"), &body);
         (reply.status, reply.body)
     };
-    let server = Server::ready(&[&index], &["--writable", "--keys", keys.to_str().unwrap()]);
+    let server = Server::ready(&[&index], &[&WRITABLE[..], &["--keys", keys.to_str().unwrap()]].concat());
     let (status, said) = put(&server, "a-key-for-others");
     assert!(status == 403 && said.contains("may read only"), "{said}");
     assert_eq!(put(&server, "a-key-of-mine-0124").0, 401);
@@ -809,6 +813,21 @@ fn only_a_writable_server_and_a_key_for_it_change_an_index() {
     let server = Server::ready(&[&index], &[]);
     let (status, said) = put(&server, "");
     assert!(status == 403 && said.contains("--writable"), "{said}");
+}
+
+#[test]
+fn below_its_floor_of_free_disk_a_server_deletes_and_adds_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let index = index(folder.path(), Path::new(DEMO));
+    // No disk is free as a whole.
+    let server = Server::ready(&[&index], &["--writable", "--min-free-disk", "100"]);
+    let refused = server.post("/v1/passages", json!({"passages": [{"id": "x", "text": "Ice."}]}));
+    assert_eq!(refused.status, 507, "{}", refused.body);
+    let error = &refused.json()["error"];
+    assert_eq!(error["code"], "no_room");
+    assert!(error["hint"].as_str().unwrap().contains("the server's disk"), "{error}");
+    let id = server.post("/v1/search", json!({"question": QUESTION, "k": 1})).json()["hits"][0]["passage_id"].clone();
+    assert_eq!(server.send("DELETE", &format!("/v1/passages/{}", id.as_str().unwrap()), "", "").status, 200);
 }
 
 #[cfg(unix)]
