@@ -16,7 +16,8 @@ use crate::runtime::setup;
 /// Options of `nunatak train candidates`.
 #[derive(Debug, Args)]
 pub struct CandidatesArgs {
-    /// Tasks: JSONL of `input`, `target`, `task`, `cluster`, `split` and perhaps `choices`, or a folder of such files
+    /// Tasks: JSONL of `input`, `target`, `task`, `cluster`, `split` and perhaps `choices` or `answers`, or a folder of such
+    /// files
     #[arg(long, required = true, value_name = "PATH")]
     tasks: Vec<PathBuf>,
     /// Of these tasks or clusters alone

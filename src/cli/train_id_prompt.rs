@@ -26,7 +26,7 @@ use crate::train::windows::WindowSettings;
 #[derive(Debug, Args)]
 pub struct IdPromptArgs {
     /// Learn one soft prompt for all inputs of the tasks instead of a generator, to compare with
-    #[arg(long, conflicts_with = "index")]
+    #[arg(long, conflicts_with_all = ["index", "init_prompt"])]
     shared: bool,
     /// Frozen encoder inside the generator: a starter encoder's name, or the folder of one of the BERT or T5 family (safetensors),
     /// which is copied beside what is learned
@@ -48,7 +48,8 @@ pub struct ConnectorArgs {
 /// What both take.
 #[derive(Debug, Args)]
 struct GeneratorArgs {
-    /// Tasks: JSONL of `input`, `target`, `task`, `cluster`, `split` and perhaps `choices`, or a folder of such files
+    /// Tasks: JSONL of `input`, `target`, `task`, `cluster`, `split` and perhaps `choices` or `answers`, or a folder of such
+    /// files
     #[arg(long, required_unless_present = "index", conflicts_with = "index", value_name = "PATH")]
     tasks: Vec<PathBuf>,
     /// Learn to read instead: folder of the index that holds the gold passages of --questions; without those, learn to
@@ -85,6 +86,9 @@ struct GeneratorArgs {
     /// Words that every prompt begins as [default: a sentence that says to do what the input asks]
     #[arg(long, value_name = "TEXT")]
     init_words: Option<String>,
+    /// A soft prompt (of id-prompt --shared) that what is written begins as, in place of words
+    #[arg(long, value_name = "FILE", conflicts_with = "init_words")]
+    init_prompt: Option<PathBuf>,
     /// A module of the same kind to go on from
     #[arg(long, value_name = "FILE", conflicts_with = "init_words")]
     from: Option<PathBuf>,
@@ -157,6 +161,7 @@ impl GeneratorArgs {
             shared,
             positions: self.positions,
             words: self.init_words.clone(),
+            begin: self.init_prompt.clone(),
             encoder: encoder
                 .map(|name| Path::new(name).file_name().unwrap_or(name.as_ref()).to_string_lossy().into_owned()),
             encoder_positions: self.encoder_positions,

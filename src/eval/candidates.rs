@@ -60,9 +60,10 @@ pub fn write(
             for example in draw(examples, sampling.per_task, sampling.seed) {
                 check_interrupt(|| "nothing was written".to_owned())?;
                 let candidates = sample(name, example, lm, prompts, sampling)?;
-                let TaskExample { input, target, choices, .. } = example;
-                let mut line = json!({"input": with_candidates(input, &candidates), "target": target, "task": name,
-                    "cluster": task.cluster, "split": split});
+                let TaskExample { id, question, input, target, answers, choices, .. } = example;
+                // Both passes know an example by the same names, or their runs could not be compared.
+                let mut line = json!({"id": id, "question": question, "input": with_candidates(input, &candidates),
+                    "target": target, "answers": answers, "task": name, "cluster": task.cluster, "split": split});
                 if !choices.is_empty() {
                     line["choices"] = json!(choices);
                 }

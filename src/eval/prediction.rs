@@ -14,6 +14,7 @@ use crate::eval::has_answer::AnswerMatcher;
 use crate::eval::normalise::exact_match_and_f1;
 use crate::eval::ranking::{Judged, first_gold_passage, hit_at};
 use crate::eval::selective::Scored;
+use crate::eval::task_set::TaskExample;
 use crate::eval::trace::QuestionTrace;
 use crate::types::PackedPassage;
 
@@ -162,20 +163,13 @@ impl From<Latency> for Stages {
 
 impl Prediction {
     /// What was said to an example of a task, with its score: no passages, and metrics of the task's own.
-    pub fn of_task(
-        id: String,
-        input: &str,
-        (said, score): (String, f64),
-        target: &str,
-        metrics: Map<String, Value>,
-        ms: f64,
-    ) -> Self {
+    pub fn of_task(example: &TaskExample, (said, score): (String, f64), metrics: Map<String, Value>, ms: f64) -> Self {
         Self {
-            id,
-            question: input.to_owned(),
+            id: example.id.clone(),
+            question: example.question.clone(),
             prediction: Some(said),
             score: Some(score),
-            answers: Some(vec![target.to_owned()]),
+            answers: Some(example.answers.clone()),
             confidence: None,
             abstained: None,
             withheld: None,

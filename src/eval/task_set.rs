@@ -1,7 +1,9 @@
 //! Tasks as text in and text out, many of them at once: what an input-dependent prompt learns from and is measured on.
 //!
 //! A JSONL file (as it is, or as `.gz` or `.zst`) of `input`, `target`, `task`, `cluster`, `split` and, where an answer is one
-//! of a few, `choices`. Splits whose name begins with `train` are for training; the others measure.
+//! of a few, `choices`; where other answers are as right as the target, `answers`. Splits whose name begins with `train` are for
+//! training; the others measure. An example is known by its `id` and `question`, by which runs are compared: without them by
+//! its task and line, and by its input.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,12 +23,18 @@ use crate::runtime::tokenizer::TextTokenizer;
 /// An input and what should be said to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskExample {
-    /// Its place in its file, from 1: with the task's name a name for it.
+    /// Its place in its file, from 1.
     pub line: u64,
+    /// A name for it: the file's, or its task's with its line.
+    pub id: String,
+    /// What is asked, for people and to compare runs by: the file's `question`, or the input.
+    pub question: String,
     /// All that the language model is told.
     pub input: String,
     /// What it should say.
     pub target: String,
+    /// All that is right to say, the target among it.
+    pub answers: Vec<String>,
     /// What it may say; empty when it writes freely.
     pub choices: Vec<String>,
 }
@@ -179,21 +187,28 @@ fn example(record: &Map<String, Value>, line: u64) -> Result<(String, String, St
         Some(_) => Err(format!("`{name}` is no string")),
         None => Err(format!("there is no `{name}`")),
     };
-    let choices = match record.get("choices") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(choices)) => choices
+    let list = |name: &str| match record.get(name) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(values)) => values
             .iter()
-            .map(|choice| choice.as_str().map(str::to_owned).ok_or("`choices` are no strings".to_owned()))
-            .collect::<Result<_, _>>()?,
-        Some(_) => return Err("`choices` is no list".into()),
+            .map(|value| value.as_str().map(str::to_owned).ok_or_else(|| format!("`{name}` are no strings")))
+            .collect::<Result<Vec<_>, _>>(),
+        Some(_) => Err(format!("`{name}` is no list")),
     };
+    let given = |name: &str| if record.contains_key(name) { text(name).map(Some) } else { Ok(None) };
+    let (choices, mut answers) = (list("choices")?, list("answers")?);
     let target = text("target")?;
     if !choices.is_empty() && !choices.contains(&target) {
         return Err(format!("the target {target:?} is none of the choices"));
     }
-    let task = text("task")?;
-    let cluster = if record.contains_key("cluster") { text("cluster")? } else { task.clone() };
-    Ok((task, cluster, text("split")?, TaskExample { line, input: text("input")?, target, choices }))
+    if !answers.contains(&target) {
+        answers.insert(0, target.clone());
+    }
+    let (task, input) = (text("task")?, text("input")?);
+    let cluster = given("cluster")?.unwrap_or_else(|| task.clone());
+    let id = given("id")?.unwrap_or_else(|| format!("{task}:{line}"));
+    let question = given("question")?.unwrap_or_else(|| input.clone());
+    Ok((task, cluster, text("split")?, TaskExample { line, id, question, input, target, answers, choices }))
 }
 
 #[cfg(test)]
@@ -210,7 +225,7 @@ mod tests {
     const LINES: &str = r#"{"input": "a", "target": "yes", "task": "t", "cluster": "c", "split": "train32", "choices": ["yes", "no"]}
 {"input": "b", "target": "no", "task": "t", "cluster": "c", "split": "dev"}
 {"input": "d", "target": "no", "task": "t", "cluster": "c", "split": "test"}
-{"input": "e", "target": "x", "task": "u", "split": "all"}
+{"input": "e", "target": "x", "task": "u", "split": "all", "id": "e7", "question": "what?", "answers": ["x", "the x"]}
 "#;
 
     #[test]
@@ -222,6 +237,10 @@ mod tests {
         assert_eq!((inputs(&t.train), inputs(&t.test), t.cluster.as_str()), (vec!["a".into()], vec!["d".into()], "c"));
         let u = &set.tasks["u"];
         assert_eq!((inputs(&u.train), inputs(&u.test), u.cluster.as_str()), (vec![], vec!["e".into()], "u"));
+        // What a line does not say follows from its place and its input.
+        let known = |e: &TaskExample| (e.id.clone(), e.question.clone(), e.answers.clone());
+        assert_eq!(known(&t.test[0]), ("t:3".into(), "d".into(), vec!["no".into()]));
+        assert_eq!(known(&u.test[0]), ("e7".into(), "what?".into(), vec!["x".into(), "the x".into()]));
         assert!(set.clone().select(&[], &["c".into()]).unwrap().tasks.keys().eq(["u"]));
         assert!(set.clone().select(&["t".into()], &[]).unwrap().tasks.keys().eq(["t"]));
         assert!(set.select(&["nothing".into()], &[]).unwrap_err().to_string().contains("nothing"));

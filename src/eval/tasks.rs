@@ -1,8 +1,8 @@
 //! How well a prompt makes the frozen language model do many tasks: `nunatak eval tasks`.
 //!
 //! A task with choices is measured by rank classification: the choice with the greatest log-likelihood counts (Sanh et al.
-//! 2022, arXiv:2110.08207). Others are written greedily, and measured by exact match, or by ROUGE-L where targets are
-//! sentences.
+//! 2022, arXiv:2110.08207). Others are written greedily, and measured by exact match (and token F1) with any of the right
+//! answers, or by ROUGE-L with the target where targets are sentences.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -51,7 +51,7 @@ pub enum Prompts {
 pub enum Measure {
     /// Share of examples for which the right choice is the likeliest.
     Accuracy,
-    /// Share of examples for which exactly the target was written.
+    /// Share of examples for which exactly the target, or another right answer, was written.
     ExactMatch,
     /// F-measure of the longest common subsequence of words.
     RougeL,
@@ -94,6 +94,9 @@ pub struct TaskResult {
     pub score: f64,
     /// 95% of it.
     pub interval: Interval,
+    /// Mean token F1, where exact match is the measure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub f1: Option<f64>,
     /// Mean log-likelihood of the target and the end of its line, if it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_likelihood: Option<f64>,
@@ -175,7 +178,7 @@ pub fn run(
     for (place, (name, task)) in tasks.iter().enumerate() {
         let measure = Measure::of(task);
         let examples = draw(&task.test, options.per_task, options.seed);
-        let (mut own, mut likelihoods, mut cut) = (Vec::new(), Vec::new(), 0);
+        let (mut own, mut overlaps, mut likelihoods, mut cut) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for batch in examples.chunks(if measure == Measure::Accuracy { 1 } else { BATCH }) {
             check_interrupt(|| "nothing was reported".to_owned())?;
             let mut asked = Vec::new();
@@ -195,15 +198,19 @@ pub fn run(
             let read = begin.elapsed().as_secs_f64() * 1000.0;
             (prompt_ms, lm_ms) = (prompt_ms + written, lm_ms + read);
             for ((example, (said, sure)), prompt) in batch.iter().zip(said).zip(&asked) {
-                let score = match measure {
-                    Measure::Accuracy => f64::from(u8::from(said == example.target)),
-                    Measure::ExactMatch => exact_match_and_f1(&said, std::slice::from_ref(&example.target)).0,
-                    Measure::RougeL => rouge_l(&said, &example.target),
+                let (score, f1) = match measure {
+                    Measure::Accuracy => (f64::from(u8::from(said == example.target)), None),
+                    Measure::ExactMatch => {
+                        let (exact, f1) = exact_match_and_f1(&said, &example.answers);
+                        (exact, Some(f1))
+                    }
+                    Measure::RougeL => (rouge_l(&said, &example.target), None),
                 };
                 own.push(score);
+                overlaps.extend(f1);
                 scores.push((place, score));
                 let metrics = ["task_score".to_owned(), format!("task_score/{name}")].map(|m| (m, score.into()));
-                let (id, ms) = (format!("{name}:{}", example.line), (written + read) / batch.len() as f64);
+                let ms = (written + read) / batch.len() as f64;
                 let mut metrics = Map::from_iter(metrics);
                 if options.likelihood {
                     let target = target_tokens(lm.tokenizer(), &example.target)?;
@@ -212,7 +219,7 @@ pub fn run(
                     likelihoods.push(value);
                     metrics.insert("target_log_likelihood".into(), value.into());
                 }
-                let line = Prediction::of_task(id, &example.input, (said, sure), &example.target, metrics, ms);
+                let line = Prediction { f1, ..Prediction::of_task(example, (said, sure), metrics, ms) };
                 let line = serde_json::to_string(&line).map_err(Error::internal("writing a prediction"))?;
                 writeln!(file, "{line}").map_err(Error::file("write", &path))?;
             }
@@ -220,8 +227,8 @@ pub fn run(
         }
         if let (Some(score), Some(interval)) = (mean(&own), interval(&own, options.seed)) {
             let (task, cluster) = ((*name).clone(), task.cluster.clone());
-            let log_likelihood = mean(&likelihoods);
-            results.push(TaskResult { task, cluster, measure, n: own.len(), score, interval, log_likelihood, cut });
+            let (f1, log_likelihood) = (mean(&overlaps), mean(&likelihoods));
+            results.push(TaskResult { task, cluster, measure, n: own.len(), score, interval, f1, log_likelihood, cut });
         }
     }
     file.flush().map_err(Error::file("write", &path))?;
@@ -301,7 +308,7 @@ impl Prompts {
 impl TasksReport {
     /// The report for people.
     pub fn table(&self) -> String {
-        let head = ["task", "cluster", "measure", "score", "95% interval", "n", "log-likelihood"];
+        let head = ["task", "cluster", "measure", "score", "95% interval", "n", "F1", "log-likelihood"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         let told = self.tasks.iter().any(|task| task.log_likelihood.is_some());
         if !told {
@@ -310,9 +317,10 @@ impl TasksReport {
         let cells = |score: f64, interval: &Interval| {
             [format!("{:.1}", 100.0 * score), format!("{:.1} .. {:.1}", 100.0 * interval.low, 100.0 * interval.high)]
         };
-        for TaskResult { task, cluster, measure, n, score, interval, log_likelihood, .. } in &self.tasks {
+        for TaskResult { task, cluster, measure, n, score, interval, f1, log_likelihood, .. } in &self.tasks {
             let [score, interval] = cells(*score, interval);
             let mut row = vec![task.clone(), cluster.clone(), measure.name().into(), score, interval, n.to_string()];
+            row.push(f1.map_or_else(String::new, |f1| format!("{:.1}", 100.0 * f1)));
             row.extend(log_likelihood.map(|value| format!("{value:.3}")));
             rows.push(row);
         }

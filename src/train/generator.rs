@@ -85,20 +85,26 @@ impl Generator {
 
     /// Put a file's tensors in place.
     pub fn set_tensors(&mut self, tensors: &BTreeMap<String, Vec<f32>>) -> Result<()> {
-        for (name, var) in &self.variables {
-            let numbers = tensors.get(name).filter(|t| t.len() == var.elem_count()).ok_or_else(|| Error::Internal {
-                doing: "setting a prompt generator",
-                message: format!("{name} has another size"),
-            })?;
-            let tensor = Tensor::from_slice(numbers, var.shape(), var.device()).map_err(failed)?;
-            if name == "base" {
-                self.words = tensor;
-                var.zero_set().map_err(failed)?;
-            } else {
-                var.set(&tensor).map_err(failed)?;
-            }
+        let names: Vec<String> = self.variables.keys().cloned().collect();
+        names.iter().try_for_each(|name| self.set(name, tensors.get(name).map_or(&[], Vec::as_slice)))
+    }
+
+    /// Let every prompt begin as the embeddings `values`, `[positions, hidden]` in rows, in place of what it began as.
+    pub fn begin_as(&mut self, values: &[f32]) -> Result<()> {
+        self.set("base", values)
+    }
+
+    fn set(&mut self, name: &str, numbers: &[f32]) -> Result<()> {
+        let var = self.variables.get(name).filter(|var| var.elem_count() == numbers.len()).ok_or_else(|| {
+            let message = format!("{name} is missing, or has another size");
+            Error::Internal { doing: "setting a prompt generator", message }
+        })?;
+        let tensor = Tensor::from_slice(numbers, var.shape(), var.device()).map_err(failed)?;
+        if name == "base" {
+            self.words = tensor;
+            return var.zero_set().map_err(failed);
         }
-        Ok(())
+        var.set(&tensor).map_err(failed)
     }
 
     fn base(&self) -> Result<Tensor> {

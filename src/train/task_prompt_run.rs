@@ -49,6 +49,8 @@ pub struct TaskPromptRun {
     pub positions: usize,
     /// Words that it begins as; without them some of ours.
     pub words: Option<String>,
+    /// A soft prompt that what a generator writes begins as, in place of words.
+    pub begin: Option<PathBuf>,
     /// Name of the encoder inside the generator, or of its folder; none in a connector, which has the language model in its place.
     pub encoder: Option<String>,
     /// Learned vectors before the encoder's input.
@@ -181,6 +183,7 @@ pub fn train(
     let inputs = json!({
         "run": run, "data": data, "lm": before, "encoder": identity, "behind": behind.as_ref().map(|b| b.hash()),
         "from": run.from.as_deref().map(sha256_of).transpose()?,
+        "begin": run.begin.as_deref().map(sha256_of).transpose()?,
     });
     let log = Trainer::new(&run.trainer, &inputs, places.out)?.run(&mut module, resume, progress)?;
     let frozen = Frozen { model: target.name.clone(), parameters: lm.parameters(), before, after: lm.weights_hash()? };
@@ -232,10 +235,7 @@ impl Learned<'_> {
         if run.shared {
             let prompt = Var::from_tensor(&words).map_err(failed)?;
             if let Some(from) = &run.from {
-                let from = SoftPrompt::load(from)?;
-                let of = &from.description;
-                let embeddings = of.kind == PromptKind::Embeddings;
-                check_from(embeddings && of.target == *self.target && from.positions() == run.positions)?;
+                let from = self.soft_prompt(from)?;
                 let values = Tensor::from_slice(from.values(), prompt.shape(), places.device);
                 values.and_then(|values| prompt.set(&values)).map_err(failed)?;
             }
@@ -269,7 +269,19 @@ impl Learned<'_> {
             check_from(of.target == *self.target && of.shape == shape && of.encoder == *self.encoder)?;
             generator.set_tensors(&from.tensors)?;
         }
+        if let Some(begin) = &run.begin {
+            generator.begin_as(self.soft_prompt(begin)?.values())?;
+        }
         Ok((Writer::Generated(Box::new(generator)), Some(shape)))
+    }
+
+    /// The soft prompt in the file `path`, if it is of the size of what is learned, and for the same model.
+    fn soft_prompt(&self, path: &Path) -> Result<Arc<SoftPrompt>> {
+        let prompt = SoftPrompt::load(path)?;
+        let of = &prompt.description;
+        let embeddings = of.kind == PromptKind::Embeddings;
+        check_from(embeddings && of.target == *self.target && prompt.positions() == self.run.positions)?;
+        Ok(prompt)
     }
 
     /// Write its file into the folder `out`.

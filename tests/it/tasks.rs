@@ -17,7 +17,7 @@ use nunatak::read::prompt_generator::{
     EncoderTarget, GENERATOR_FORMAT, GeneratorDescription, GeneratorFile, PromptGenerator, check_encoder,
     encoder_tokens,
 };
-use nunatak::read::soft_prompt::PromptTarget;
+use nunatak::read::soft_prompt::{PromptTarget, SoftPrompt};
 use nunatak::runtime::model_dir::sha256_of;
 use nunatak::runtime::session::RuntimeOptions;
 use nunatak::runtime::setup;
@@ -142,6 +142,18 @@ fn a_generator_from_tasks_to_scores() {
     let connector = connected.join("id-prompt.safetensors");
     json_of(&mut eval(&["--prompt", connector.to_str().unwrap()], "f"));
     assert_eq!(said("f").len(), 8);
+    // It can begin as a prompt that was learned before, and not as one of another size.
+    let (begun, at) = (folder.path().join("begun"), prompt.to_str().unwrap());
+    let mut command = nunatak();
+    command.args(["train", "connector", "--lr", "1e-9", "--init-prompt", at, "--tasks"]).arg(&tasks);
+    json_of(command.arg("--out").arg(&begun).args(SMALL));
+    let begins = GeneratorFile::load(&begun.join("id-prompt.safetensors")).unwrap().tensors["base"].clone();
+    let prompt = SoftPrompt::load(&prompt).unwrap();
+    let apart = begins.iter().zip(prompt.values()).map(|(a, b)| (a - b).abs());
+    assert!(apart.fold(0.0, f32::max) < 1e-3);
+    let mut command = nunatak();
+    command.args(["train", "connector", "--init-prompt", at, "--tasks"]).arg(&tasks).arg("--out").arg(&begun);
+    command.args(&SMALL[..6]).assert().failure().stderr(predicates::str::contains("learned for something else"));
 
     // An encoder of one's own, here a T5, is kept beside the generator, which does not work without it.
     let (t5, own) = (folder.path().join("tiny-t5"), folder.path().join("own"));
@@ -180,6 +192,12 @@ fn a_generator_from_tasks_to_scores() {
     read.args(["eval", "tasks", "--likelihood", "--tasks"]).arg(&second).arg("--out").arg(folder.path().join("g"));
     let report = json_of(&mut read);
     assert!(report["tasks"][0]["log_likelihood"].as_f64().unwrap() < 0.0);
+    assert!(report["tasks"][0]["f1"].as_f64().unwrap() >= report["tasks"][0]["score"].as_f64().unwrap());
+    // Both passes know an example by the same name, so they can be compared.
+    json_of(&mut eval(&["--prompt", generator, "--only", "echo"], "first"));
+    let mut compare = nunatak();
+    let rows = json_of(compare.args(["eval", "compare"]).args(["first", "g"].map(|run| folder.path().join(run))));
+    assert_eq!(rows["n"], 4);
 
     // What is missing or damaged is named.
     let fails = |prompt: &[&str], message: &str| {
@@ -202,7 +220,9 @@ fn a_generator_from_tasks_to_scores() {
         .assert()
         .failure()
         .stderr(predicates::str::contains("other settings, data or models"));
-    train(&out, &["--from", generator, "--positions", "5"]).assert().failure();
+    let mut other = nunatak();
+    other.args(["train", "id-prompt", "--from", generator, "--tasks"]).arg(&tasks).arg("--out").arg(&out);
+    other.args(&SMALL[..6]).assert().failure().stderr(predicates::str::contains("learned for something else"));
 }
 
 const LM: &str = "SmolLM2-135M-Instruct";

@@ -27,7 +27,8 @@ use crate::runtime::setup;
 /// Tasks.
 #[derive(Debug, Clone, Args)]
 pub struct TasksArgs {
-    /// Tasks: JSONL of `input`, `target`, `task`, `cluster`, `split` and perhaps `choices`, or a folder of such files
+    /// Tasks: JSONL of `input`, `target`, `task`, `cluster`, `split` and perhaps `choices` or `answers`, or a folder of such
+    /// files
     #[arg(long, required = true, value_name = "PATH")]
     pub tasks: Vec<PathBuf>,
     /// Measure these tasks or clusters alone
