@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use crate::cli::Globals;
-use crate::cli::index_change::{self, AddArgs, CompactArgs, DeleteArgs, ExportArgs, MergeArgs, UpdateArgs};
+use crate::cli::index_change::{self, AddArgs, CompactArgs, DeleteArgs, ExportArgs, MergeArgs, RepairArgs, UpdateArgs};
 use crate::cli::index_cluster;
 use crate::cli::index_memory::MemoryArgs;
 use crate::cli::output::{self, BAD, BOLD, DIM, GOOD};
@@ -60,6 +60,8 @@ enum IndexCommand {
     Info(AtArgs),
     /// Check every byte of an index
     Verify(AtArgs),
+    /// Make a damaged index whole again, of what can still be read of it
+    Repair(RepairArgs),
     /// Keep what the reader makes of passages, so that the first question about them is answered as fast as the second
     Warm(Box<WarmArgs>),
 }
@@ -176,6 +178,7 @@ pub fn run(args: &IndexArgs, globals: &Globals) -> Result<()> {
         IndexCommand::Merge(args) => index_change::merge(args, globals),
         IndexCommand::Info(args) => info(args, globals),
         IndexCommand::Verify(args) => verify(args, globals),
+        IndexCommand::Repair(args) => index_change::repair(args, globals),
         IndexCommand::Warm(args) => warm::run(args, globals),
     }
 }
@@ -555,7 +558,7 @@ fn verify(args: &AtArgs, globals: &Globals) -> Result<()> {
         return Err(Error::index(
             &args.index,
             format!("{} file(s) are damaged, the first: {}: {}", report.damage.len(), first.file, first.problem),
-            "build the index again with --overwrite",
+            "`nunatak index repair` makes it whole of what can be read; or build it again with --overwrite",
         ));
     }
     if globals.json { Ok(()) } else { output::line(format_args!("{GOOD}ok{GOOD:#}  {}", args.index.display())) }

@@ -10,7 +10,7 @@ use crate::cli::index::note_skipped;
 use crate::cli::index_cluster;
 use crate::cli::index_encoder;
 use crate::cli::index_memory::MemoryArgs;
-use crate::cli::output::{self, DIM, GOOD};
+use crate::cli::output::{self, BAD, DIM, GOOD};
 use crate::corpus::{self, CorpusOptions, CorpusReport};
 use crate::disk::{self, Floor};
 use crate::durable;
@@ -20,6 +20,8 @@ use crate::index::Index;
 use crate::index::change::{self, ChangeReport, Known};
 use crate::index::export;
 use crate::index::manifest::{EncoderIdentity, Manifest};
+use crate::index::repair::{self, RepairReport};
+use crate::index::verify::Damage;
 use crate::index::writer::{self, BuildOptions, BuildReport, Encode};
 use crate::milvus::{Address, VectorIndex};
 use crate::progress::{Progress, Quiet};
@@ -96,6 +98,20 @@ pub struct DeleteArgs {
     /// File with more of them, one a line
     #[arg(long, value_name = "FILE")]
     ids_file: Option<PathBuf>,
+}
+
+/// Options of `nunatak index repair`.
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// Folder of the index
+    #[arg(long, value_name = "DIR")]
+    index: PathBuf,
+    /// Repair it also if passages cannot be read any more, which are then left out, or if it cannot be read which were deleted, which
+    /// then come back
+    #[arg(long)]
+    accept_loss: bool,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 /// Options of `nunatak index merge`.
@@ -310,6 +326,36 @@ fn write_corpus(index: &Index, new: &Path, path: &Path, progress: &dyn Progress)
     Ok(count)
 }
 
+/// Run `nunatak index repair`.
+pub fn repair(args: &RepairArgs, globals: &Globals) -> Result<()> {
+    let (dir, progress) = (args.index.as_path(), globals.progress());
+    let manifest = Manifest::read(dir)?;
+    room(dir, [dir])?;
+    let mut kept = KeptEncoder::default();
+    // It is opened where a vector cannot be read, and not otherwise.
+    let mut encode = |texts: &[String]| match kept.of(dir, manifest.encoder.as_ref(), globals)? {
+        Some(encoder) => encoder.encode(texts),
+        None => Ok(Vec::new()),
+    };
+    let options = options(globals, args.memory, &manifest);
+    let report = repair::repair(dir, args.accept_loss, &mut encode, &options, progress.as_ref())?;
+    if globals.json {
+        return output::json(&report);
+    }
+    let RepairReport { damage, lost, undeleted, build } = report;
+    for Damage { file, problem } in damage {
+        output::line(format_args!("{BAD}damaged{BAD:#}  {file}: {problem}"))?;
+    }
+    let Some(build) = build else { return output::line(format_args!("{GOOD}ok{GOOD:#}  {}", dir.display())) };
+    let mut said = vec![format!("{} passages in {}", build.passages, dir.display())];
+    if manifest.encoder.is_some() {
+        said.push(format!("{} vectors taken over", build.reused));
+    }
+    said.extend((lost > 0).then(|| format!("{lost} passages lost")));
+    said.extend((undeleted > 0).then(|| format!("{undeleted} deleted ones back")));
+    output::line(format_args!("{GOOD}repaired{GOOD:#}  {}", said.join(", ")))
+}
+
 /// Run `nunatak index merge`.
 pub fn merge(args: &MergeArgs, globals: &Globals) -> Result<()> {
     if let Some(address) = Address::of(&args.index)? {
@@ -345,7 +391,7 @@ fn options(globals: &Globals, memory: MemoryArgs, manifest: &Manifest) -> BuildO
 fn room<'a>(dir: &Path, from: impl IntoIterator<Item = &'a Path>) -> Result<()> {
     let mut bytes = 0;
     for path in from {
-        let manifest = Index::open(path)?.manifest().clone();
+        let manifest = Manifest::read(path)?;
         let vectors = manifest.encoder.as_ref().map_or(0, |e| manifest.vectors * 2 * e.dim as u64);
         bytes += manifest.bytes() + vectors;
     }

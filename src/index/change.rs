@@ -330,7 +330,7 @@ pub(crate) fn give(index: &Index, sink: &mut dyn FnMut(Passage) -> Result<()>) -
 }
 
 /// The options that an index was built with, for the rest as `options` say; it is replaced by the change.
-fn of(manifest: &Manifest, options: &BuildOptions) -> BuildOptions {
+pub(super) fn of(manifest: &Manifest, options: &BuildOptions) -> BuildOptions {
     let mut options = BuildOptions {
         encoder: manifest.encoder.clone(),
         passage_words: manifest.corpus.passage_words,
@@ -373,7 +373,7 @@ fn has_vectors(manifest: &Manifest) -> bool {
 pub(crate) fn no_encoder(dir: &Path) -> impl FnMut(&[String]) -> Result<Vec<f32>> {
     let dir = dir.to_path_buf();
     move |_| {
-        let hint = "`nunatak index verify` names the damaged file; build the index again";
+        let hint = "`nunatak index verify` names the damaged file, and `nunatak index repair` mends it";
         Err(Error::index(&dir, "a vector that should be taken over cannot be read", hint))
     }
 }

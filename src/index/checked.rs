@@ -147,7 +147,11 @@ fn map(path: &Path) -> Result<Bytes> {
 
 /// The error for a damaged file of an index.
 pub(super) fn damaged(path: &Path, problem: String) -> Error {
-    Error::index(path, problem, "run `nunatak index verify` to see all damage, then build the index again")
+    Error::index(
+        path,
+        problem,
+        "`nunatak index verify` shows all damage, and `nunatak index repair` mends what can be mended",
+    )
 }
 
 /// The CRC-32 of every block of `bytes`.

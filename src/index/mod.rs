@@ -1,7 +1,7 @@
 //! Passages on disk: text store, inverted index and vectors, published together by one manifest.
 //!
 //! [`Index::open`] gives a snapshot that stays valid while a writer changes the index; [`writer::build`]
-//! makes an index, [`change`] changes one, [`verify::verify`] checks one. An index is made of segments: what a build or a
+//! makes an index, [`change`] changes one, [`verify::verify`] checks one and [`repair`] mends one. An index is made of segments: what a build or a
 //! change brought, with rows of its own behind those of the segments before it. What lies on disk is described in
 //! `index/README.md`.
 
@@ -37,6 +37,8 @@ pub mod manifest;
 pub mod passages;
 pub(crate) mod previous;
 pub mod recall;
+pub mod repair;
+mod ruins;
 pub(crate) mod site;
 mod store;
 mod vectors;
@@ -287,23 +289,14 @@ struct Files {
 
 impl Files {
     fn open(folder: &Path, files: &BTreeMap<String, FileEntry>) -> Result<Self> {
-        let sums_path = folder.join(SUMS);
-        let sums = std::fs::read(&sums_path).map_err(|e| missing_or("read", &sums_path, e))?;
-        let expected = files.get(SUMS);
-        if expected.is_none_or(|entry| entry.bytes != sums.len() as u64 || entry.sha256 != disk::sha256(&sums)) {
-            return Err(damaged(&sums_path, "is damaged: its checksum does not match".into()));
-        }
-        let (sums, _) = sums.as_chunks::<4>();
-        let mut sums = sums.iter().map(|&bytes| u32::from_le_bytes(bytes));
         let mut open = BTreeMap::new();
-        for (name, entry) in files.iter().filter(|(name, _)| *name != SUMS) {
-            let blocks = sums.by_ref().take(block_count(entry.bytes)).collect();
+        for (name, (entry, blocks)) in with_sums(folder, files)? {
             let path = folder.join(name);
             let file = CheckedFile::open(&path, entry.bytes, blocks).map_err(|e| match e {
                 Error::File { action, source, .. } => missing_or(action, &path, source),
                 other => other,
             })?;
-            open.insert(name.clone(), file);
+            open.insert(name.to_owned(), file);
         }
         Ok(Self { folder: folder.to_path_buf(), open })
     }
@@ -328,6 +321,25 @@ impl Files {
     fn rest(self) -> BTreeMap<String, CheckedFile> {
         self.open
     }
+}
+
+/// The files of a segment but for their checksums, each with those of its blocks.
+fn with_sums<'a>(
+    folder: &Path,
+    files: &'a BTreeMap<String, FileEntry>,
+) -> Result<BTreeMap<&'a str, (&'a FileEntry, Vec<u32>)>> {
+    let path = folder.join(SUMS);
+    let sums = std::fs::read(&path).map_err(|e| missing_or("read", &path, e))?;
+    let expected = files.get(SUMS);
+    if expected.is_none_or(|entry| entry.bytes != sums.len() as u64 || entry.sha256 != disk::sha256(&sums)) {
+        return Err(damaged(&path, "is damaged: its checksum does not match".into()));
+    }
+    let (sums, _) = sums.as_chunks::<4>();
+    let mut sums = sums.iter().map(|&bytes| u32::from_le_bytes(bytes));
+    let others = files.iter().filter(|(name, _)| *name != SUMS);
+    Ok(others
+        .map(|(name, entry)| (name.as_str(), (entry, sums.by_ref().take(block_count(entry.bytes)).collect())))
+        .collect())
 }
 
 /// A file error, or what a missing file of an index means.

@@ -4,16 +4,23 @@
 //! and text. An old index that cannot be read is no loss: everything is encoded.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::f16;
 
 use super::Index;
 use super::manifest::EncoderIdentity;
+use super::ruins::Ruins;
 use crate::types::Passage;
 
-/// The indexes that can be of use.
+/// What has vectors that can be of use.
 #[derive(Debug)]
-pub(crate) struct Previous(Vec<Index>);
+pub(crate) enum Previous {
+    /// Whole indexes.
+    Indexes(Vec<Index>),
+    /// A damaged one, which is repaired.
+    Ruins(Arc<Ruins>),
+}
 
 impl Previous {
     /// Of the index at `dir` and the others those with vectors of this encoder.
@@ -24,12 +31,21 @@ impl Previous {
             let old = index.dense().map(super::Dense::encoder);
             old.is_some_and(|old| old.fingerprint == encoder.fingerprint && old.dim == encoder.dim)
         };
-        Self(indexes.filter(fits).collect())
+        Self::Indexes(indexes.filter(fits).collect())
+    }
+
+    /// Of a damaged index.
+    pub(super) fn of(ruins: Arc<Ruins>) -> Self {
+        Self::Ruins(ruins)
     }
 
     /// The vector `[dim]` of this passage.
     pub fn vector(&self, passage: &Passage) -> Option<&[f16]> {
-        self.0.iter().find_map(|index| {
+        let indexes = match self {
+            Self::Indexes(indexes) => indexes,
+            Self::Ruins(ruins) => return ruins.vector(passage),
+        };
+        indexes.iter().find_map(|index| {
             let row = index.row_of(&passage.key).ok()??;
             let old = index.passage(row).ok()?;
             (old.title == passage.title && old.text == passage.text).then_some(())?;

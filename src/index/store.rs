@@ -61,7 +61,7 @@ fn metadata(passage: &Passage) -> String {
 }
 
 /// What a key is filed under: the first 8 bytes of its sha256, little-endian.
-fn key_hash(key: &str) -> u64 {
+pub(super) fn key_hash(key: &str) -> u64 {
     Sha256::digest(key.as_bytes()).iter().take(8).rev().fold(0, |hash, &byte| hash << 8 | u64::from(byte))
 }
 
@@ -152,12 +152,29 @@ fn written(path: &Path) -> impl FnOnce(ArrowError) -> Error {
     }
 }
 
+/// Hashes of all ids, sorted, and the row of each.
+#[derive(Debug)]
+struct KeyTable {
+    hashes: CheckedFile,
+    rows: CheckedFile,
+}
+
+impl KeyTable {
+    fn hash_at(&self, i: usize) -> Result<u64> {
+        Ok(self.hashes.numbers::<u64>(i, 1)?.first().copied().unwrap_or(u64::MAX))
+    }
+
+    fn row_at(&self, i: usize) -> Result<PassageId> {
+        Ok(PassageId(self.rows.numbers::<u32>(i, 1)?.first().copied().unwrap_or(u32::MAX)))
+    }
+}
+
 /// The stored passages, mapped.
 #[derive(Debug)]
 pub(super) struct Store {
     file: CheckedFile,
-    hashes: CheckedFile,
-    rows: CheckedFile,
+    /// The table from ids to rows; none where it could not be read, and passages are had by row alone.
+    keys: Option<KeyTable>,
     decoder: FileDecoder,
     blocks: Vec<Block>,
     /// Decoded batches, each made when first needed.
@@ -168,6 +185,15 @@ pub(super) struct Store {
 impl Store {
     /// Open a store over its three files. Reads the footer of the passage file and nothing else.
     pub fn open(file: CheckedFile, hashes: CheckedFile, rows: CheckedFile) -> Result<Self> {
+        let len = rows.len() / size_of::<u32>();
+        if hashes.len() != len * size_of::<u64>() {
+            return Err(damaged(hashes.path(), "does not hold as many ids as there are rows".into()));
+        }
+        Ok(Self { keys: Some(KeyTable { hashes, rows }), ..Self::open_texts(file, len)? })
+    }
+
+    /// Open the passage file of a store of `len` passages alone: they are had by row, and not by id.
+    pub fn open_texts(file: CheckedFile, len: usize) -> Result<Self> {
         let broken = |problem: &str| damaged(file.path(), format!("is not a passage store: {problem}"));
         let trailer = file.len().checked_sub(10).ok_or_else(|| broken("it is too short"))?;
         let mut tail = [0; 10];
@@ -186,11 +212,10 @@ impl Store {
         let blocks: Vec<Block> = footer.recordBatches().map(|b| b.iter().copied().collect()).unwrap_or_default();
         let decoder = FileDecoder::new(Arc::new(found), footer.version()).with_require_alignment(true);
         let batches = std::iter::repeat_with(OnceLock::new).take(blocks.len()).collect();
-        let len = rows.len() / size_of::<u32>();
-        if hashes.len() != len * size_of::<u64>() || len.div_ceil(BATCH) != blocks.len() {
+        if len.div_ceil(BATCH) != blocks.len() {
             return Err(broken("it does not hold as many passages as its key table"));
         }
-        Ok(Self { file, hashes, rows, decoder, blocks, batches, len })
+        Ok(Self { file, keys: None, decoder, blocks, batches, len })
     }
 
     /// Number of passages.
@@ -239,24 +264,24 @@ impl Store {
 
     /// The row of a corpus id.
     pub fn row_of(&self, key: &str) -> Result<Option<PassageId>> {
-        let hash = key_hash(key);
+        let (keys, hash) = (self.keys()?, key_hash(key));
         let (mut low, mut high) = (0, self.len);
         while low < high {
             let middle = low.midpoint(high);
-            if self.hash_at(middle)? < hash { low = middle + 1 } else { high = middle }
+            if keys.hash_at(middle)? < hash { low = middle + 1 } else { high = middle }
         }
-        while low < self.len && self.hash_at(low)? == hash {
-            let row = self.rows.numbers::<u32>(low, 1)?.first().copied().unwrap_or(u32::MAX);
-            if self.key(PassageId(row))? == key {
-                return Ok(Some(PassageId(row)));
+        while low < self.len && keys.hash_at(low)? == hash {
+            let row = keys.row_at(low)?;
+            if self.key(row)? == key {
+                return Ok(Some(row));
             }
             low += 1;
         }
         Ok(None)
     }
 
-    fn hash_at(&self, i: usize) -> Result<u64> {
-        Ok(self.hashes.numbers::<u64>(i, 1)?.first().copied().unwrap_or(u64::MAX))
+    fn keys(&self) -> Result<&KeyTable> {
+        self.keys.as_ref().ok_or_else(|| damaged(self.file.path(), "was opened without its table of ids".into()))
     }
 
     /// Fail if two passages share a key, given the sorted key table.
@@ -273,12 +298,12 @@ impl Store {
 
     /// A key that is in both stores. Both tables are sorted, so each is gone through once.
     fn common_key(&self, other: &Self) -> Result<Option<&str>> {
+        let (ours, others) = (self.keys()?, other.keys()?);
         let (mut here, mut there) = (0, 0);
         while here < self.len && there < other.len {
-            let (hash, theirs) = (self.hash_at(here)?, other.hash_at(there)?);
+            let (hash, theirs) = (ours.hash_at(here)?, others.hash_at(there)?);
             if hash == theirs {
-                let row = self.rows.numbers::<u32>(here, 1)?.first().copied().unwrap_or(u32::MAX);
-                let key = self.key(PassageId(row))?;
+                let key = self.key(ours.row_at(here)?)?;
                 if other.row_of(key)?.is_some() {
                     return Ok(Some(key));
                 }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use half::f16;
@@ -28,6 +29,7 @@ use super::manifest::{
     CorpusSettings, EncoderIdentity, FORMAT, FileEntry, GraphSettings, Manifest, SegmentEntry, generation_name,
 };
 use super::previous::Previous;
+use super::ruins::Ruins;
 use super::site::Site;
 pub use super::site::refuse_existing;
 use super::store::{Store, StoreWriter, refuse_twins};
@@ -184,7 +186,7 @@ pub(super) fn write(
 ) -> Result<BuildReport> {
     let mut site = Site::prepare(dir, options.overwrite)?;
     let report = BuildReport::default();
-    let mut writer = Writer { dir, first: site.next, generation: site.next, options, progress, report };
+    let mut writer = Writer { dir, first: site.next, generation: site.next, options, progress, report, ruins: None };
     let result = work(&mut writer);
     let left = site.leave(result.as_ref().ok(), options.keep_encode_cache);
     let (manifest, report) = (result?, writer.report);
@@ -204,9 +206,16 @@ pub(super) struct Writer<'a> {
     options: &'a BuildOptions,
     progress: &'a dyn Progress,
     report: BuildReport,
+    /// A damaged index whose vectors are taken over where they can be read.
+    ruins: Option<Arc<Ruins>>,
 }
 
 impl Writer<'_> {
+    /// Take over what vectors can be read of a damaged index.
+    pub fn take_over(&mut self, ruins: Arc<Ruins>) {
+        self.ruins = Some(ruins);
+    }
+
     fn folder(&self) -> PathBuf {
         self.dir.join(generation_name(self.generation))
     }
@@ -347,7 +356,10 @@ impl Writer<'_> {
     fn encode(&mut self, store: &Store, encode: &mut Encode, encoder: &EncoderIdentity) -> Result<Codes> {
         let (total, dim) = (store.len(), encoder.dim);
         let cache = EncodeCache::open(self.dir, &encoder.fingerprint, dim)?;
-        let previous = Previous::open(self.dir, &self.options.vectors_from, encoder);
+        let previous = match &self.ruins {
+            Some(ruins) => Previous::of(ruins.clone()),
+            None => Previous::open(self.dir, &self.options.vectors_from, encoder),
+        };
         let path = self.folder().join(HALVES);
         let mut halves = BufWriter::with_capacity(1 << 18, File::create(&path).map_err(Error::file("create", &path))?);
         let mut codes = Codes { dim, codes: Vec::with_capacity(total * dim), scales: Vec::with_capacity(total) };

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use nunatak::error::{Error, Result};
 use nunatak::index::change::{Known, add, compact, delete, merge};
+use nunatak::index::repair::repair;
 use nunatak::index::writer::BuildOptions;
 use nunatak::index::{Index, verify};
 use nunatak::progress::Quiet;
 use nunatak::types::{Passage, PassageId};
 
-use super::{build_of, build_with, built, encode, ids, mix, options, passage, renewed, vector_of, word};
+use super::{build_of, build_with, built, copy, encode, ids, mix, options, passage, renewed, vector_of, word};
 
 /// Flip bits here and there, cut, and remove every file in turn: nothing may panic, nothing wrong may be
 /// read, and verify must name the file.
@@ -48,6 +49,100 @@ fn damage_anywhere_is_named_and_never_read() {
     }
     assert_eq!(answers(&dir).unwrap(), whole);
     assert_eq!(verify::verify(&dir, &Quiet).unwrap().damage, []);
+}
+
+/// Every file in turn flipped, cut and removed: a repair makes the index that a compaction would have made, but for passages that
+/// nobody can read any more.
+#[test]
+fn a_damaged_index_is_made_whole_of_what_can_be_read() {
+    let (parent, dir) = built(700);
+    let mut more = |sink: &mut dyn FnMut(Passage) -> Result<()>| {
+        (600..640).try_for_each(|n| sink(renewed(n)))?;
+        (700..802).try_for_each(|n| sink(passage(n)))
+    };
+    add(&dir, &mut more, Known::Replace, Some(&mut encode), &options(), &Quiet).unwrap();
+    delete(&dir, &["p703".to_owned(), "p1".to_owned()], &options(), &Quiet).unwrap();
+    let expected = parent.path().join("expected");
+    copy(&dir, &expected);
+    let hopeless = &mut |_: &[String]| panic!("all vectors are at hand");
+    assert_eq!(repair(&expected, false, hopeless, &options(), &Quiet).unwrap().build, None, "it is whole");
+    compact(&expected, &options(), &Quiet).unwrap();
+    let (whole, all) = (answers(&expected).unwrap(), passages_of(&expected));
+    let names: Vec<String> = Index::open(&dir).unwrap().manifest().files().map(|(name, _)| name).collect();
+    for name in names {
+        let bytes = std::fs::read(dir.join(&name)).unwrap();
+        let mut flipped = bytes.clone();
+        flipped[bytes.len() / 2] ^= 8;
+        let damages = [Some(flipped.as_slice()), Some(&bytes[..bytes.len() / 2]), None];
+        for (how, left) in ["flipped", "cut", "removed"].into_iter().zip(damages) {
+            let what = format!("{name} {how}");
+            let hurt = parent.path().join("hurt");
+            copy_over(&dir, &hurt);
+            std::fs::remove_file(hurt.join(&name)).unwrap();
+            if let Some(left) = left {
+                std::fs::write(hurt.join(&name), left).unwrap();
+            }
+            let (texts, deletions) = (name.ends_with("passages.arrow"), name.ends_with("deleted.bits"));
+            let mut encoded = 0;
+            let counting = &mut |texts: &[String]| {
+                encoded += texts.len();
+                encode(texts)
+            };
+            if texts || deletions {
+                let before = listing(&hurt);
+                let refused = repair(&hurt, false, counting, &options(), &Quiet).unwrap_err();
+                assert!(refused.to_string().contains("cannot be read any more"), "{what}: {refused}");
+                assert!(refused.hint().unwrap().contains("--accept-loss"));
+                assert_eq!(listing(&hurt), before, "{what}: refused, and yet changed");
+            }
+            let report = repair(&hurt, texts || deletions, counting, &options(), &Quiet).unwrap();
+            assert_eq!(report.damage.iter().map(|d| d.file.as_str()).collect::<Vec<_>>(), [&name], "{what}");
+            assert_eq!(verify::verify(&hurt, &Quiet).unwrap().damage, [], "{what}");
+            let left = passages_of(&hurt);
+            if texts {
+                assert!(report.lost > 0 && left.len() as u64 == 800 - report.lost, "{what}: {}", report.lost);
+                assert!(how != "flipped" || report.lost <= 256, "{what}: its neighbours can be read");
+                assert!(left.iter().all(|passage| all.contains(passage)), "{what}");
+                continue;
+            }
+            if deletions {
+                // Two were deleted; of those that were replaced the new ones count.
+                assert_eq!((report.undeleted, left.len()), (2, 802), "{what}");
+                assert!(all.iter().all(|passage| left.contains(passage)), "{what}");
+                continue;
+            }
+            assert_eq!((report.lost, report.undeleted), (0, 0), "{what}");
+            assert_eq!(left, all, "{what}");
+            assert_eq!(answers(&hurt).unwrap(), whole, "{what}");
+            assert!(encoded == 0 || name.ends_with("vectors.f16"), "{what}: {encoded} encoded");
+            assert!(how != "flipped" || encoded < 100, "{what}: {encoded} encoded");
+        }
+    }
+}
+
+fn passages_of(dir: &Path) -> Vec<Passage> {
+    let index = Index::open(dir).unwrap();
+    index.passages().map(|row| index.passage(row).unwrap()).collect()
+}
+
+/// Names and lengths of all files of an index, in order.
+fn listing(dir: &Path) -> Vec<(std::path::PathBuf, u64)> {
+    let mut files: Vec<_> = walkdir::WalkDir::new(dir)
+        .into_iter()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_type().is_file())
+        .map(|entry| (entry.path().to_path_buf(), entry.metadata().unwrap().len()))
+        .collect();
+    files.sort();
+    files
+}
+
+/// Copy an index in the place of what is there.
+fn copy_over(from: &Path, to: &Path) {
+    if to.exists() {
+        std::fs::remove_dir_all(to).unwrap();
+    }
+    copy(from, to);
 }
 
 /// Replace a file by a new one: who has the old one mapped keeps it.
