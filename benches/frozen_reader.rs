@@ -83,7 +83,7 @@ fn main() {
         println!("usage: cargo bench --bench frozen_reader -- INDEX QUESTIONS N OUT.jsonl");
         return;
     };
-    let questions = dataset::read(Path::new(questions), 0).unwrap().questions;
+    let questions = dataset::read(Path::new(questions), 0, &Quiet).unwrap().questions;
     let questions = &questions[..questions.len().min(n.parse().unwrap())];
     let lines = || -> Vec<Line> {
         let text = std::fs::read_to_string(out).unwrap_or_default();

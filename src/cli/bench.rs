@@ -7,9 +7,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use crate::cli::Globals;
-use crate::cli::eval::read_questions;
 use crate::cli::output::{self, BOLD, DIM};
 use crate::error::{Error, Result};
+use crate::eval::dataset;
 use crate::eval::load::{self, LoadReport, Shape, Target};
 use crate::plot::{Chart, Series, Stroke, lines};
 
@@ -93,7 +93,7 @@ fn serve(args: &BenchServeArgs, globals: &Globals) -> Result<()> {
         ));
     }
     let progress = globals.progress();
-    let questions = read_questions(&args.questions, args.skip_bad, progress.as_ref())?.questions;
+    let questions = dataset::read(&args.questions, args.skip_bad, progress.as_ref())?.questions;
     let (path, more) = match args.route {
         Route::Search => ("search", json!({"k": 10})),
         Route::Answer => ("answer", json!({})),

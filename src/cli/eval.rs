@@ -5,7 +5,7 @@
 mod open;
 mod tasks;
 
-pub(super) use tasks::{open_prompts, read_tasks};
+pub(super) use tasks::open_prompts;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::cli::output;
 use crate::cli::pipeline_args::{ReadingArgs, RetrievalArgs, merge, merge_reading};
 use crate::error::{Error, Result};
 use crate::eval::compare::compare;
-use crate::eval::dataset::{self, Dataset, Question};
+use crate::eval::dataset::{self, Question};
 use crate::eval::fit;
 use crate::eval::gate;
 use crate::eval::out_dir::Existing;
@@ -341,7 +341,7 @@ pub fn run_with(
         }
         (None, Some(args)) => {
             let options = args.options()?;
-            let dataset = read_questions(&args.questions, args.skip_bad, progress)?;
+            let dataset = dataset::read(&args.questions, args.skip_bad, progress)?;
             let Bench { setup, mut answer } = open(args)?;
             note_calibration(&setup, &dataset.sha256, progress);
             let report = run::run(&dataset, setup, &args.out, &options, &mut *answer, progress)?;
@@ -356,15 +356,6 @@ pub fn run_with(
         Err(error) if output::is_closed_pipe(&error) => Ok(()),
         done => done.map_err(Error::file("write", "standard output")),
     }
-}
-
-/// Questions, and a word about the bad lines among them that were left out.
-pub(super) fn read_questions(path: &Path, skip_bad: usize, progress: &dyn Progress) -> Result<Dataset> {
-    let dataset = dataset::read(path, skip_bad)?;
-    if dataset.skipped > 0 {
-        progress.note(&format!("{} bad lines of {} left out", dataset.skipped, path.display()));
-    }
-    Ok(dataset)
 }
 
 /// Say what stands between the confidences and being probabilities.

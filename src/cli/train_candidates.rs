@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::cli::Globals;
-use crate::cli::eval::{at_least_one, open_prompts, read_tasks};
+use crate::cli::eval::{at_least_one, open_prompts};
 use crate::cli::output;
 use crate::cli::pipeline_args::DEFAULT_LM;
 use crate::error::{Error, Result};
 use crate::eval::candidates::{self, Sampling};
+use crate::eval::task_set;
 use crate::read::lm::FrozenLm;
 use crate::runtime::setup;
 
@@ -66,7 +67,7 @@ pub fn run(args: &CandidatesArgs, globals: &Globals) -> Result<()> {
     output::check_new(&args.out, args.overwrite)?;
     let (options, progress) = (globals.runtime(), globals.progress());
     let progress = progress.as_ref();
-    let set = read_tasks(&args.tasks, args.skip_bad, progress)?.select(&args.only, &[])?;
+    let set = task_set::read(&args.tasks, args.skip_bad, progress)?.select(&args.only, &[])?;
     let model = setup::model(&args.lm, &options, progress)?;
     let mut lm = FrozenLm::open(&model, &options)?;
     let precision = setup::default_precision(&options, progress)?;

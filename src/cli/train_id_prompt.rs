@@ -86,7 +86,7 @@ struct GeneratorArgs {
     /// Words that every prompt begins as [default: a sentence that says to do what the input asks]
     #[arg(long, value_name = "TEXT")]
     init_words: Option<String>,
-    /// A soft prompt (of id-prompt --shared) that what is written begins as, in place of words
+    /// A soft prompt in a file (a shared one was learned) that what is written begins as, in place of words
     #[arg(long, value_name = "FILE", conflicts_with = "init_words")]
     init_prompt: Option<PathBuf>,
     /// A module of the same kind to go on from
@@ -137,8 +137,8 @@ impl GeneratorArgs {
         Ok(())
     }
 
-    fn set(&self) -> Result<TaskSet> {
-        task_set::read(&self.tasks, self.training.skip_bad)?.select(&self.only, &self.without)
+    fn set(&self, progress: &dyn Progress) -> Result<TaskSet> {
+        task_set::read(&self.tasks, self.training.skip_bad, progress)?.select(&self.only, &self.without)
     }
 
     fn run(&self, on: Device, shared: bool, encoder: Option<&str>) -> Result<TaskPromptRun> {
@@ -203,11 +203,11 @@ fn encoder_folder(name: &str, options: &RuntimeOptions, progress: &dyn Progress)
 
 fn train(args: &GeneratorArgs, shared: bool, encoder: Option<&str>, globals: &Globals) -> Result<()> {
     args.check()?;
-    let set = if args.index.is_some() { None } else { Some(args.set()?) };
-    let run = args.run(globals.device, shared, encoder)?;
-    let device = device::open(globals.device)?;
     let (options, progress) = (globals.runtime_on_cpu(), globals.progress());
     let progress = progress.as_ref();
+    let set = if args.index.is_some() { None } else { Some(args.set(progress)?) };
+    let run = args.run(globals.device, shared, encoder)?;
+    let device = device::open(globals.device)?;
     let model = setup::locate(&args.lm, &options, progress)?;
     let lm = lm_weights(&model, args.weights.as_deref(), &options, progress)?;
     let encoder = encoder.map(|name| encoder_folder(name, &options, progress)).transpose()?;

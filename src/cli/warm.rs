@@ -8,10 +8,11 @@ use serde::Serialize;
 
 use crate::cli::Globals;
 use crate::cli::engine;
-use crate::cli::eval::{at_least_one, read_questions};
+use crate::cli::eval::at_least_one;
 use crate::cli::output::{self, GOOD};
 use crate::cli::pipeline_args::{DEFAULT_LM, ReadingArgs, RetrievalArgs};
 use crate::error::{Error, Result};
+use crate::eval::dataset;
 use crate::milvus::Address;
 use crate::pipeline::{Pipeline, no_reader};
 use crate::progress::{Progress, check_interrupt};
@@ -135,7 +136,7 @@ fn wanted(args: &WarmArgs, pipeline: &mut Pipeline, progress: &dyn Progress) -> 
         rows.extend(pieces);
     }
     for path in &args.questions {
-        let questions = read_questions(path, args.skip_bad, progress)?.questions;
+        let questions = dataset::read(path, args.skip_bad, progress)?.questions;
         progress.start("finding passages", Some(questions.len() as u64), "questions");
         for question in questions {
             check_interrupt(|| "nothing was changed".to_owned())?;

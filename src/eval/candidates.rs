@@ -13,8 +13,11 @@ use crate::error::Result;
 use crate::eval::task_set::{TaskExample, TaskSet, draw, input_tokens};
 use crate::eval::tasks::Prompts;
 use crate::progress::{Progress, check_interrupt};
-use crate::read::decode::Decoding;
+use crate::read::decode::{Decoding, Generation};
 use crate::read::lm::{FrozenLm, Prompt};
+
+/// Examples that are answered at once: a step of decoding reads all weights, for one row as for many.
+const TOGETHER: usize = 8;
 
 /// How candidates are sampled.
 #[derive(Debug, Clone, Copy)]
@@ -57,18 +60,19 @@ pub fn write(
     progress.start("sampling", Some(total as u64), "examples");
     for (name, task) in &set.tasks {
         for (split, examples) in ["train", "test"].into_iter().zip(splits(name)) {
-            for example in draw(examples, sampling.per_task, sampling.seed) {
+            for examples in draw(examples, sampling.per_task, sampling.seed).chunks(TOGETHER) {
                 check_interrupt(|| "nothing was written".to_owned())?;
-                let candidates = sample(name, example, lm, prompts, sampling)?;
-                let TaskExample { id, question, input, target, answers, choices, .. } = example;
-                // Both passes know an example by the same names, or their runs could not be compared.
-                let mut line = json!({"id": id, "question": question, "input": with_candidates(input, &candidates),
-                    "target": target, "answers": answers, "task": name, "cluster": task.cluster, "split": split});
-                if !choices.is_empty() {
-                    line["choices"] = json!(choices);
+                for (example, candidates) in examples.iter().zip(sample(name, examples, lm, prompts, sampling)?) {
+                    let TaskExample { id, question, input, target, answers, choices, .. } = example;
+                    // Both passes know an example by the same names, or their runs could not be compared.
+                    let mut line = json!({"id": id, "question": question, "input": with_candidates(input, &candidates),
+                        "target": target, "answers": answers, "task": name, "cluster": task.cluster, "split": split});
+                    if !choices.is_empty() {
+                        line["choices"] = json!(choices);
+                    }
+                    lines += &format!("{line}\n");
                 }
-                lines += &format!("{line}\n");
-                progress.advance(1);
+                progress.advance(examples.len() as u64);
             }
         }
     }
@@ -77,33 +81,40 @@ pub fn write(
     Ok(total)
 }
 
-/// The greedy answer to an input and further sampled ones, each once, the greedy one first.
+/// The greedy answer to each input and further sampled ones, each once, the greedy one first.
 fn sample(
     task: &str,
-    example: &TaskExample,
+    examples: &[&TaskExample],
     lm: &mut FrozenLm,
     prompts: &mut Prompts,
     sampling: Sampling,
-) -> Result<Vec<String>> {
-    let prefix = prompts.before(task, &example.input, lm)?;
-    let (tail, _) = input_tokens(lm.tokenizer(), &example.input, sampling.window)?;
-    let prompt = Prompt { prefix, passages: Vec::new(), tail };
-    let greedy = Decoding { max_new_tokens: sampling.longest, ..Decoding::default() };
-    // Each example draws from a seed of its own, or all would make the same choices.
-    let seed = sampling.seed.wrapping_mul(0x9e37_79b9).wrapping_add(example.line);
-    let sampled = Decoding { temperature: sampling.temperature, seed, ..greedy.clone() };
-    let mut answers = lm.generate(std::slice::from_ref(&prompt), &greedy, None, &mut |_, _| {})?.0;
-    let further = vec![prompt; sampling.samples.saturating_sub(1)];
-    answers.extend(lm.generate(&further, &sampled, None, &mut |_, _| {})?.0);
-    let mut candidates: Vec<String> = Vec::new();
-    for answer in answers {
-        // What separates candidates cannot be in one.
-        let text = answer.text.replace(';', ",").trim().to_owned();
-        if !text.is_empty() && !candidates.contains(&text) {
-            candidates.push(text);
-        }
+) -> Result<Vec<Vec<String>>> {
+    let mut asked = Vec::with_capacity(examples.len());
+    for example in examples {
+        let prefix = prompts.before(task, &example.input, lm)?;
+        let (tail, _) = input_tokens(lm.tokenizer(), &example.input, sampling.window)?;
+        asked.push(Prompt { prefix, passages: Vec::new(), tail });
     }
-    Ok(candidates)
+    let greedy = Decoding { max_new_tokens: sampling.longest, ..Decoding::default() };
+    // Those that are written together draw from streams of their own; others need another seed, or would make the same choices.
+    let seed = sampling.seed.wrapping_mul(0x9e37_79b9).wrapping_add(examples.first().map_or(0, |e| e.line));
+    let sampled = Decoding { temperature: sampling.temperature, seed, ..greedy.clone() };
+    let further = sampling.samples.saturating_sub(1);
+    let many: Vec<Prompt> = asked.iter().flat_map(|prompt| std::iter::repeat_n(prompt.clone(), further)).collect();
+    let first = lm.generate(&asked, &greedy, None, &mut |_, _| {})?.0;
+    let mut others = lm.generate(&many, &sampled, None, &mut |_, _| {})?.0.into_iter();
+    let of_one = |first: Generation| {
+        let mut candidates: Vec<String> = Vec::new();
+        for answer in std::iter::once(first).chain(others.by_ref().take(further)) {
+            // What separates candidates cannot be in one.
+            let text = answer.text.replace(';', ",").trim().to_owned();
+            if !text.is_empty() && !candidates.contains(&text) {
+                candidates.push(text);
+            }
+        }
+        candidates
+    };
+    Ok(first.into_iter().map(of_one).collect())
 }
 
 #[cfg(test)]

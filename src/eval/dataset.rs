@@ -19,6 +19,8 @@ use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::eval::judgements;
 use crate::eval::ranking::Gold;
+use crate::eval::skips::Skips;
+use crate::progress::Progress;
 
 /// A question with what is known of its answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,13 +48,13 @@ pub struct Dataset {
     pub skipped: usize,
 }
 
-/// Read the questions at `path`, leaving out up to `skip_bad` lines that are no questions.
+/// Read the questions at `path`, leaving out up to `skip_bad` lines that are no questions, which `progress` is told.
 ///
 /// # Errors
 /// [`Error::BadLine`] for the first bad line too many (a record of a JSON array counts as a line), for a
 /// judgement that is none, and for an id that comes twice; [`Error::BadFile`] for an array that is none, and when nothing is left.
-pub fn read(path: &Path, skip_bad: usize) -> Result<Dataset> {
-    let mut reader = Reader { hash: Sha256::new(), skip_bad, skipped: 0 };
+pub fn read(path: &Path, skip_bad: usize, progress: &dyn Progress) -> Result<Dataset> {
+    let mut reader = Reader { hash: Sha256::new(), skips: Skips::new(skip_bad, progress) };
     let questions = match judgements::locate(path)? {
         Some((queries, judgements)) => {
             let questions = reader.questions(&queries)?;
@@ -66,17 +68,16 @@ pub fn read(path: &Path, skip_bad: usize) -> Result<Dataset> {
         return Err(Error::bad_file(path, "there are no questions in it", hint));
     }
     let sha256 = hex(&reader.hash.finalize());
-    Ok(Dataset { questions, path: path.to_path_buf(), sha256, skipped: reader.skipped })
+    Ok(Dataset { questions, path: path.to_path_buf(), sha256, skipped: reader.skips.end() })
 }
 
 /// What goes on while files are read.
-struct Reader {
+struct Reader<'a> {
     hash: Sha256,
-    skip_bad: usize,
-    skipped: usize,
+    skips: Skips<'a>,
 }
 
-impl Reader {
+impl Reader<'_> {
     fn questions(&mut self, path: &Path) -> Result<Vec<Question>> {
         let bytes = self.bytes(path)?;
         let mut questions = Vec::new();
@@ -93,8 +94,7 @@ impl Reader {
                     seen.insert(question.id.clone(), line);
                     questions.push(question);
                 }
-                Err(_) if self.skipped < self.skip_bad => self.skipped += 1,
-                Err(problem) => return Err(Error::BadLine { path: path.to_path_buf(), line, problem }),
+                Err(problem) => self.skips.leave_out(path, line, problem)?,
             }
         }
         Ok(questions)
@@ -110,8 +110,7 @@ impl Reader {
                     all.entry(question.to_owned()).or_default().insert(document.to_owned(), grade);
                 }
                 Ok(None) => {}
-                Err(_) if self.skipped < self.skip_bad => self.skipped += 1,
-                Err(problem) => return Err(Error::BadLine { path: path.to_path_buf(), line, problem }),
+                Err(problem) => self.skips.leave_out(path, line, problem)?,
             }
         }
         Ok(all)
@@ -244,12 +243,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::progress::Quiet;
 
     fn read_text(name: &str, text: &[u8], skip_bad: usize) -> Result<Dataset> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        read(&path, skip_bad)
+        read(&path, skip_bad, &Quiet)
     }
 
     fn problem(text: &[u8]) -> String {
@@ -319,20 +319,20 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         std::fs::write(at("queries.jsonl"), "{\"_id\": \"1\", \"text\": \"q\"}\n{\"_id\": \"2\", \"text\": \"r\"}\n")
             .unwrap();
-        assert!(read(folder.path(), 0).is_err(), "no judgements at all");
+        assert!(read(folder.path(), 0, &Quiet).is_err(), "no judgements at all");
         std::fs::create_dir(at("qrels")).unwrap();
         std::fs::write(at("qrels/test.tsv"), "query-id\tcorpus-id\tscore\n2\td\t2\n2\te\t0\n").unwrap();
         std::fs::write(at("qrels/dev.tsv"), "1 0 d 1\n").unwrap();
-        let test = read(folder.path(), 0).unwrap();
+        let test = read(folder.path(), 0, &Quiet).unwrap();
         assert_eq!(test.questions.len(), 1);
         assert_eq!(test.questions[0].gold, Some(Gold::from([("d".to_owned(), 2)])));
-        let dev = read(&at("qrels/dev.tsv"), 0).unwrap();
+        let dev = read(&at("qrels/dev.tsv"), 0, &Quiet).unwrap();
         assert_eq!(dev.questions[0].id, "1");
         assert_ne!(dev.sha256, test.sha256);
         std::fs::write(at("qrels/dev.tsv"), "1\td\t1\n1\te\tyes\n").unwrap();
-        let error = read(&at("qrels/dev.tsv"), 0).unwrap_err().to_string();
+        let error = read(&at("qrels/dev.tsv"), 0, &Quiet).unwrap_err().to_string();
         assert!(error.ends_with("dev.tsv:2: the grade is no whole number: yes"), "{error}");
-        assert_eq!(read(&at("qrels/dev.tsv"), 1).unwrap().skipped, 1);
+        assert_eq!(read(&at("qrels/dev.tsv"), 1, &Quiet).unwrap().skipped, 1);
     }
 
     proptest! {
@@ -347,7 +347,7 @@ mod tests {
                 let folder = tempfile::tempdir().unwrap();
                 std::fs::write(folder.path().join("queries.jsonl"), "{\"id\": \"a\", \"text\": \"q\"}").unwrap();
                 std::fs::write(folder.path().join("qrels.tsv"), text).unwrap();
-                if let Ok(set) = read(folder.path(), 0) {
+                if let Ok(set) = read(folder.path(), 0, &Quiet) {
                     prop_assert!(set.questions.iter().all(|q| q.gold.as_ref().is_some_and(|g| g.values().all(|v| *v > 0))));
                 }
             }

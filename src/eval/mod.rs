@@ -30,6 +30,7 @@ pub mod report;
 pub mod rouge;
 pub mod run;
 pub mod selective;
+mod skips;
 pub mod sweep;
 mod table;
 pub mod task_set;

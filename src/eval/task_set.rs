@@ -17,6 +17,8 @@ use sha2::{Digest, Sha256};
 use crate::digest::hex;
 use crate::error::{Error, Result};
 use crate::eval::dataset::{records, unpacked};
+use crate::eval::skips::Skips;
+use crate::progress::Progress;
 use crate::read::template::answer_line;
 use crate::runtime::tokenizer::TextTokenizer;
 
@@ -65,12 +67,13 @@ pub struct TaskSet {
 /// who wants to choose settings on them.
 const MEASURING: [&str; 6] = ["test", "val", "validation", "dev", "dev32", "all"];
 
-/// Read task files, and the files in folders whose names end like one's, leaving out up to `skip_bad` bad lines.
+/// Read task files, and the files in folders whose names end like one's, leaving out up to `skip_bad` bad lines, which `progress` is
+/// told.
 ///
 /// # Errors
 /// [`Error::BadLine`] for the first bad line too many; [`Error::BadFile`] when a file or folder holds no task.
-pub fn read(paths: &[PathBuf], skip_bad: usize) -> Result<TaskSet> {
-    let (mut hash, mut skipped) = (Sha256::new(), 0);
+pub fn read(paths: &[PathBuf], skip_bad: usize, progress: &dyn Progress) -> Result<TaskSet> {
+    let (mut hash, mut skips) = (Sha256::new(), Skips::new(skip_bad, progress));
     let mut splits: BTreeMap<String, (String, BTreeMap<String, Vec<TaskExample>>)> = BTreeMap::new();
     for file in files(paths)? {
         let bytes = unpacked(&file, &mut hash)?;
@@ -82,8 +85,7 @@ pub fn read(paths: &[PathBuf], skip_bad: usize) -> Result<TaskSet> {
                     of_task.entry(split).or_default().push(example);
                     found = true;
                 }
-                Err(_) if skipped < skip_bad => skipped += 1,
-                Err(problem) => return Err(Error::BadLine { path: file, line, problem }),
+                Err(problem) => skips.leave_out(&file, line, problem)?,
             }
         }
         if !found {
@@ -98,7 +100,7 @@ pub fn read(paths: &[PathBuf], skip_bad: usize) -> Result<TaskSet> {
             (name, Task { cluster, train: train.collect(), test })
         })
         .collect();
-    Ok(TaskSet { tasks, sha256: hex(&hash.finalize()), skipped })
+    Ok(TaskSet { tasks, sha256: hex(&hash.finalize()), skipped: skips.end() })
 }
 
 impl TaskSet {
@@ -214,6 +216,7 @@ fn example(record: &Map<String, Value>, line: u64) -> Result<(String, String, St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Quiet;
 
     fn written(lines: &str) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -231,7 +234,7 @@ mod tests {
     #[test]
     fn training_and_measuring_splits_are_told_apart() {
         let (dir, _) = written(LINES);
-        let set = read(&[dir.path().to_path_buf()], 0).unwrap();
+        let set = read(&[dir.path().to_path_buf()], 0, &Quiet).unwrap();
         let inputs = |e: &[TaskExample]| e.iter().map(|e| e.input.clone()).collect::<Vec<_>>();
         let t = &set.tasks["t"];
         assert_eq!((inputs(&t.train), inputs(&t.test), t.cluster.as_str()), (vec!["a".into()], vec!["d".into()], "c"));
@@ -250,20 +253,20 @@ mod tests {
     fn a_bad_line_is_named() {
         let bad = r#"{"input": "a", "target": "maybe", "task": "t", "split": "train", "choices": ["yes", "no"]}"#;
         let (_dir, path) = written(&format!("{LINES}{bad}\n"));
-        let error = read(std::slice::from_ref(&path), 0).unwrap_err().to_string();
+        let error = read(std::slice::from_ref(&path), 0, &Quiet).unwrap_err().to_string();
         assert!(
             error.contains("tasks.jsonl") && error.contains('5') && error.contains("none of the choices"),
             "{error}"
         );
-        assert_eq!(read(&[path], 1).unwrap().skipped, 1);
+        assert_eq!(read(&[path], 1, &Quiet).unwrap().skipped, 1);
         let (_dir, empty) = written("\n");
-        assert!(read(&[empty], 0).unwrap_err().to_string().contains("no tasks"));
+        assert!(read(&[empty], 0, &Quiet).unwrap_err().to_string().contains("no tasks"));
     }
 
     #[test]
     fn a_draw_depends_on_the_seed_alone() {
         let (_dir, path) = written(LINES);
-        let set = read(&[path], 0).unwrap();
+        let set = read(&[path], 0, &Quiet).unwrap();
         let examples: Vec<TaskExample> =
             (0..50).map(|line| TaskExample { line, ..set.tasks["t"].train[0].clone() }).collect();
         let lines = |seed| draw(&examples, 10, seed).iter().map(|e| e.line).collect::<Vec<_>>();

@@ -67,7 +67,7 @@ pub fn train(
     let template = Arc::new(Template::new(TemplateKind::Plain, shape, &tokenizer, &model.name())?);
     let index = Arc::new(Index::open(&run.index)?);
     let datasets: Vec<Dataset> =
-        run.questions.iter().map(|path| dataset::read(path, run.skip_bad)).collect::<Result<_>>()?;
+        run.questions.iter().map(|path| dataset::read(path, run.skip_bad, progress)).collect::<Result<_>>()?;
     progress.start("finding answers in passages", None, "");
     let (windows, intake) = Windows::new(&datasets, &index, &tokenizer, &template, &run.windows)?;
     progress.finish();

@@ -127,7 +127,7 @@ pub struct Intake {
 /// What reading, mining, the trainer and the exporter say. Nothing is published before training is over.
 pub fn train(run: &RerankerRun, parts: Parts, out: &Path, resume: bool, progress: &dyn Progress) -> Result<RunRecord> {
     std::fs::create_dir_all(out).map_err(Error::file("create", out))?;
-    let read = |path: &PathBuf| dataset::read(path, run.skip_bad);
+    let read = |path: &PathBuf| dataset::read(path, run.skip_bad, progress);
     let datasets: Vec<Dataset> = run.questions.iter().map(read).collect::<Result<_>>()?;
     let dev_set = run.dev_questions.as_ref().map(read).transpose()?;
     let (train, dev) = choose(run, &datasets, dev_set.as_ref());

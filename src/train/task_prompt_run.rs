@@ -343,7 +343,7 @@ fn windows(
         return Ok((train, dev, mix, data));
     }
     let sets: Vec<Dataset> =
-        reading.questions.iter().map(|path| dataset::read(path, reading.skip_bad)).collect::<Result<_>>()?;
+        reading.questions.iter().map(|path| dataset::read(path, reading.skip_bad, progress)).collect::<Result<_>>()?;
     progress.start("finding answers in passages", None, "");
     let (windows, intake) = Windows::new(&sets, &index, lm, template, &reading.windows)?;
     progress.finish();

@@ -123,6 +123,12 @@ fn records_that_are_left_out_are_named() {
         assert!(said.contains("skipped: ") && said.contains("new.jsonl:2: "), "{said}");
         assert!(said.contains("skipped: 12 records in all"), "{said}");
     }
+    fs::write(folder.path().join("q.jsonl"), format!("{{\"question\": \"what is fine\"}}\n{bad}")).unwrap();
+    let mut command = nunatak(folder.path());
+    command.args(["eval", "--index", "ix", "--mode", "bm25", "--reader", "none", "--rerank", "none", "--out", "run"]);
+    let done = command.args(["--questions", "q.jsonl", "--skip-bad", "12"]).assert().success();
+    let said = String::from_utf8(done.get_output().stderr.clone()).unwrap();
+    assert!(said.contains("q.jsonl:2: ") && said.contains("skipped: 12 lines in all"), "{said}");
 }
 
 #[test]

@@ -472,7 +472,7 @@ fn questions_of_a_beir_folder_come_with_their_judgements() {
     fs::create_dir(folder.path().join("qrels")).unwrap();
     fs::write(folder.path().join("queries.jsonl"), "{\"_id\": \"7\", \"text\": \"t\"}\n").unwrap();
     fs::write(folder.path().join("qrels/test.tsv"), "query-id\tcorpus-id\tscore\n7\td1\t1\n").unwrap();
-    let set = dataset::read(folder.path(), 0).unwrap();
+    let set = dataset::read(folder.path(), 0, &Quiet).unwrap();
     assert_eq!((set.questions[0].question.as_str(), set.questions[0].answers.as_ref()), ("t", None));
 }
 

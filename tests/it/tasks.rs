@@ -350,7 +350,7 @@ fn a_prompt_behind_a_prompt_reads_as_it_was_trained() {
     let (input, target) = ("Question: what covers Greenland\nAnswer:", "a sheet of ice");
     let line = json!({"input": input, "target": target, "task": "t", "split": "train"}).to_string();
     fs::write(&path, [line.as_str(); 6].join("\n")).unwrap();
-    let set = task_set::read(&[path], 0).unwrap();
+    let set = task_set::read(&[path], 0, &Quiet).unwrap();
     let mix = MixSettings { cap: 10, dev: 1, tokens: 64, encoder_tokens: 24, seed: 0 };
     let tokenizer = TextTokenizer::open(&model).unwrap();
     let outer = TextTokenizer::from_file(&encoder.join("tokenizer.json"), ENCODER).unwrap();

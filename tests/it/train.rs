@@ -97,7 +97,7 @@ fn questions_about_one_passage_share_its_window() {
     };
     let questions = folder.path().join("questions.jsonl");
     fs::write(&questions, answers.map(line).join("\n")).unwrap();
-    let set = dataset::read(&questions, 0).unwrap();
+    let set = dataset::read(&questions, 0, &Quiet).unwrap();
     let model = setup::model("SmolLM2-135M-Instruct", &RuntimeOptions::default(), &Quiet).unwrap();
     let ModelKind::Lm(shape) = &model.description.kind else { panic!("no language model") };
     let tokenizer = Arc::new(TextTokenizer::open(&model).unwrap());

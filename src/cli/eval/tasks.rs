@@ -84,7 +84,7 @@ pub fn run(args: &TasksArgs, globals: &Globals) -> Result<()> {
     }
     let (options, progress) = (globals.runtime(), globals.progress());
     let progress = progress.as_ref();
-    let set = read_tasks(&args.tasks, args.skip_bad, progress)?.select(&args.only, &args.without)?;
+    let set = task_set::read(&args.tasks, args.skip_bad, progress)?.select(&args.only, &args.without)?;
     let model = setup::model(&args.lm, &options, progress)?;
     let mut lm = FrozenLm::open(&model, &options)?;
     let (mut prompts, hash) = if args.shots > 0 {
@@ -111,15 +111,6 @@ pub fn run(args: &TasksArgs, globals: &Globals) -> Result<()> {
         return output::json(&report);
     }
     output::line(report.table().trim_end())
-}
-
-/// Tasks, and a word about the bad lines among them that were left out.
-pub(in crate::cli) fn read_tasks(paths: &[PathBuf], skip_bad: usize, progress: &dyn Progress) -> Result<TaskSet> {
-    let set = task_set::read(paths, skip_bad)?;
-    if set.skipped > 0 {
-        progress.note(&format!("{} bad lines of the tasks left out", set.skipped));
-    }
-    Ok(set)
 }
 
 /// What stands before inputs: what the name or the file or the folder `path` stands for, or nothing; and its hash, but for a folder.
