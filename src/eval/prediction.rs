@@ -163,9 +163,15 @@ impl From<Latency> for Stages {
 
 impl Prediction {
     /// What was said to an example of a task, with its score: no passages, and metrics of the task's own.
-    pub fn of_task(example: &TaskExample, (said, score): (String, f64), metrics: Map<String, Value>, ms: f64) -> Self {
+    pub fn of_task(
+        task: &str,
+        example: &TaskExample,
+        (said, score): (String, f64),
+        metrics: Map<String, Value>,
+        ms: f64,
+    ) -> Self {
         Self {
-            id: example.id.clone(),
+            id: format!("{task}:{}", example.id),
             question: example.question.clone(),
             prediction: Some(said),
             score: Some(score),

@@ -2,8 +2,8 @@
 //!
 //! A JSONL file (as it is, or as `.gz` or `.zst`) of `input`, `target`, `task`, `cluster`, `split` and, where an answer is one
 //! of a few, `choices`; where other answers are as right as the target, `answers`. Splits whose name begins with `train` are for
-//! training; the others measure. An example is known by its `id` and `question`, by which runs are compared: without them by
-//! its task and line, and by its input.
+//! training; the others measure. Runs are compared by an example's `id` within its task and its `question`; without them by its line
+//! and its input.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use crate::runtime::tokenizer::TextTokenizer;
 pub struct TaskExample {
     /// Its place in its file, from 1.
     pub line: u64,
-    /// A name for it: the file's, or its task's with its line.
+    /// Which of its task it is: by the file's `id`, or its line.
     pub id: String,
     /// What is asked, for people and to compare runs by: the file's `question`, or the input.
     pub question: String,
@@ -208,7 +208,7 @@ fn example(record: &Map<String, Value>, line: u64) -> Result<(String, String, St
     }
     let (task, input) = (text("task")?, text("input")?);
     let cluster = given("cluster")?.unwrap_or_else(|| task.clone());
-    let id = given("id")?.unwrap_or_else(|| format!("{task}:{line}"));
+    let id = given("id")?.unwrap_or_else(|| line.to_string());
     let question = given("question")?.unwrap_or_else(|| input.clone());
     Ok((task, cluster, text("split")?, TaskExample { line, id, question, input, target, answers, choices }))
 }
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!((inputs(&u.train), inputs(&u.test), u.cluster.as_str()), (vec![], vec!["e".into()], "u"));
         // What a line does not say follows from its place and its input.
         let known = |e: &TaskExample| (e.id.clone(), e.question.clone(), e.answers.clone());
-        assert_eq!(known(&t.test[0]), ("t:3".into(), "d".into(), vec!["no".into()]));
+        assert_eq!(known(&t.test[0]), ("3".into(), "d".into(), vec!["no".into()]));
         assert_eq!(known(&u.test[0]), ("e7".into(), "what?".into(), vec!["x".into(), "the x".into()]));
         assert!(set.clone().select(&[], &["c".into()]).unwrap().tasks.keys().eq(["u"]));
         assert!(set.clone().select(&["t".into()], &[]).unwrap().tasks.keys().eq(["t"]));

@@ -219,7 +219,7 @@ pub fn run(
                     likelihoods.push(value);
                     metrics.insert("target_log_likelihood".into(), value.into());
                 }
-                let line = Prediction { f1, ..Prediction::of_task(example, (said, sure), metrics, ms) };
+                let line = Prediction { f1, ..Prediction::of_task(name, example, (said, sure), metrics, ms) };
                 let line = serde_json::to_string(&line).map_err(Error::internal("writing a prediction"))?;
                 writeln!(file, "{line}").map_err(Error::file("write", &path))?;
             }
