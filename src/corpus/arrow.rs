@@ -13,7 +13,7 @@ use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::columns;
 use super::intake::{Intake, Place, Record};
@@ -189,12 +189,12 @@ impl Rows<'_> {
         for (index, name) in &columns.others {
             others.push((name, self.values(batch.column(*index))));
         }
-        let wrong = |row: usize| {
-            let of = |(name, values): &(&String, Vec<Result<Value, String>>)| {
-                let problem = values.get(row)?.as_ref().err()?;
-                Some(format!("the column `{name}` cannot be read here: {problem}"))
+        let metadata = |row: usize| -> Result<Map<String, Value>, String> {
+            let value = |(name, values): &(&String, Vec<Result<Value, String>>)| match values.get(row)? {
+                Ok(value) => Some(Ok(((*name).clone(), value.clone()))),
+                Err(problem) => Some(Err(format!("the column `{name}` cannot be read here: {problem}"))),
             };
-            others.iter().find_map(of)
+            others.iter().filter_map(value).collect()
         };
         for row in 0..batch.num_rows() {
             self.row += 1;
@@ -205,15 +205,14 @@ impl Rows<'_> {
                 intake.bad(place, "there is no text in this row".to_string())?;
             } else if texts.value(row).len() > LONGEST_LINE {
                 intake.bad(place, format!("the text: {}", too_long()))?;
-            } else if let Some(problem) = wrong(row) {
-                intake.bad(place, problem)?;
             } else {
                 let title = titles.as_ref().filter(|titles| titles.is_valid(row)).map_or("", |t| t.value(row));
-                let value = |(name, values): &(&String, Vec<Result<Value, String>>)| {
-                    Some(((*name).clone(), values.get(row)?.clone().ok()?))
-                };
-                let metadata = others.iter().filter_map(value).collect();
-                intake.record(place, Record { id: ids.value(row), title, text: texts.value(row), metadata })?;
+                match metadata(row) {
+                    Ok(metadata) => {
+                        intake.record(place, Record { id: ids.value(row), title, text: texts.value(row), metadata })?;
+                    }
+                    Err(problem) => intake.bad(place, problem)?,
+                }
             }
         }
         Ok(())

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::durable;
 use crate::error::Result;
@@ -63,13 +63,8 @@ pub fn write(
             for examples in draw(examples, sampling.per_task, sampling.seed).chunks(TOGETHER) {
                 check_interrupt(|| "nothing was written".to_owned())?;
                 for (example, candidates) in examples.iter().zip(sample(name, examples, lm, prompts, sampling)?) {
-                    let TaskExample { id, question, input, target, answers, choices, .. } = example;
-                    // Both passes know an example by the same names, or their runs could not be compared.
-                    let mut line = json!({"id": id, "question": question, "input": with_candidates(input, &candidates),
-                        "target": target, "answers": answers, "task": name, "cluster": task.cluster, "split": split});
-                    if !choices.is_empty() {
-                        line["choices"] = json!(choices);
-                    }
+                    let mut line = of_example(example, &candidates);
+                    (line["task"], line["cluster"], line["split"]) = (json!(name), json!(task.cluster), json!(split));
                     lines += &format!("{line}\n");
                 }
                 progress.advance(examples.len() as u64);
@@ -79,6 +74,17 @@ pub fn write(
     progress.finish();
     durable::replace(path, lines.as_bytes())?;
     Ok(total)
+}
+
+/// What a line says of an example. Both passes know it by the same names, or their runs could not be compared.
+fn of_example(example: &TaskExample, candidates: &[String]) -> Value {
+    let TaskExample { id, question, input, target, answers, choices, .. } = example;
+    let mut line = json!({"id": id, "question": question, "input": with_candidates(input, candidates), "target": target,
+        "answers": answers});
+    if !choices.is_empty() {
+        line["choices"] = json!(choices);
+    }
+    line
 }
 
 /// The greedy answer to each input and further sampled ones, each once, the greedy one first.

@@ -34,11 +34,6 @@ impl Previous {
         Self::Indexes(indexes.filter(fits).collect())
     }
 
-    /// Of a damaged index.
-    pub(super) fn of(ruins: Arc<Ruins>) -> Self {
-        Self::Ruins(ruins)
-    }
-
     /// The vector `[dim]` of this passage.
     pub fn vector(&self, passage: &Passage) -> Option<&[f16]> {
         let indexes = match self {

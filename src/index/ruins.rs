@@ -81,8 +81,7 @@ impl Ruins {
 
     fn key_hash(&self, row: PassageId) -> Option<u64> {
         let (ruin, own) = self.of(row)?;
-        let store = ruin.store.as_ref()?;
-        store.passage(own).ok().map(|passage| key_hash(&passage.key))
+        ruin.store.as_ref()?.key(own).ok().map(key_hash)
     }
 
     /// The segment of a row, and the row in it.
@@ -110,8 +109,7 @@ impl Ruins {
     /// The vector `[dim]` of a passage that was given, if it can be read.
     pub fn vector(&self, passage: &Passage) -> Option<&[f16]> {
         let (ruin, own) = self.of(*self.rows.get(&key_hash(&passage.key))?)?;
-        let stored = ruin.store.as_ref()?.passage(own).ok()?;
-        (stored == *passage).then_some(())?;
+        (ruin.store.as_ref()?.key(own).ok()? == passage.key).then_some(())?;
         ruin.halves.as_ref()?.numbers::<f16>(own.row() * self.dim, self.dim).ok()
     }
 }

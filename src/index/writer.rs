@@ -357,7 +357,7 @@ impl Writer<'_> {
         let (total, dim) = (store.len(), encoder.dim);
         let cache = EncodeCache::open(self.dir, &encoder.fingerprint, dim)?;
         let previous = match &self.ruins {
-            Some(ruins) => Previous::of(ruins.clone()),
+            Some(ruins) => Previous::Ruins(ruins.clone()),
             None => Previous::open(self.dir, &self.options.vectors_from, encoder),
         };
         let path = self.folder().join(HALVES);
